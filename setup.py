@@ -1,0 +1,89 @@
+"""Packaging of deepscan_jax; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+  """The one place a version is written: deepscan_jax/version.py."""
+  names: dict[str, str] = {}
+  exec((ROOT / "deepscan_jax" / "version.py").read_text(), names)
+  return names["__version__"]
+
+
+def packages() -> list[str]:
+  """The library, and the top-level rooms under the library's name.
+
+  launch/, experiments/ and datasets/ are installed as deepscan_jax.launch and
+  so on: a top-level package called `datasets` would shadow Hugging Face's.
+  """
+  found = find_namespace_packages(include=["deepscan_jax", "deepscan_jax.*"])
+  for room in ("launch", "experiments", "datasets"):
+    names = find_namespace_packages(include=[room, f"{room}.*"])
+    found += [f"deepscan_jax.{name}" for name in names]
+  return found
+
+
+SERVE = ["fastapi-offline>=1.7", "fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9", "limits>=3.10",
+         "sqlalchemy>=2.0", "prometheus-client>=0.20"]
+BENCHMARK = ["torch>=2.1"]
+TEST = ["pytest>=8", "ruff>=0.6", "scikit-learn>=1.3"]
+
+setup(
+    name="deepscan_jax",
+    version=version(),
+    description="Tells whether a video, an image or a voice recording is a deepfake, and shows why. JAX/Flax.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=packages(),
+    package_dir={
+        "deepscan_jax.launch": "launch",
+        "deepscan_jax.experiments": "experiments",
+        "deepscan_jax.datasets": "datasets",
+    },
+    include_package_data=False,
+    package_data={"": ["weights/**/*", "weights/*", "*.md", "*.bib", "*.txt", "*.html", "*.css", "*.js"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.7",
+        "orbax-checkpoint>=0.11.30",
+        "tensorflow-datasets>=4.9.9",
+        # tensorflow-datasets imports it on every Python but declares it for 3.8 only.
+        "importlib_resources>=6",
+        "grain>=0.2.15",
+        "array_record>=0.8",
+        "av>=15",
+        "librosa>=0.11",
+        "einops>=0.8",
+        "absl-py>=2.1",
+        "numpy>=2",
+        "scipy>=1.12",
+        "opencv-python-headless>=4.10",
+        "pillow>=10.3",
+        # the portrait of the demo (public domain, NASA)
+        "scikit-image>=0.24",
+    ],
+    extras_require={
+        "serve": SERVE,
+        "beam": ["apache-beam>=2.60"],
+        "c2pa": ["c2pa-python>=0.10"],
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "benchmark": BENCHMARK,
+        "test": TEST,
+    },
+    entry_points={"console_scripts": ["deepscan = deepscan_jax.launch.__main__:run"]},
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Multimedia :: Video",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)
