@@ -1,0 +1,222 @@
+"""The configuration of a run: frozen dataclasses, presets by name, overrides by text.
+
+A preset is a Python file with `get_config() -> Config` in experiments/ (or anywhere: give its path). Everything that a
+run depends on stands in its Config, which is stored as JSON in each checkpoint.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import pkgutil
+import types
+import typing
+from pathlib import Path
+
+from deepscan_jax.augment import AugmentConfig
+from deepscan_jax.pseudofakes.image import BlendConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """What the network is made of.
+
+  Attributes:
+    branches: names of the branches, keys of `models.detector.BRANCHES`.
+    backbone: the spatial branch's network, an `EfficientNet` variant.
+    features: width of a token.
+    fusion: "attention", or "weighted" for the fixed ensemble that it has to beat.
+    dropout: probability of dropping a feature of the pooled description in training.
+    modality_dropout: probability of hiding a present branch from the fusion in training; the last one is never hidden.
+  """
+
+  branches: tuple[str, ...] = ("spatial",)
+  backbone: str = "lite0"
+  features: int = 256
+  fusion: str = "attention"
+  fusion_heads: int = 4
+  dropout: float = 0.2
+  modality_dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is read, and how it is turned into batches.
+
+  Attributes:
+    datasets: names of prepared datasets under the data folder.
+    pseudofakes: make one self-blended twin of each real example; batches then hold pairs, real and fake in turn. Without
+      it the examples' own labels are used.
+    source_weights: (source, times) pairs: how often the examples of a source are seen in one pass; 1 where not named.
+    batch_size: images in a batch, both twins counted.
+    workers: loader processes; 0 reads in a thread.
+    validation_draws: how many twins are drawn of each validation picture; they are the same in every validation.
+  """
+
+  datasets: tuple[str, ...] = ("real_only",)
+  pseudofakes: bool = True
+  source_weights: tuple[tuple[str, int], ...] = ()
+  batch_size: int = 32
+  workers: int = 0
+  validation_draws: int = 1
+  blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
+  augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How the parameters are found.
+
+  Attributes:
+    steps: optimiser steps in all.
+    learning_rate: peak of the schedule: linear warm-up over `warmup_steps`, then a half cosine to 0.
+    optimizer: "adamw" or "sgd" (momentum 0.9).
+    weight_decay: decoupled, on parameters of two or more dimensions only.
+    clip_norm: bound on the gradient's global norm.
+    focal_gamma: 0 is plain cross entropy.
+    region_weight, branch_weight: of the region-map loss and of each branch's own loss beside the fused one.
+    ema_decay: of the average of parameters that is validated and shipped; 0 switches it off.
+    validate_every, save_every: steps.
+    patience: validations without a better `metric` before training stops; 0 never stops early.
+    metric: the validation metric that chooses the checkpoint.
+    target_accuracy: stop when validation accuracy reaches it; 0 is off.
+    pretrained: start the backbone from ImageNet weights.
+  """
+
+  steps: int = 1000
+  learning_rate: float = 5e-4
+  warmup_steps: int = 60
+  optimizer: str = "adamw"
+  weight_decay: float = 0.01
+  clip_norm: float = 2.0
+  focal_gamma: float = 0.0
+  label_smoothing: float = 0.0
+  region_weight: float = 0.5
+  branch_weight: float = 0.5
+  ema_decay: float = 0.99
+  validate_every: int = 200
+  save_every: int = 100
+  keep_checkpoints: int = 2
+  patience: int = 0
+  metric: str = "auc"
+  target_accuracy: float = 0.0
+  pretrained: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run: `name` is the model's name in checkpoints and verdicts."""
+
+  name: str = "default"
+  seed: int = 0
+  model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def load_preset(name_or_path: str) -> Config:
+  """Returns the Config of a preset, by its name in experiments/ or by the path of a Python file.
+
+  Raises:
+    ValueError: unknown name (the message lists the known ones), or a file without get_config().
+    FileNotFoundError: no such file.
+  """
+  if name_or_path.endswith(".py"):
+    path = Path(name_or_path)
+    if not path.is_file():
+      raise FileNotFoundError(f"Preset file {path} does not exist.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+  else:
+    known = preset_names()
+    if name_or_path not in known:
+      raise ValueError(f"Unknown preset {name_or_path!r}; known presets: {', '.join(known)}, or a path ending in .py.")
+    module = importlib.import_module(f"{_experiments().__name__}.{name_or_path}")
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"Preset {name_or_path} has no function get_config() that returns a Config.")
+  return module.get_config()
+
+
+def preset_names() -> list[str]:
+  """The names of the presets that are installed, sorted."""
+  return sorted(info.name for info in pkgutil.iter_modules(_experiments().__path__))
+
+
+def override(config: Config, assignment: str) -> Config:
+  """Returns a copy of config with one field changed.
+
+  Args:
+    config: any Config.
+    assignment: "train.batch_size=64": a dotted path, and a value written as JSON or as a plain word.
+
+  Raises:
+    ValueError: no "=", no such field (the message lists the fields), or a value of another type.
+  """
+  path, sign, text = assignment.partition("=")
+  if not sign:
+    raise ValueError(f"Override {assignment!r} must have the form path.to.field=value.")
+  try:
+    value = json.loads(text)
+  except json.JSONDecodeError:
+    value = text
+  return _replace_at(config, path.strip().split("."), value, path)
+
+
+def to_dict(config) -> dict:
+  """A dataclass (or a tree of them) as plain dicts and lists that JSON can hold."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict, cls: type = Config):
+  """The inverse of `to_dict`; a missing field takes its default, an unknown one is a ValueError."""
+  hints = typing.get_type_hints(cls)
+  unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+  if unknown:
+    raise ValueError(f"Unknown fields of {cls.__name__}: {', '.join(unknown)}.")
+  return cls(**{name: _coerce(value, hints[name], name) for name, value in values.items()})
+
+
+def _experiments() -> types.ModuleType:
+  # Installed, the presets are deepscan_jax.experiments; in a bare checkout they are the folder beside the library.
+  try:
+    return importlib.import_module("deepscan_jax.experiments")
+  except ModuleNotFoundError:
+    return importlib.import_module("experiments")
+
+
+def _replace_at(node, path: list[str], value, full_path: str):
+  fields = {field.name for field in dataclasses.fields(node)}
+  head, *rest = path
+  if head not in fields:
+    raise ValueError(f"No field {head!r} in {full_path!r}; {type(node).__name__} has {', '.join(sorted(fields))}.")
+  if rest:
+    child = getattr(node, head)
+    if not dataclasses.is_dataclass(child):
+      raise ValueError(f"{full_path!r} goes on after {head!r}, which is a plain value.")
+    return dataclasses.replace(node, **{head: _replace_at(child, rest, value, full_path)})
+  hint = typing.get_type_hints(type(node))[head]
+  return dataclasses.replace(node, **{head: _coerce(value, hint, full_path)})
+
+
+def _coerce(value, hint, name: str):
+  if dataclasses.is_dataclass(hint):
+    return value if isinstance(value, hint) else from_dict(value, hint)
+  origin = typing.get_origin(hint)
+  if origin is tuple:
+    if not isinstance(value, list | tuple):
+      value = (value,)
+    args = typing.get_args(hint)
+    inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
+    if len(inner) != len(value):
+      raise ValueError(f"{name} must have {len(inner)} values, got {value!r}.")
+    return tuple(_coerce(v, h, name) for v, h in zip(value, inner, strict=True))
+  if origin in (typing.Union, types.UnionType):
+    if value is None:
+      return None
+    hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+    raise ValueError(f"{name} must be {hint.__name__}, got {value!r}.")
+  return value

@@ -1,0 +1,240 @@
+"""What the detector says of one file; the schema of the JSON answer stands here and nowhere else."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+SCHEMA_VERSION = "1.0"
+
+LIKELY_AUTHENTIC = "likely_authentic"
+INCONCLUSIVE = "inconclusive"
+LIKELY_MANIPULATED = "likely_manipulated"
+NOT_APPLICABLE = "not_applicable"
+OUTCOMES = (LIKELY_AUTHENTIC, INCONCLUSIVE, LIKELY_MANIPULATED, NOT_APPLICABLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+  """Why an outcome is what it is: a stable code for machines and one sentence for people."""
+
+  code: str
+  message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sighting:
+  """One face in one frame.
+
+  Attributes:
+    time_s: of the frame, from the file's own timestamps.
+    box: x_min, y_min, x_max, y_max in pixels of the frame as shown.
+    probability: of this face alone being fake, calibrated; None where the face was not judged.
+    reasons: codes of what kept it from being judged (see faces/quality.py); empty where it was.
+  """
+
+  time_s: float
+  box: tuple[float, float, float, float]
+  probability: float | None
+  reasons: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+  """One person followed through the file; `sightings` are in order of time."""
+
+  id: int
+  deepfake_probability: float | None
+  sightings: tuple[Sighting, ...]
+  quality: dict
+
+  @property
+  def judged(self) -> int:
+    """How many sightings the score stands on."""
+    return sum(s.probability is not None for s in self.sightings)
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchVerdict:
+  """One branch's opinion: its own calibrated probability and its share of the fusion's attention (0 to 1)."""
+
+  probability: float | None
+  weight: float
+  status: str = "ok"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """What a report shows of one judged face; not part of the JSON.
+
+  Attributes:
+    person: id of the person.
+    time_s: of the frame.
+    crop: [224, 224, 3] uint8, what the model saw.
+    region_map: [height, width] float32 in 0..1, where the model sees a blended region.
+    probability: of this face alone.
+  """
+
+  person: int
+  time_s: float
+  crop: np.ndarray
+  region_map: np.ndarray
+  probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+  """Calibrated probabilities at which outcomes change, with the false-alarm rate they were set to on validation.
+
+  Below `inconclusive` the outcome is likely_authentic, from `manipulated` on it is likely_manipulated.
+  """
+
+  inconclusive: float
+  manipulated: float
+  false_positive_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """The answer for one file.
+
+  Attributes:
+    outcome: one of OUTCOMES.
+    deepfake_probability: calibrated, 0..1; None where the outcome is not_applicable (never 0.5 in its place).
+    frame_consistency_score: 1 - 2 * (mean absolute deviation of the frames' probabilities from their median), of the
+      person that decides, 0..1; None with fewer than two judged frames.
+    reasons: why; empty for a plain verdict.
+    branches: by name.
+    people: everybody who was followed, the most suspicious first.
+    model: name, version, sha256 of the weights.
+    file: name, bytes, sha256, kind, media (facts of the container).
+    timings: seconds by stage; the only part that differs between two runs on the same file.
+  """
+
+  outcome: str
+  deepfake_probability: float | None
+  frame_consistency_score: float | None
+  reasons: tuple[Reason, ...]
+  branches: dict[str, BranchVerdict]
+  people: tuple[Person, ...]
+  thresholds: Thresholds
+  model: dict
+  file: dict
+  timings: dict[str, float]
+  warnings: tuple[str, ...] = ()
+  evidence: tuple[Evidence, ...] = ()
+
+  @property
+  def is_deepfake(self) -> bool | None:
+    """True from the shipped threshold on; None where nothing could be judged."""
+    if self.deepfake_probability is None:
+      return None
+    return self.outcome == LIKELY_MANIPULATED
+
+  @property
+  def confidence(self) -> float | None:
+    """The calibrated probability of the side that is named: max(p, 1 - p); None where nothing could be judged."""
+    if self.deepfake_probability is None:
+      return None
+    return max(self.deepfake_probability, 1.0 - self.deepfake_probability)
+
+  @property
+  def recommendation(self) -> str:
+    """What a careful reader would do next, in one or two sentences."""
+    return RECOMMENDATIONS[self.outcome]
+
+  @property
+  def timeline(self) -> list[dict]:
+    """Per sampled time the highest probability among the people seen: [{"time_s", "probability"}]."""
+    at: dict[float, float | None] = {}
+    for person in self.people:
+      for s in person.sightings:
+        known = [p for p in (at.get(s.time_s), s.probability) if p is not None]
+        at[s.time_s] = max(known) if known else None
+    return [{"time_s": t, "probability": p} for t, p in sorted(at.items())]
+
+  def to_dict(self) -> dict:
+    """The JSON answer: plain dicts, lists, numbers and strings; floats rounded to 6 digits, never NaN."""
+    answer = {
+      "schema_version": SCHEMA_VERSION,
+      "deepfake_probability": self.deepfake_probability,
+      "is_deepfake": self.is_deepfake,
+      "confidence": self.confidence,
+      "frame_consistency_score": self.frame_consistency_score,
+      "recommendation": self.recommendation,
+      "outcome": self.outcome,
+      "reasons": [dataclasses.asdict(r) for r in self.reasons],
+      "thresholds": dataclasses.asdict(self.thresholds),
+      "branches": {name: dataclasses.asdict(b) for name, b in self.branches.items()},
+      "people": [
+        {
+          "id": person.id,
+          "deepfake_probability": person.deepfake_probability,
+          "frames_seen": len(person.sightings),
+          "frames_judged": person.judged,
+          "quality": person.quality,
+          "boxes": [
+            {
+              "time_s": s.time_s,
+              "box": list(s.box),
+              "probability": s.probability,
+              "reasons": list(s.reasons),
+            }
+            for s in person.sightings
+          ],
+        }
+        for person in self.people
+      ],
+      "timeline": self.timeline,
+      "model": self.model,
+      "file": self.file,
+      "timings": self.timings,
+      "warnings": list(self.warnings),
+    }
+    return _plain(answer)
+
+
+RECOMMENDATIONS = {
+  LIKELY_AUTHENTIC: (
+    "No sign of a manipulated face was found. That is not proof of authenticity: methods that this model was not "
+    "trained for pass unseen. Check the source before you rely on the file."
+  ),
+  INCONCLUSIVE: (
+    "The evidence is too weak to call it either way. Look for an earlier or better copy of the file, and have a person "
+    "look at the marked frames."
+  ),
+  LIKELY_MANIPULATED: (
+    "Treat the file as possibly manipulated: look at the marked frames and regions, find the original, and do not rest "
+    "a decision on this score alone."
+  ),
+  NOT_APPLICABLE: "This file holds nothing that the model can judge; the reasons say what is missing.",
+}
+
+
+def frame_consistency(probabilities: np.ndarray) -> float | None:
+  """How far the frames agree: 1 - 2 * mean(|p - median(p)|).
+
+  Args:
+    probabilities: [frame] float in 0..1.
+
+  Returns:
+    1 where all frames agree, 0 where half say 0 and half say 1; None for fewer than two frames.
+  """
+  if len(probabilities) < 2:
+    return None
+  p = np.asarray(probabilities, np.float64)
+  return float(1 - 2 * np.abs(p - np.median(p)).mean())
+
+
+def _plain(value):
+  if isinstance(value, dict):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(v) for v in value]
+  if isinstance(value, bool | np.bool_):
+    return bool(value)
+  if isinstance(value, int | np.integer):
+    return int(value)
+  if isinstance(value, float | np.floating):
+    return round(float(value), 6) if math.isfinite(value) else None
+  return value
