@@ -1,0 +1,194 @@
+"""Finds and runs a verb: `deepscan VERB`, `python -m launch VERB` and `python -m launch.VERB` are the same.
+
+A verb is a module of this package that has a function `main(argv)`. Its flags are absl flags, its docstring
+is its help: the first line stands in the list of verbs. At its end it says
+
+    if __name__ == "__main__":
+      from .__main__ import run_module
+
+      run_module(__name__)
+
+What `main` returns is the exit code (None is 0). A ValueError, an OSError or an app.UsageError that it lets
+out is a user's mistake: one sentence on stderr, exit code 2. Anything else is ours: a traceback, exit code 1.
+"""
+
+import ast
+import difflib
+import importlib
+import os
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+
+PROGRAM = "deepscan"
+WIDTH = 100
+# What absl adds to the help of a flag that may be given again.
+MULTI_SUFFIX = ";\n    repeat this option to specify a list of values"
+
+OK, INTERNAL_ERROR, USAGE = 0, 1, 2
+INTERRUPTED = 130
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+  """Runs the verb named by the first argument, and ends the process with its exit code.
+
+  Args:
+    argv: the arguments without the program's name; None takes the process's own.
+  """
+  args = list(sys.argv[1:] if argv is None else argv)
+  if args[:1] == ["help"]:
+    args = [*args[1:2], "--help"]
+  if not args or args[0] in ("-h", "--help"):
+    print(overview())
+    sys.exit(OK)
+  if args[0] == "--version":
+    print(PROGRAM, _version())
+    sys.exit(OK)
+  known = verbs()
+  verb = args[0].replace("-", "_")
+  if verb not in known:
+    _complain(_unknown_verb(args[0], known))
+    sys.exit(USAGE)
+  module = importlib.import_module(f"{__package__}.{verb}")
+  _run(module, f"{PROGRAM} {args[0]}", args[1:])
+
+
+def run_module(name: str) -> NoReturn:
+  """Runs a verb's module that was started by itself (`python -m launch.detect`).
+
+  Args:
+    name: the module's __name__.
+  """
+  module = sys.modules[name]
+  _run(module, f"python -m {module.__spec__.name}", sys.argv[1:])
+
+
+def verbs() -> dict[str, str]:
+  """The verbs: module name to first line of docstring, in order of name. Imports none of them."""
+  found = {}
+  for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+      found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+  return found
+
+
+def overview() -> str:
+  """What `deepscan --help` prints."""
+  known = verbs()
+  width = max(map(len, known))
+  lines = [
+    f"{PROGRAM} {_version()} tells whether a video, a picture or a voice recording is a deepfake.",
+    "",
+    f"Usage: {PROGRAM} VERB [--flag=value ...] [file ...]",
+    "",
+    *(f"  {name:<{width}}  {line}" for name, line in known.items()),
+    "",
+    f"`{PROGRAM} VERB --help` says what a verb takes. `--debug` shows the traceback behind an error.",
+  ]
+  return "\n".join(lines)
+
+
+def normalise(args: Sequence[str], *, booleans: Collection[str] = ()) -> list[str]:
+  """Returns args with flag names as absl knows them: `--model-path=a-b` becomes `--model_path=a-b`.
+
+  Args:
+    args: command-line arguments; those after a lone `--` are files and stay as they are.
+    booleans: names of the flags that can be switched off: `--no-json` and `--no_json` become `--nojson`.
+  """
+  done = []
+  for i, arg in enumerate(args):
+    if arg == "--":
+      return [*done, *args[i:]]
+    match = re.fullmatch(r"(--?)([A-Za-z][\w-]*)(=.*)?", arg, re.DOTALL)
+    if match:
+      dashes, name, value = match.groups()
+      name = name.replace("-", "_")
+      if name.startswith("no_") and name not in booleans and name[3:] in booleans:
+        name = f"no{name[3:]}"
+      arg = f"{dashes}{name}{value or ''}"
+    done.append(arg)
+  return done
+
+
+def verb_help(doc: str, program: str, defined: Sequence[flags.Flag]) -> str:
+  """What `deepscan VERB --help` prints: the module's docstring, then its flags with their defaults."""
+  lines = [f"Usage: {program} [--flag=value ...]", "", doc.strip(), "", "Flags:"]
+  for flag in defined:
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+    default = "" if flag.default in (None, False, []) else f" (default: {flag.default_as_str.strip(chr(39))})"
+    text = textwrap.fill(flag.help.removesuffix(MULTI_SUFFIX) + default, WIDTH - 6)
+    lines += [f"  {name}", textwrap.indent(text, " " * 6)]
+  return "\n".join(lines)
+
+
+def _run(module, program: str, args: list[str]) -> NoReturn:
+  debug = "--debug" in args
+  if debug:
+    args.remove("--debug")
+  known = flags.FLAGS
+  before_files = args[: args.index("--")] if "--" in args else args
+  if {"-h", "--help"} & set(before_files):
+    # absl files the flags of the module that runs as __main__ under the program's path
+    name = sys.argv[0] if module.__name__ == "__main__" else module.__name__
+    defined = sorted(known.get_key_flags_for_module(name), key=lambda flag: flag.name)
+    print(verb_help(module.__doc__ or "", program, defined))
+    sys.exit(OK)
+  try:
+    positional = known([program, *normalise(args, booleans={n for n in known if known[n].boolean})])
+  except flags.Error as error:
+    _complain(f"{str(error).rstrip('.')}. See `{program} --help`.")
+    sys.exit(USAGE)
+  sys.exit(_guard(module.main, positional, debug=debug))
+
+
+def _guard(main, argv: list[str], *, debug: bool) -> int | None:
+  """Calls main(argv); returns its exit code, or that of the error which ended it."""
+  try:
+    code = main(argv)
+    sys.stdout.flush()
+    return code
+  except BrokenPipeError:
+    # The reader went away (`| head`): nobody to tell, and the interpreter must not try again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OK
+  except KeyboardInterrupt:
+    _complain("Stopped.")
+    return INTERRUPTED
+  except (app.UsageError, ValueError, OSError) as error:
+    if debug:
+      traceback.print_exc()
+    _complain(str(error))
+    return USAGE
+  except Exception as error:
+    traceback.print_exc()
+    _complain(
+      f"This is a defect of {PROGRAM} ({type(error).__name__}); please report it with the lines above."
+    )
+    return INTERNAL_ERROR
+
+
+def _unknown_verb(word: str, known: Collection[str]) -> str:
+  close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
+  hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
+  return f"There is no verb {word!r}; {hint}"
+
+
+def _complain(sentence: str) -> None:
+  print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+
+
+def _version() -> str:
+  from deepscan_jax.version import __version__
+
+  return __version__
+
+
+if __name__ == "__main__":
+  run()

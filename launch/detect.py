@@ -1,0 +1,247 @@
+"""Says whether a video, a picture or a voice recording is a deepfake, and shows why.
+
+    deepscan detect clip.mp4
+    deepscan detect --video_path=a.mp4 --image_path=b.jpg --output_json=report.json --output_html=report.html
+
+Files may be given by flag or plainly; plain ones are told apart by their content. --output_json holds one
+object for one file and a list, in the order given, for several; a file that could not be read has an "error"
+in place of a verdict. --output_html is one page that needs nothing else, whatever the number of files.
+Results go to stdout, progress to stderr.
+
+Exit codes:
+    0    every file was answered ("not applicable", where there is nothing to judge, is an answer)
+    1    a defect of this program
+    2    wrong usage: a flag, or a place that cannot be written
+    3    with --fail_on=fake: at least one file is likely manipulated (also if others could not be read)
+    4    some files could not be read; the others were answered
+    5    none of the files could be read
+    6    the model is missing or damaged
+    130  stopped by the user (143: by the system)
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+PARTIAL, UNREADABLE, FLAGGED, NO_MODEL = 4, 5, 3, 6
+KINDS = ("video", "image", "audio")
+
+_PATHS = {
+  kind: flags.DEFINE_multi_string(
+    f"{kind}_path", [], f"A{'n' * (kind != 'video')} {kind} file; several: a comma list, or the flag again."
+  )
+  for kind in KINDS
+}
+_MODEL_PATH = flags.DEFINE_string(
+  "model_path", None, "A checkpoint folder; without it the model that comes with the package."
+)
+_OUTPUT_JSON = flags.DEFINE_string("output_json", None, "Write the verdicts to this JSON file.")
+_OUTPUT_HTML = flags.DEFINE_string("output_html", None, "Write a report to this HTML file.")
+_FRAMES = flags.DEFINE_integer(
+  "frames", 32, "How many frames of a video are looked at.", lower_bound=1, upper_bound=4096
+)
+_JSON = flags.DEFINE_boolean("json", False, "Print the verdicts as JSON instead of words.")
+_QUIET = flags.DEFINE_boolean("quiet", False, "Print neither progress nor verdicts; errors are still told.")
+_FAIL_ON = flags.DEFINE_enum(
+  "fail_on", None, ["fake"], "End with exit code 3 when a file is likely manipulated."
+)
+_CACHE = flags.DEFINE_string(
+  "compilation_cache_dir",
+  None,
+  "Private folder that keeps compiled programs, so that the next start is fast; 'none' keeps nothing "
+  "(default: deepscan_jax/compiled in the user's cache folder).",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """A file that was asked for; `kind` is what the user called it, None where nothing was said."""
+
+  path: Path
+  kind: str | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+  """Answers the files of the flags and of argv[1:]; returns the exit code."""
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  inputs = gather_inputs({kind: flag.value for kind, flag in _PATHS.items()}, argv[1:])
+  for path in (_OUTPUT_JSON.value, _OUTPUT_HTML.value):
+    if path:
+      check_writable(Path(path))
+  _use_cache(_CACHE.value)
+
+  from deepscan_jax import checkpoints, load_detector
+
+  say = _silent if _QUIET.value else _progress
+  started = time.monotonic()
+  try:
+    detector = load_detector(_MODEL_PATH.value)
+  except checkpoints.CheckpointError as error:
+    print(f"deepscan: {error}", file=sys.stderr)
+    return NO_MODEL
+  about = detector.metadata
+  say(f"Model {about['name']} {about['version']} loaded in {time.monotonic() - started:.1f} s.")
+  return detect(
+    detector,
+    inputs,
+    frames=_FRAMES.value,
+    output_json=_OUTPUT_JSON.value,
+    output_html=_OUTPUT_HTML.value,
+    as_json=_JSON.value,
+    quiet=_QUIET.value,
+    fail_on_fake=_FAIL_ON.value == "fake",
+    say=say,
+  )
+
+
+def detect(
+  detector,
+  inputs: Sequence[Input],
+  *,
+  frames: int,
+  output_json: str | None = None,
+  output_html: str | None = None,
+  as_json: bool = False,
+  quiet: bool = False,
+  fail_on_fake: bool = False,
+  say: Callable[[str], None] = lambda line: None,
+) -> int:
+  """Answers each file, prints and writes what is asked for, and returns the exit code.
+
+  Args:
+    detector: what `load_detector` returns.
+    inputs: at least one.
+    frames: how many frames of a video are looked at.
+    output_json, output_html: where to write, checked by `check_writable`.
+    as_json: print JSON instead of words.
+    quiet: print no verdict.
+    fail_on_fake: return 3 when a file is likely manipulated.
+    say: called with one line of progress at a time.
+  """
+  from deepscan_jax import media, report, verdict
+
+  answers: list[verdict.Verdict | report.Unread] = []
+  for number, asked in enumerate(inputs, start=1):
+    say(f"[{number}/{len(inputs)}] {asked.path.name}")
+    try:
+      answer = detector.detect(asked.path, frames=frames)
+    except media.MediaError as error:
+      answer = report.Unread(name=asked.path.name, code=error.reason, message=str(error))
+      print(f"deepscan: {report.printable(asked.path.name)}: {report.printable(str(error))}", file=sys.stderr)
+    else:
+      found = answer.file.get("kind")
+      if asked.kind and found and asked.kind != found:
+        print(
+          f"deepscan: {report.printable(asked.path.name)} was given as {asked.kind} but is {found}.",
+          file=sys.stderr,
+        )
+      if not quiet and not as_json:
+        gap = "\n" if answers else ""
+        print(gap + report.summary_text(answer, color=wants_color(sys.stdout)), flush=True)
+    answers.append(answer)
+
+  single_or_all = answers[0] if len(answers) == 1 else answers
+  if as_json and not quiet:
+    print(json.dumps(report.to_json(single_or_all), indent=2, allow_nan=False))
+  if output_json:
+    report.write_json(single_or_all, Path(output_json))
+    say(f"JSON written to {output_json}")
+  if output_html:
+    report.write_html(single_or_all, Path(output_html))
+    say(f"Report written to {output_html}")
+  return exit_code(answers, fail_on_fake=fail_on_fake)
+
+
+def exit_code(answers: Sequence, *, fail_on_fake: bool = False) -> int:
+  """The exit code for these answers, as the module's docstring lists them."""
+  from deepscan_jax import report, verdict
+
+  unread = sum(isinstance(answer, report.Unread) for answer in answers)
+  if fail_on_fake and any(
+    getattr(answer, "outcome", None) == verdict.LIKELY_MANIPULATED for answer in answers
+  ):
+    return FLAGGED
+  if unread == len(answers):
+    return UNREADABLE
+  return PARTIAL if unread else 0
+
+
+def gather_inputs(by_kind: dict[str, Sequence[str]], plain: Sequence[str]) -> list[Input]:
+  """Returns the files in the order video, image, audio, plain.
+
+  Args:
+    by_kind: kind to the values of its flag; a value that is no file is taken as a comma list.
+    plain: files given without a flag.
+
+  Raises:
+    app.UsageError: no file at all.
+  """
+  inputs = [
+    Input(Path(name), kind)
+    for kind, values in by_kind.items()
+    for value in values
+    for name in ([value] if os.path.exists(value) else filter(None, value.split(",")))
+  ]
+  inputs += [Input(Path(name)) for name in plain]
+  if not inputs:
+    raise app.UsageError("No file was given; try `deepscan detect clip.mp4`.")
+  return inputs
+
+
+def check_writable(path: Path) -> None:
+  """Raises OSError, with a sentence, where a file cannot be written at path; leaves nothing behind."""
+  if path.is_dir():
+    raise IsADirectoryError(f"Cannot write {path}: it is a folder.")
+  folder = path.parent
+  if not folder.is_dir():
+    raise FileNotFoundError(f"Cannot write {path}: there is no folder {folder}.")
+  # os.access looks at permissions alone, which says yes to root on a read-only disk.
+  probe = folder / f".{path.name}.{os.getpid()}.probe"
+  try:
+    probe.touch(exist_ok=False)
+    probe.unlink()
+  except OSError as error:
+    raise PermissionError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def wants_color(stream) -> bool:
+  """True for a terminal, unless NO_COLOR is set or the terminal is a dumb one (no-color.org)."""
+  return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _use_cache(choice: str | None) -> None:
+  from deepscan_jax import compilation_cache
+
+  if choice == "none":
+    return
+  if choice:
+    folder = compilation_cache.private_folder(Path(choice))
+  else:
+    try:
+      folder = compilation_cache.private_folder(compilation_cache.default_folder())
+    except (OSError, ValueError) as error:
+      print(f"deepscan: Starting without a compilation cache. {error}", file=sys.stderr)
+      return
+  compilation_cache.switch_on(folder)
+
+
+def _progress(line: str) -> None:
+  dim, plain = ("\x1b[2m", "\x1b[0m") if wants_color(sys.stderr) else ("", "")
+  print(f"{dim}{line}{plain}", file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+  del line
+
+
+if __name__ == "__main__":
+  from .__main__ import run_module
+
+  run_module(__name__)
