@@ -1,0 +1,304 @@
+"""What happens to a face crop on its way to the network: another crop, a worse camera, a worse codec.
+
+Images are uint8 RGB [height, width, 3], masks float32 [height, width] in 0..1. Every random number comes from
+the `numpy.random.Generator` that is passed in, nothing is mutated, and nothing here calls JAX: it runs in
+loader workers. All parameters of one augmentation are drawn before the first pixel is touched, so the two
+twins of a pair go through exactly the same steps: same warp, same noise field, same quantiser.
+
+OpenCV starts a thread per core by default. At this size that gains nothing, so a loader that runs beside a
+training step calls `cv2.setNumThreads(1)` once per process.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+
+Step = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ColourConfig:
+  """How colours change.
+
+  Attributes:
+    rgb_shift_probability, rgb_shift: one offset in grey levels for each of the three channels.
+    hsv_probability, hue_shift_deg, saturation_shift, value_shift: offsets; the last two in grey levels.
+    brightness_contrast_probability, brightness, contrast: largest offset as a part of 255, and largest change
+      of slope as a part of one, about mid-grey.
+  """
+
+  rgb_shift_probability: float = 0.3
+  rgb_shift: float = 20.0
+  hsv_probability: float = 0.3
+  hue_shift_deg: float = 8.0
+  saturation_shift: float = 25.0
+  value_shift: float = 15.0
+  brightness_contrast_probability: float = 0.3
+  brightness: float = 0.2
+  contrast: float = 0.3
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+  """How a stored crop becomes a training crop.
+
+  Attributes:
+    crop_size: side of the result in pixels, as the network takes it.
+    eval_margin: margin around the face at evaluation, as a part of the face's longer side; it fixes the size
+      of the face in the stored crop: crop_size / (1 + 2 * eval_margin) pixels.
+    exact_scale_probability: how often no pixel is resampled: a window of crop_size at whole-pixel offsets,
+      the scale of evaluation. Otherwise one affine warp.
+    margin: (lowest, highest) margin around the face that the warp draws.
+    translation: largest shift of the window, as a part of crop_size.
+    rotation_deg: largest rotation of the warp.
+    flip_probability: left-right mirror.
+    colour: the change of colours.
+    shrink_probability, shrink_face_px: the face's side in pixels as a poor camera or a small video sees it;
+      noise and codec then act at that size, before the way back up.
+    blur_probability, blur_sigma_px: Gaussian, in pixels of the shrunk picture.
+    noise_probability, noise_level: standard deviation of Gaussian noise, grey levels.
+    h264_probability, h264_qp: a real H.264 key frame at a constant quantiser (18 fine, 40 coarse).
+    jpeg_probability, jpeg_quality, jpeg_full_colour_probability: a real JPEG at a random place of its grid;
+      4:2:0 chroma unless full colour.
+    second_jpeg_probability: one more JPEG pass at the final size, as from a re-upload.
+  """
+
+  crop_size: int = 224
+  eval_margin: float = 0.15
+  exact_scale_probability: float = 0.35
+  margin: tuple[float, float] = (0.04, 0.2429)
+  translation: float = 0.04
+  rotation_deg: float = 5.0
+  flip_probability: float = 0.5
+  colour: ColourConfig = field(default_factory=ColourConfig)
+  shrink_probability: float = 0.35
+  shrink_face_px: tuple[float, float] = (60.0, 150.0)
+  blur_probability: float = 0.15
+  blur_sigma_px: tuple[float, float] = (0.3, 1.2)
+  noise_probability: float = 0.15
+  noise_level: tuple[float, float] = (1.0, 6.0)
+  h264_probability: float = 0.2
+  h264_qp: tuple[int, int] = (18, 34)
+  jpeg_probability: float = 0.5
+  jpeg_quality: tuple[int, int] = (40, 100)
+  jpeg_full_colour_probability: float = 0.2
+  second_jpeg_probability: float = 0.15
+
+
+def augment_pair(
+  real: np.ndarray, fake: np.ndarray, mask: np.ndarray, *, rng: np.random.Generator, config: AugmentConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns both twins after one and the same augmentation, and the mask still registered with them.
+
+  Args:
+    real, fake: uint8 [stored, stored, 3], two stored crops of one face.
+    mask: float32 [stored, stored] in 0..1.
+    rng: the only source of randomness.
+    config: what is drawn how often.
+
+  Returns:
+    (real, fake, mask): uint8 [crop_size, crop_size, 3] twice and float32 [crop_size, crop_size].
+
+  Raises:
+    ValueError: an image is not uint8 RGB, too small for the crop, or the three differ in size.
+  """
+  _check_image(real, config)
+  _check_image(fake, config)
+  if fake.shape != real.shape or mask.shape != real.shape[:2]:
+    raise ValueError(f"Twins and mask must agree in size, got {real.shape}, {fake.shape} and {mask.shape}.")
+  crop = draw_crop(rng, real.shape[0], config=config)
+  degrade = draw_degradation(rng, config=config)
+  return degrade(crop(real)), degrade(crop(fake)), crop(mask)
+
+
+def augment_one(image: np.ndarray, *, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+  """Returns one stored crop after a random augmentation, as `augment_pair` gives to each twin.
+
+  Args:
+    image: uint8 [stored, stored, 3].
+    rng: the only source of randomness.
+    config: what is drawn how often.
+
+  Returns:
+    uint8 [crop_size, crop_size, 3].
+
+  Raises:
+    ValueError: the image is not uint8 RGB or too small for the crop.
+  """
+  _check_image(image, config)
+  crop = draw_crop(rng, image.shape[0], config=config)
+  return draw_degradation(rng, config=config)(crop(image))
+
+
+def draw_crop(rng: np.random.Generator, stored_size: int, *, config: AugmentConfig) -> Step:
+  """Returns a function that cuts the same random window out of every stored image or mask.
+
+  The window never leaves the stored crop, so no invented border enters the picture.
+  """
+  size = config.crop_size
+  flip = rng.random() < config.flip_probability
+  shift = rng.uniform(-config.translation, config.translation, 2) * size
+  if rng.random() < config.exact_scale_probability:
+    spare = stored_size - size
+    left, top = (int(v) for v in np.clip(np.rint(spare / 2 + shift), 0, spare))
+
+    def cut(image: np.ndarray) -> np.ndarray:
+      window = image[top : top + size, left : left + size]
+      return np.ascontiguousarray(window[:, ::-1] if flip else window)
+
+    return cut
+
+  angle = np.deg2rad(rng.uniform(-config.rotation_deg, config.rotation_deg))
+  cos, sin = np.cos(angle), np.sin(angle)
+  reach = cos + abs(sin)  # the upright box around a turned square is this much larger
+  face_px = size / (1 + 2 * config.eval_margin)
+  side = min(face_px * (1 + 2 * rng.uniform(*config.margin)), stored_size / reach)
+  room = max(stored_size - side * reach, 0) / 2
+  centre = stored_size / 2 + np.clip(shift * side / size, -room, room)
+  step = side / size
+  turn = np.array([[cos, -sin], [sin, cos]]) * step
+  turn[:, 0] *= -1 if flip else 1
+  # Pixel centres lie at whole numbers, hence the halves: window centre (size - 1) / 2 goes to centre - 1/2.
+  offset = centre - 0.5 - turn @ np.full(2, (size - 1) / 2)
+  inverse = np.column_stack([turn, offset])
+
+  def warp(image: np.ndarray) -> np.ndarray:
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, inverse, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+
+  return warp
+
+
+def draw_degradation(rng: np.random.Generator, *, config: AugmentConfig) -> Step:
+  """Returns a function that gives every cropped image the same colours, camera and codec."""
+  size = config.crop_size
+  steps = list(draw_colour(rng, config=config.colour))
+  small = size
+  if rng.random() < config.shrink_probability:
+    small = round(rng.uniform(*config.shrink_face_px) * (1 + 2 * config.eval_margin))
+    small = min(small, size)
+    down = _choose(rng, (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC))
+    steps.append(functools.partial(_resize, size=small, interpolation=down))
+  if rng.random() < config.blur_probability:
+    sigma = rng.uniform(*config.blur_sigma_px)
+    steps.append(lambda image: cv2.GaussianBlur(image, (0, 0), sigma))
+  if rng.random() < config.noise_probability:
+    noise = rng.standard_normal((small, small, 3), np.float32) * np.float32(rng.uniform(*config.noise_level))
+    noise = np.rint(noise).astype(np.int16)
+    steps.append(lambda image: np.clip(image + noise, 0, 255).astype(np.uint8))
+  if rng.random() < config.h264_probability:
+    steps.append(functools.partial(h264, qp=_whole(rng, config.h264_qp)))
+  if rng.random() < config.jpeg_probability:
+    steps.append(_draw_jpeg(rng, config))
+  if small != size:
+    up = _choose(rng, (cv2.INTER_LINEAR, cv2.INTER_CUBIC))
+    steps.append(functools.partial(_resize, size=size, interpolation=up))
+  if rng.random() < config.second_jpeg_probability:
+    steps.append(_draw_jpeg(rng, config))
+  return lambda image: functools.reduce(lambda seen, step: step(seen), steps, image)
+
+
+def draw_colour(rng: np.random.Generator, *, config: ColourConfig) -> list[Step]:
+  """Returns the steps that were drawn of: channel offsets, hue and saturation, brightness and contrast."""
+  steps: list[Step] = []
+  if rng.random() < config.rgb_shift_probability:
+    steps.append(functools.partial(scale_channels, offset=rng.uniform(-1, 1, 3) * config.rgb_shift))
+  if rng.random() < config.hsv_probability:
+    amounts = (config.hue_shift_deg, config.saturation_shift, config.value_shift)
+    steps.append(functools.partial(shift_hsv, shift=rng.uniform(-1, 1, 3) * amounts))
+  if rng.random() < config.brightness_contrast_probability:
+    gain = 1 + rng.uniform(-1, 1) * config.contrast
+    offset = rng.uniform(-1, 1) * config.brightness * 255 + 127.5 * (1 - gain)
+    steps.append(functools.partial(scale_channels, gain=np.full(3, gain), offset=np.full(3, offset)))
+  return steps
+
+
+def scale_channels(
+  image: np.ndarray, *, offset: np.ndarray, gain: np.ndarray | tuple[float, ...] = (1.0, 1.0, 1.0)
+) -> np.ndarray:
+  """Returns gain * image + offset per colour channel, rounded and clipped to uint8."""
+  levels = np.arange(256.0)[:, None] * np.asarray(gain) + offset
+  return cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8)[None])
+
+
+def shift_hsv(image: np.ndarray, *, shift: np.ndarray) -> np.ndarray:
+  """Returns the image with hue turned by shift[0] degrees, saturation and value moved by grey levels."""
+  levels = np.arange(256.0)[:, None] + [
+    shift[0] / 2,
+    shift[1],
+    shift[2],
+  ]  # OpenCV counts hue in steps of 2 degrees
+  table = np.clip(np.rint(levels), 0, 255)
+  table[:, 0] = np.rint(levels[:, 0]) % 180
+  hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table.astype(np.uint8)[None])
+  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def jpeg(
+  image: np.ndarray, *, quality: int, full_colour: bool = False, grid: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+  """Returns the image after a real JPEG round trip whose 8x8 blocks start `grid` (rows, columns) before it.
+
+  Rows and columns are 0..15: with 4:2:0 chroma the pattern repeats every 16 pixels.
+  """
+  down, right = grid
+  padded = cv2.copyMakeBorder(image, down, 0, right, 0, cv2.BORDER_REFLECT_101)
+  sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if full_colour else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+  options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+  # OpenCV takes the channels for BGR; luma and chroma come out right only in that order.
+  _, data = cv2.imencode(".jpg", cv2.cvtColor(padded, cv2.COLOR_RGB2BGR), options)
+  decoded = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+  return np.ascontiguousarray(decoded[down:, right:])
+
+
+def h264(image: np.ndarray, *, qp: int) -> np.ndarray:
+  """Returns the image after a real H.264 key frame (4:2:0, deblocked) at the constant quantiser `qp`, 0..51.
+
+  A constant quantiser, not a quality target: the encoder must not give one twin more bits than the other.
+  """
+  height, width = image.shape[:2]
+  padded = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)  # 4:2:0 is even
+  encoder = av.CodecContext.create("libx264", "w")
+  encoder.height, encoder.width = padded.shape[:2]
+  encoder.pix_fmt, encoder.time_base, encoder.thread_count = "yuv420p", Fraction(1, 25), 1
+  encoder.options = {"preset": "superfast", "tune": "zerolatency", "qp": str(qp)}
+  packets = [*encoder.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")), *encoder.encode(None)]
+  decoder = av.CodecContext.create("h264", "r")
+  decoder.thread_count = 1
+  frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+  return np.ascontiguousarray(frames[0].to_ndarray(format="rgb24")[:height, :width])
+
+
+def _draw_jpeg(rng: np.random.Generator, config: AugmentConfig) -> Step:
+  return functools.partial(
+    jpeg,
+    quality=_whole(rng, config.jpeg_quality),
+    full_colour=bool(rng.random() < config.jpeg_full_colour_probability),
+    grid=(int(rng.integers(16)), int(rng.integers(16))),
+  )
+
+
+def _resize(image: np.ndarray, *, size: int, interpolation: int) -> np.ndarray:
+  return cv2.resize(image, (size, size), interpolation=interpolation)
+
+
+def _whole(rng: np.random.Generator, limits: tuple[int, int]) -> int:
+  return int(rng.integers(limits[0], limits[1] + 1))
+
+
+def _choose(rng: np.random.Generator, options: tuple[int, ...]) -> int:
+  return options[rng.integers(len(options))]
+
+
+def _check_image(image: np.ndarray, config: AugmentConfig) -> None:
+  square = image.ndim == 3 and image.shape[0] == image.shape[1] and image.shape[2] == 3
+  if image.dtype != np.uint8 or not square or image.shape[0] < config.crop_size:
+    raise ValueError(
+      f"A stored crop must be uint8 [size, size, 3] with size >= {config.crop_size}, "
+      f"got {image.dtype} {list(image.shape)}."
+    )
