@@ -1,0 +1,676 @@
+"""Shows verdicts to people and machines: JSON, a page of HTML that needs nothing else, and a few lines for a terminal.
+
+Names and metadata come from files that nobody vouches for. In the page every text passes through `tag`, which escapes
+it, and the page's own policy lets no script run but ours; in the terminal it passes through `printable`.
+"""
+
+import base64
+import collections
+import dataclasses
+import datetime
+import functools
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from deepscan_jax import verdict as verdicts
+from deepscan_jax.verdict import Evidence, Person, Sighting, Verdict
+from deepscan_jax.version import __version__
+
+JPEG_QUALITY = 82
+
+OUTCOME_WORDS = {
+  verdicts.LIKELY_AUTHENTIC: "Likely authentic",
+  verdicts.INCONCLUSIVE: "Inconclusive",
+  verdicts.LIKELY_MANIPULATED: "Likely manipulated",
+  verdicts.NOT_APPLICABLE: "Not applicable",
+}
+
+LIMITS = (
+  "A score is an opinion of a statistical model, not a finding of fact. It should never be the only ground of a "
+  "decision about a person or a story.",
+  "A low score does not prove that a file is authentic. Methods that the model was not trained for, faces that were "
+  "generated as a whole, heavy compression and repeated re-encoding can all go unseen.",
+  "A high score does not prove intent, or even forgery: beauty filters, strong retouching, unusual light and poor "
+  "copies can raise it.",
+  "Only what the table of branches names was looked at. Everything else in the file, such as the background, captions, "
+  "or whether a scene was staged, was not judged.",
+  "The false-positive rate was measured on validation material; on other sources it can be higher or lower.",
+  "The coloured maps show where the model sees traces of blending: model attention, not proof.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+  """Stands in the place of a verdict for a file that could not be read.
+
+  Attributes:
+    name: of the file, without its folder.
+    code: stable, for machines.
+    message: one sentence.
+  """
+
+  name: str
+  code: str
+  message: str
+
+  def to_dict(self) -> dict:
+    """The JSON that stands in the place of the verdict's."""
+    return {
+      "schema_version": verdicts.SCHEMA_VERSION,
+      "file": {"name": self.name},
+      "error": {"code": self.code, "message": self.message},
+    }
+
+
+Answer = Verdict | Unread
+
+
+def to_json(answers: Answer | Sequence[Answer]) -> dict | list[dict]:
+  """Plain values for `json.dumps`: an object for one answer, a list for a sequence."""
+  if isinstance(answers, Answer):
+    return answers.to_dict()
+  return [answer.to_dict() for answer in answers]
+
+
+def write_json(answers: Answer | Sequence[Answer], path: str | Path) -> None:
+  """Writes one answer as an object, or a sequence as a list; the file appears whole or not at all.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  _write_whole(path, json.dumps(to_json(answers), indent=2, allow_nan=False) + "\n")
+
+
+def write_html(
+  answers: Answer | Sequence[Answer], path: str | Path, *, created: datetime.datetime | None = None
+) -> None:
+  """Writes one page that shows all answers; the file appears whole or not at all.
+
+  Args:
+    answers: one or several.
+    path: of the page. It holds everything it needs, pictures included, and asks for nothing else.
+    created: the time that the page names as its own; None is now.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  _write_whole(path, render_html(answers, created=created))
+
+
+def summary_text(answer: Answer, *, color: bool = False, width: int | None = None) -> str:
+  """A few aligned lines about one answer, for a terminal.
+
+  Args:
+    answer: of one file.
+    color: whether to mark the outcome with terminal colours.
+    width: columns; None takes the terminal's, at most 100.
+  """
+  width = width or min(100, shutil.get_terminal_size().columns)
+  if isinstance(answer, Unread):
+    return f"{printable(answer.name)}\n{_line('Could not be read', answer.message, width)}"
+  if answer.deepfake_probability is None:
+    score = "nothing was judged"
+  else:
+    least = percent(answer.thresholds.manipulated)
+    score = f"probability of manipulation {percent(answer.deepfake_probability)}; the threshold is {least}"
+  lines = [_line(OUTCOME_WORDS[answer.outcome], score, width)]
+  if color:
+    code = {verdicts.LIKELY_AUTHENTIC: 32, verdicts.INCONCLUSIVE: 33, verdicts.LIKELY_MANIPULATED: 31}
+    words = OUTCOME_WORDS[answer.outcome]
+    lines[0] = lines[0].replace(words, f"\x1b[1;{code.get(answer.outcome, 36)}m{words}\x1b[0m", 1)
+  for person in answer.people:
+    first, last = person.sightings[0].time_s, person.sightings[-1].time_s
+    score = "not judged" if person.deepfake_probability is None else percent(person.deepfake_probability)
+    seen = f"{score}, {person.judged} of {len(person.sightings)} sightings judged"
+    if last > first:
+      seen += f", {clock(first)} to {clock(last)}"
+    lines.append(_line(f"Person {person.id}", seen, width))
+  if answer.frame_consistency_score is not None:
+    lines.append(_line("Frames agree", f"{answer.frame_consistency_score:.2f} (1 is full agreement)", width))
+  lines += [_line("Reason", reason.message, width) for reason in answer.reasons]
+  lines += [_line("Note", warning, width) for warning in answer.warnings]
+  lines.append(_line("What next", answer.recommendation, width))
+  name = printable(answer.file.get("name", ""))
+  about = _about(answer.file)
+  heading = f"\x1b[1m{name}\x1b[0m" if color else name
+  return "\n".join([f"{heading}  ({about})" if about else heading, *lines])
+
+
+def render_html(answers: Answer | Sequence[Answer], *, created: datetime.datetime | None = None) -> str:
+  """The page that `write_html` writes."""
+  several = [answers] if isinstance(answers, Answer) else list(answers)
+  created = created or datetime.datetime.now(datetime.UTC)
+  script = Html(_asset("report.js"))
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  policy = (
+    f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+    "base-uri 'none'; form-action 'none'"
+  )
+  title = _name(several[0]) if len(several) == 1 else f"{len(several)} files"
+  head = tag(
+    "head",
+    tag("meta", charset="utf-8"),
+    tag("meta", http_equiv="Content-Security-Policy", content=policy),
+    tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+    tag("meta", name="referrer", content="no-referrer"),
+    tag("meta", name="generator", content=f"deepscan_jax {__version__}"),
+    tag("title", f"Deepfake report: {title}"),
+    tag("style", Html(_asset("report.css"))),
+  )
+  stamp = created.astimezone(datetime.UTC)
+  masthead = tag(
+    "header",
+    tag("p", tag("span", "deepscan", class_="wordmark"), " Deepfake analysis report"),
+    tag("p", "Made ", tag("time", f"{stamp:%-d %B %Y, %H:%M} UTC", datetime=f"{stamp:%Y-%m-%dT%H:%M:%SZ}")),
+    class_="masthead",
+  )
+  footer = tag(
+    "footer",
+    tag("p", f"Made with deepscan_jax {__version__}. This page asks nothing of the network."),
+    class_="colophon",
+  )
+  body = tag(
+    "body",
+    tag("a", "Skip to the verdict", href="#main", class_="skip"),
+    masthead,
+    tag(
+      "main",
+      _overview(several) if len(several) > 1 else "",
+      *(_article(answer, number, heading=len(several) == 1) for number, answer in enumerate(several, start=1)),
+      _limits(),
+      _embedded_json(answers),
+      id="main",
+    ),
+    footer,
+    tag("div", id="preview", aria_hidden="true", hidden=True),
+    tag("script", script),
+  )
+  return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def percent(probability: float) -> str:
+  """A probability in words for people: whole percents, never 0 % or 100 %."""
+  if probability < 0.01:
+    return "under 1 %"
+  if probability > 0.99:
+    return "over 99 %"
+  return f"{100 * probability:.0f} %"
+
+
+def clock(time_s: float) -> str:
+  """A time in a file: "3.20 s" in the first minute, "1:03.2" later."""
+  if time_s < 60:
+    return f"{time_s:.2f} s"
+  minutes, seconds = divmod(round(time_s, 1), 60)
+  return f"{minutes:.0f}:{seconds:04.1f}"
+
+
+def printable(text: object) -> str:
+  """Returns the text with control and direction characters spelled out, so that it cannot steer a terminal."""
+  return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(text))
+
+
+class Html(str):
+  """Text that is HTML already; every other str is escaped by `tag`."""
+
+  __slots__ = ()
+
+
+_VOID = frozenset({"img", "input", "meta", "rect", "line", "polyline"})
+
+
+def tag(_name: str, *children: object, **attributes: object) -> Html:
+  """Returns an HTML element.
+
+  Args:
+    _name: of the element.
+    children: what is inside; escaped, unless it is Html.
+    attributes: escaped; None and False leave one out, True has no value. An underscore stands for a dash, one at
+      the end for nothing (class_, for_).
+  """
+  parts = [f"<{_name}"]
+  for key, value in attributes.items():
+    if value is not None and value is not False:
+      name = key.removesuffix("_").replace("_", "-")
+      parts.append(f" {name}" if value is True else f' {name}="{_escape(value)}"')
+  parts.append(">")
+  if _name in _VOID:
+    # In SVG these have to be closed, in HTML the stroke does no harm.
+    return Html("".join(parts)[:-1] + "/>")
+  parts += [child if isinstance(child, Html) else _escape(child) for child in children]
+  return Html("".join(parts) + f"</{_name}>")
+
+
+def _escape(value: object) -> str:
+  return html.escape(printable(value))
+
+
+def _overview(answers: Sequence[Answer]) -> Html:
+  rows = []
+  for number, answer in enumerate(answers, start=1):
+    outcome, words, score = "unread", "Could not be read", "–"
+    if isinstance(answer, Verdict):
+      outcome, words = answer.outcome, OUTCOME_WORDS[answer.outcome]
+      score = "–" if answer.deepfake_probability is None else percent(answer.deepfake_probability)
+    link = tag("a", tag("bdi", _name(answer)), href=f"#file-{number}")
+    outcome_cell = tag("td", _symbol(outcome), words, class_=f"mark {outcome}")
+    rows.append(tag("tr", tag("th", link, scope="row"), outcome_cell, tag("td", score, class_="number")))
+  header = tag("tr", *(tag("th", text, scope="col") for text in ("File", "Verdict", "Probability")))
+  table = tag("table", tag("thead", header), tag("tbody", *rows), class_="overview")
+  return tag("section", tag("h1", f"{len(answers)} files"), table, class_="card")
+
+
+def _article(answer: Answer, number: int, *, heading: bool) -> Html:
+  title = tag("h1" if heading else "h2", tag("bdi", _name(answer)), class_="file-name")
+  if isinstance(answer, Unread):
+    words = tag("p", _symbol("unread"), "Could not be read", class_="words")
+    band = tag("section", words, tag("p", answer.message, class_="advice"), class_="band unread")
+    return tag("article", title, band, id=f"file-{number}")
+  about = _about(answer.file)
+  return tag(
+    "article",
+    tag("header", title, tag("p", about, class_="about") if about else ""),
+    _band(answer),
+    *(_person(answer, person, f"f{number}-p{person.id}") for person in answer.people),
+    _branches(answer),
+    _facts(answer),
+    id=f"file-{number}",
+  )
+
+
+def _band(answer: Verdict) -> Html:
+  words = tag("p", _symbol(answer.outcome), OUTCOME_WORDS[answer.outcome], class_="words")
+  inside = [tag("h2", "Verdict", class_="unseen"), words]
+  if answer.deepfake_probability is not None:
+    t = answer.thresholds
+    figure = tag("strong", percent(answer.deepfake_probability))
+    inside.append(tag("p", figure, " calibrated probability of manipulation", class_="figure"))
+    inside.append(_scale(answer))
+    inside.append(
+      tag(
+        "p",
+        f"Called likely manipulated from {percent(t.manipulated)} on. On authentic validation material, "
+        f"{100 * t.false_positive_rate:.2g} % reached that threshold. Below {percent(t.inconclusive)} a file is "
+        "called likely authentic; between the two, inconclusive.",
+        class_="fine",
+      )
+    )
+  for reason in answer.reasons:
+    inside.append(tag("p", reason.message, class_="reason"))
+  inside.append(tag("p", answer.recommendation, class_="advice"))
+  for warning in answer.warnings:
+    inside.append(tag("p", tag("strong", "Note: "), warning, class_="reason"))
+  return tag("section", *inside, class_=f"band {answer.outcome}")
+
+
+def _scale(answer: Verdict) -> Html:
+  p, low, high = answer.deepfake_probability, answer.thresholds.inconclusive, answer.thresholds.manipulated
+  zones = (
+    (verdicts.LIKELY_AUTHENTIC, 0.0, low),
+    (verdicts.INCONCLUSIVE, low, high),
+    (verdicts.LIKELY_MANIPULATED, high, 1.0),
+  )
+  return tag(
+    "div",
+    *(
+      tag("span", class_=f"zone {outcome}", style=f"left:{100 * start:.2f}%;width:{100 * (end - start):.2f}%")
+      for outcome, start, end in zones
+    ),
+    tag("span", class_="needle", style=f"left:{100 * p:.2f}%"),
+    class_="scale",
+    role="img",
+    aria_label=f"{percent(p)} on a scale from 0 to 100 %, thresholds at {percent(low)} and {percent(high)}",
+  )
+
+
+def _person(answer: Verdict, person: Person, key: str) -> Html:
+  evidence = {e.time_s: e for e in answer.evidence if e.person == person.id}
+  score = "not judged" if person.deepfake_probability is None else percent(person.deepfake_probability)
+  plural = "s" if len(person.sightings) != 1 else ""
+  inside = [
+    tag("h2", f"Person {person.id}", tag("span", score, class_=f"score {_zone(answer, person.deepfake_probability)}")),
+    tag("p", f"Judged in {person.judged} of {len(person.sightings)} sighting{plural}.", _unjudged(person), class_="fine"),
+  ]
+  if len({s.time_s for s in person.sightings}) > 1:
+    inside.append(_timeline(answer, person, evidence, key))
+  if evidence:
+    inside += _strip(answer, person, evidence, key)
+  if person.quality:
+    facts = (f"{label} {value}" for label, value in _flat(person.quality))
+    inside.append(tag("p", "Picture quality: ", "; ".join(facts), ".", class_="fine"))
+  return tag("section", *inside, class_="card person", id=key)
+
+
+def _unjudged(person: Person) -> str:
+  counts = collections.Counter(code for s in person.sightings if s.probability is None for code in s.reasons)
+  if not counts:
+    return ""
+  return " Not judged because: " + ", ".join(f"{_words(code).lower()} ({n})" for code, n in counts.most_common()) + "."
+
+
+def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], key: str) -> Html:
+  times = [s.time_s for s in person.sightings]
+  # The axis is the file's, not the person's, so that the charts of two people can be compared.
+  everyone = [s.time_s for p in answer.people for s in p.sightings]
+  start, end = min(everyone), max(everyone)
+
+  def across(time_s: float) -> float:
+    return 100 * (time_s - start) / (end - start)
+
+  low, high = answer.thresholds.inconclusive, answer.thresholds.manipulated
+  lines = [
+    tag("rect", x=0, y=0, width=100, height=f"{100 * (1 - high):.2f}", class_=f"zone {verdicts.LIKELY_MANIPULATED}"),
+    tag(
+      "rect",
+      x=0,
+      y=f"{100 * (1 - high):.2f}",
+      width=100,
+      height=f"{100 * (high - low):.2f}",
+      class_=f"zone {verdicts.INCONCLUSIVE}",
+    ),
+    *(tag("line", x1=0, x2=100, y1=y, y2=y, class_="grid") for y in (0, 50, 100)),
+    tag("line", x1=0, x2=100, y1=f"{100 * (1 - high):.2f}", y2=f"{100 * (1 - high):.2f}", class_="threshold"),
+  ]
+  for run in _judged_runs(person.sightings):
+    points = " ".join(f"{across(s.time_s):.2f},{100 * (1 - s.probability):.2f}" for s in run)
+    lines.append(tag("polyline", points=points, class_="curve"))
+  judged = [s for s in person.sightings if s.probability is not None]
+  label = f"Person {person.id}: nothing judged"
+  if judged:
+    peak = max(judged, key=lambda s: s.probability)
+    label = (
+      f"Probability of manipulation over time for person {person.id}: between "
+      f"{percent(min(s.probability for s in judged))} and {percent(peak.probability)}, highest at {clock(peak.time_s)}"
+    )
+  svg = tag(
+    "svg",
+    *lines,
+    viewBox="0 0 100 100",
+    preserveAspectRatio="none",
+    role="img",
+    aria_label=label,
+  )
+  marks = []
+  for i, s in enumerate(person.sightings):
+    x = f"left:{across(s.time_s):.2f}%"
+    if s.probability is None:
+      why = ", ".join(_words(code).lower() for code in s.reasons) or "no reason given"
+      marks.append(tag("span", class_="miss", style=x, title=f"{clock(s.time_s)}: not judged, {why}"))
+    else:
+      text = f"{clock(s.time_s)}: {percent(s.probability)}"
+      shown = {"href": f"#{key}-{i}", "data_preview": f"{key}-{i}"} if s.time_s in evidence else {}
+      place = f"{x};bottom:{100 * s.probability:.2f}%"
+      marks.append(
+        tag("a", class_=f"point {_zone(answer, s.probability)}", style=place, aria_label=text, title=text, **shown)
+      )
+  levels = [tag("span", f"{y} %", class_="level", style=f"bottom:{y}%") for y in (0, 50, 100)]
+  threshold = tag("span", f"threshold {percent(high)}", class_="limit", style=f"bottom:{100 * high:.2f}%")
+  axis = [tag("span", _tick(t), style=f"left:{across(t):.2f}%") for t in _ticks(start, end)]
+  key_words = [tag("span", "○ judged", class_="key")]
+  if len(judged) < len(times):
+    key_words.append(tag("span", "× seen, not judged", class_="key"))
+  if evidence:
+    key_words.append(tag("span", "Point at a circle to see the face; arrow keys move along.", class_="key hint"))
+  return tag(
+    "figure",
+    tag("div", svg, *levels, threshold, tag("div", *marks, class_="points"), class_="plot"),
+    tag("div", *axis, class_="axis", aria_hidden="true"),
+    tag("figcaption", tag("span", "Probability of manipulation over time."), *key_words),
+    class_="timeline",
+  )
+
+
+def _strip(answer: Verdict, person: Person, evidence: dict[float, Evidence], key: str) -> Iterator[Html]:
+  choices = (("over", "over the face"), ("beside", "beside it"), ("off", "off"))
+  # The radio buttons come first, as siblings of the strip: so the style sheet alone can obey them, without a script.
+  for value, _ in choices:
+    yield tag(
+      "input",
+      type="radio",
+      name=f"{key}-map",
+      id=f"{key}-{value}",
+      class_=f"choose {value}",
+      checked=value == "over",
+    )
+  labels = [tag("label", words, for_=f"{key}-{value}", class_=value) for value, words in choices]
+  legend = tag(
+    "span",
+    "less",
+    tag("img", src=_legend(), alt="colour scale from no to strong model attention", class_="ramp"),
+    "more",
+    class_="legend",
+  )
+  yield tag(
+    "div",
+    tag("span", "Region map ", tag("em", "(model attention, not proof)"), class_="label"),
+    tag("span", *labels, class_="segments"),
+    legend,
+    class_="controls",
+  )
+  figures = []
+  for i, s in enumerate(person.sightings):
+    if s.time_s in evidence:
+      figures.append(_figure(answer, s, evidence[s.time_s], f"{key}-{i}", person.id))
+  yield tag("div", *figures, class_="strip")
+
+
+def _figure(answer: Verdict, sighting: Sighting, evidence: Evidence, key: str, person: int) -> Html:
+  at = clock(sighting.time_s)
+  height, width = evidence.crop.shape[:2]
+  face = tag("img", src=_jpeg(evidence.crop), alt=f"Face of person {person} at {at}", width=width, height=height)
+  shade = tag("img", src=_map_png(evidence.region_map), alt=f"Region map at {at}", class_="map")
+  zone = _zone(answer, evidence.probability)
+  caption = tag("figcaption", tag("span", at), tag("b", percent(evidence.probability), class_=zone))
+  return tag("figure", tag("div", face, shade, class_="crop"), caption, id=key, class_=zone)
+
+
+def _branches(answer: Verdict) -> Html:
+  if not answer.branches:
+    return Html("")
+  rows = []
+  for name, branch in answer.branches.items():
+    score = "–" if branch.probability is None else percent(branch.probability)
+    bar = tag("span", tag("span", style=f"width:{100 * branch.weight:.1f}%"), class_="bar", aria_hidden="true")
+    cells = (tag("td", score, class_="number"), tag("td", bar, f"{100 * branch.weight:.0f} %"), tag("td", _words(branch.status)))
+    rows.append(tag("tr", tag("th", _words(name), scope="row"), *cells))
+  names = ("Branch", "Probability", "Share of attention", "Status")
+  header = tag("tr", *(tag("th", name, scope="col") for name in names))
+  table = tag("div", tag("table", tag("thead", header), tag("tbody", *rows)), class_="scroll")
+  inside = [tag("h2", "What was looked at"), table]
+  if answer.frame_consistency_score is not None:
+    text = f"Agreement of the frames: {answer.frame_consistency_score:.2f} (1 is full agreement, 0 is none)."
+    inside.append(tag("p", text, class_="fine"))
+  return tag("section", *inside, class_="card")
+
+
+def _facts(answer: Verdict) -> Html:
+  took = sum(answer.timings.values())
+  model = [*_flat(answer.model), ("Time taken", f"{took:.2f} s")]
+  return tag(
+    "section",
+    tag("div", tag("h2", "The file"), _definitions(_flat(answer.file))),
+    tag("div", tag("h2", "The model"), _definitions(model)),
+    class_="card pair",
+  )
+
+
+def _definitions(rows: Sequence[tuple[str, str]]) -> Html:
+  return tag("dl", *(tag("div", tag("dt", label), tag("dd", tag("bdi", value))) for label, value in rows))
+
+
+def _limits() -> Html:
+  items = (tag("li", text) for text in LIMITS)
+  return tag("section", tag("h2", "What this can and cannot tell"), tag("ul", *items), class_="card limits")
+
+
+def _embedded_json(answers: Answer | Sequence[Answer]) -> Html:
+  text = json.dumps(to_json(answers), indent=2, allow_nan=False)
+  # Inside a script element nothing but "<" can end it; the other two keep strict XML readers content.
+  for character in "<>&":
+    text = text.replace(character, f"\\u{ord(character):04x}")
+  return tag(
+    "details",
+    tag("summary", "The same facts as JSON"),
+    tag("pre", id="json-view", tabindex=0),
+    Html(tag("script", Html(text), type="application/json", id="verdict-json")),
+    class_="card json",
+  )
+
+
+def _zone(answer: Verdict, probability: float | None) -> str:
+  if probability is None:
+    return verdicts.NOT_APPLICABLE
+  if probability >= answer.thresholds.manipulated:
+    return verdicts.LIKELY_MANIPULATED
+  return verdicts.INCONCLUSIVE if probability >= answer.thresholds.inconclusive else verdicts.LIKELY_AUTHENTIC
+
+
+def _symbol(outcome: str) -> Html:
+  """A shape per outcome, for those who cannot tell the colours apart."""
+  shapes = {
+    verdicts.LIKELY_AUTHENTIC: "M5 12.5l4.5 4.5L19 7.5",
+    verdicts.INCONCLUSIVE: "M5 9c2.3-3 4.7-3 7 0s4.7 3 7 0M5 16c2.3-3 4.7-3 7 0s4.7 3 7 0",
+    verdicts.LIKELY_MANIPULATED: "M12 3.5L22 20.5H2zM12 10v5M12 17.6v.3",
+    verdicts.NOT_APPLICABLE: "M4 12h16",
+    "unread": "M6 6l12 12M18 6L6 18",
+  }
+  return tag("svg", tag("path", d=shapes[outcome]), viewBox="0 0 24 24", class_="symbol", aria_hidden="true")
+
+
+def _judged_runs(sightings: Sequence[Sighting]) -> Iterator[list[Sighting]]:
+  """The stretches between unjudged sightings: a line is not drawn over what was not looked at."""
+  run: list[Sighting] = []
+  for s in sightings:
+    if s.probability is not None:
+      run.append(s)
+    elif run:
+      yield run
+      run = []
+  if run:
+    yield run
+
+
+def _ticks(start: float, end: float) -> list[float]:
+  """Four to eight round times between start and end."""
+  span = end - start
+  power = 10.0 ** np.floor(np.log10(span / 4))
+  step = power * max(m for m in (1, 2, 5) if span / (m * power) >= 4 or m == 1)
+  first = np.ceil(start / step - 1e-9)
+  return [float(step * n) for n in np.arange(first, np.floor(end / step + 1e-9) + 1)]
+
+
+def _tick(time_s: float) -> str:
+  if time_s < 60:
+    return f"{time_s:.10g} s" if time_s >= 1 or time_s == 0 else f"{time_s:.2g} s"
+  return f"{time_s // 60:.0f}:{time_s % 60:02.0f}"
+
+
+_UNITS = {"_s": "s", "_hz": "Hz", "_px": "px", "_deg": "°", "_db": "dB", "_fps": "frames per second"}
+
+
+def _flat(facts: dict, prefix: str = "") -> list[tuple[str, str]]:
+  """Nested facts as rows of (label, value); the unit at the end of a name moves to the value."""
+  rows = []
+  for name, value in facts.items():
+    unit = next((u for suffix, u in _UNITS.items() if name.endswith(suffix)), "")
+    stem = name[: name.rindex("_")] if unit else name
+    label = f"{prefix} {_words(stem).lower()}" if prefix else _words(stem)
+    if isinstance(value, dict):
+      # A dict called media or container adds nothing to the names inside it.
+      rows += _flat(value, "" if name in ("media", "container", "facts") else label)
+    elif isinstance(value, list | tuple) and value and all(isinstance(v, dict) for v in value):
+      for i, inner in enumerate(value, start=1):
+        rows += _flat(inner, f"{label.removesuffix('s')} {i}")
+    else:
+      rows.append((label, _fact(value, unit, name)))
+  return rows
+
+
+def _fact(value: object, unit: str, name: str) -> str:
+  if value is None or value == "" or value == [] or value == ():
+    return "not known"
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, list | tuple):
+    return ", ".join(_fact(v, unit, name) for v in value)
+  if isinstance(value, int | float | np.number):
+    number = f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
+    unit = "bytes" if name == "bytes" else unit
+    return f"{number} {unit}".rstrip()
+  return str(value)
+
+
+def _words(code: str) -> str:
+  text = str(code).replace("_", " ").strip()
+  text = re.sub(r"\bsha256\b", "SHA-256", text)
+  return text[:1].upper() + text[1:]
+
+
+def _about(file: dict) -> str:
+  media = file.get("media")
+  media = media if isinstance(media, dict) else {}
+  parts = [str(file["kind"])] if file.get("kind") else []
+  if media.get("duration_s"):
+    parts.append(clock(media["duration_s"]))
+  if media.get("width") and media.get("height"):
+    parts.append(f"{media['width']} × {media['height']}")
+  return ", ".join(printable(part) for part in parts)
+
+
+def _name(answer: Answer) -> str:
+  return answer.name if isinstance(answer, Unread) else str(answer.file.get("name", "unnamed"))
+
+
+def _line(label: str, text: str, width: int) -> str:
+  lead = f"  {label:<19} "
+  return textwrap.fill(printable(text), width, initial_indent=lead, subsequent_indent=" " * len(lead))
+
+
+def _jpeg(crop: np.ndarray) -> str:
+  _, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+  return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def _map_png(region_map: np.ndarray) -> str:
+  """A picture that is transparent where the map is 0; the scale is the map's own 0..1, never stretched."""
+  values = np.clip(np.nan_to_num(np.asarray(region_map, np.float32)), 0, 1)
+  colours = cv2.applyColorMap((255 * values).astype(np.uint8), cv2.COLORMAP_INFERNO)
+  alpha = (255 * 0.85 * np.sqrt(values)).astype(np.uint8)
+  _, data = cv2.imencode(".png", np.dstack([colours, alpha]))
+  return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def _legend() -> str:
+  return _map_png(np.linspace(0, 1, 64, dtype=np.float32)[None])
+
+
+@functools.cache
+def _asset(name: str) -> str:
+  return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _write_whole(path: str | Path, text: str) -> None:
+  path = Path(path)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+  try:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+      file.write(text)
+    # mkstemp makes files that only their owner can read; a report should be as readable as any new file.
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
