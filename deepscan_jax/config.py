@@ -5,7 +5,6 @@ run depends on stands in its Config, which is stored as JSON in each checkpoint.
 """
 
 import dataclasses
-import importlib
 import importlib.util
 import json
 import pkgutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from deepscan_jax.augment import AugmentConfig
 from deepscan_jax.pseudofakes.image import BlendConfig
+from deepscan_jax.rooms import import_room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DataConfig:
     source_weights: (source, times) pairs: how often the examples of a source are seen in one pass; 1 where not named.
     batch_size: images in a batch, both twins counted.
     workers: loader processes; 0 reads in a thread.
-    validation_draws: how many twins are drawn of each validation picture; they are the same in every validation.
+    validation_limit: at most so many validation pictures, evenly spread and always the same; 0 = all.
   """
 
   datasets: tuple[str, ...] = ("real_only",)
@@ -58,7 +58,7 @@ class DataConfig:
   source_weights: tuple[tuple[str, int], ...] = ()
   batch_size: int = 32
   workers: int = 0
-  validation_draws: int = 1
+  validation_limit: int = 400
   blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
@@ -132,7 +132,7 @@ def load_preset(name_or_path: str) -> Config:
     known = preset_names()
     if name_or_path not in known:
       raise ValueError(f"Unknown preset {name_or_path!r}; known presets: {', '.join(known)}, or a path ending in .py.")
-    module = importlib.import_module(f"{_experiments().__name__}.{name_or_path}")
+    module = import_room(f"experiments.{name_or_path}")
   if not hasattr(module, "get_config"):
     raise ValueError(f"Preset {name_or_path} has no function get_config() that returns a Config.")
   return module.get_config()
@@ -140,7 +140,7 @@ def load_preset(name_or_path: str) -> Config:
 
 def preset_names() -> list[str]:
   """The names of the presets that are installed, sorted."""
-  return sorted(info.name for info in pkgutil.iter_modules(_experiments().__path__))
+  return sorted(info.name for info in pkgutil.iter_modules(import_room("experiments").__path__))
 
 
 def override(config: Config, assignment: str) -> Config:
@@ -175,14 +175,6 @@ def from_dict(values: dict, cls: type = Config):
   if unknown:
     raise ValueError(f"Unknown fields of {cls.__name__}: {', '.join(unknown)}.")
   return cls(**{name: _coerce(value, hints[name], name) for name, value in values.items()})
-
-
-def _experiments() -> types.ModuleType:
-  # Installed, the presets are deepscan_jax.experiments; in a bare checkout they are the folder beside the library.
-  try:
-    return importlib.import_module("deepscan_jax.experiments")
-  except ModuleNotFoundError:
-    return importlib.import_module("experiments")
 
 
 def _replace_at(node, path: list[str], value, full_path: str):

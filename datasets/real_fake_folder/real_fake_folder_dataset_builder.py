@@ -1,0 +1,38 @@
+"""real_fake_folder: your own labelled media in `real/` and `fake/`, any nesting below."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from deepscan_jax import examples
+
+from ..media_builder import MediaBuilder, MediaFile, walk_media
+
+_LABELS = {"real": examples.REAL, "fake": examples.FAKE}
+
+
+class Builder(MediaBuilder):
+  """A root with `real/` and `fake/`; a folder right below `fake/` names the method."""
+
+  def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
+    """Every picture and video below `real/` and `fake/` of each root.
+
+    Raises:
+      FileNotFoundError: a root has neither of the two folders.
+    """
+    for root in paths:
+      if not any((root / folder).is_dir() for folder in _LABELS):
+        raise FileNotFoundError(f"{root} has no folder real/ or fake/; put the media there, or use real_only.")
+      for folder, label in _LABELS.items():
+        if not (root / folder).is_dir():
+          continue
+        for name, path, _ in walk_media(root / folder):
+          below = name.split("/")
+          yield MediaFile(
+            id=f"{root.name}/{folder}/{name}",
+            path=path,
+            label=label,
+            # real/anna/1.mp4 and fake/anna/1.mp4 show one person: folders of the same name stay together.
+            group=f"{root.name}/{below[-2] if len(below) > 1 else Path(name).stem}",
+            source=root.name,
+            method=below[0] if label == examples.FAKE and len(below) > 1 else ("unknown" if label else ""),
+          )

@@ -1,0 +1,172 @@
+"""Checkpoints: the only module that imports orbax.
+
+Two forms. A run's checkpoint holds everything that training needs to go on (params, train, data, meta). A model is
+what the detector loads: a folder with `params/` (orbax), `model.json` (name, version, configuration, calibration) and
+`manifest.json` (sha256 of every file), verified before anything is read.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+MODEL_FILE = "model.json"
+MANIFEST_FILE = "manifest.json"
+PARAMS_FOLDER = "params"
+
+# orbax tells of every step it takes.
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that is missing, damaged or of another model; the message says which and what to do."""
+
+
+class RunCheckpoints:
+  """The checkpoints of one training run, below workdir/checkpoints.
+
+  Args:
+    workdir: of the run.
+    keep: how many of the latest steps are kept.
+  """
+
+  def __init__(self, workdir: str | Path, *, keep: int = 2):
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    self._manager = ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options)
+
+  def latest_step(self) -> int | None:
+    """The last step that was saved completely; None where there is none."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, *, params: Any, train: Any, data: Any, meta: dict) -> None:
+    """Saves in the background; call before the next batch is drawn, so that state and iterator agree.
+
+    Args:
+      step: optimiser steps done.
+      params: what a detector needs; a tree of arrays.
+      train: the rest of the state; a tree of arrays.
+      data: a grain iterator.
+      meta: JSON.
+    """
+    import grain  # Only training has iterators; detect stays free of the import.
+
+    items = ocp.args.Composite(
+      params=ocp.args.StandardSave(params),
+      train=ocp.args.StandardSave(train),
+      data=grain.checkpoint.CheckpointSave(data),
+      meta=ocp.args.JsonSave(meta),
+    )
+    self._manager.save(step, args=items)
+
+  def meta(self, step: int) -> dict:
+    """The JSON saved with a step."""
+    return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+  def restore(self, step: int, *, params: Any, train: Any, data: Any) -> tuple[Any, Any]:
+    """Returns (params, train) of a step and sets the iterator back to where it was.
+
+    Args:
+      step: one that was saved.
+      params, train: trees of arrays or jax.ShapeDtypeStruct to say what is expected.
+      data: a fresh grain iterator over the same data.
+    """
+    import grain
+
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(_abstract(params)),
+        train=ocp.args.StandardRestore(_abstract(train)),
+        data=grain.checkpoint.CheckpointRestore(data),
+      ),
+    )
+    return restored["params"], restored["train"]
+
+  def close(self) -> None:
+    """Waits until everything is written."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def save_model(folder: str | Path, *, params: Any, model: dict) -> None:
+  """Writes a model: everything beside it first, then renamed, so that a reader never sees half of one.
+
+  Args:
+    folder: replaced where it exists.
+    params: {"params": ..., "batch_stats": ...} of the Detector.
+    model: JSON with name, version, config and, once measured, calibration.
+  """
+  folder = Path(folder).absolute()
+  fresh = folder.with_name(folder.name + ".new")
+  shutil.rmtree(fresh, ignore_errors=True)
+  fresh.mkdir(parents=True)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(fresh / PARAMS_FOLDER, params)
+  write_model_json(fresh, model)
+  shutil.rmtree(folder, ignore_errors=True)
+  fresh.rename(folder)
+
+
+def write_model_json(folder: str | Path, model: dict) -> None:
+  """Replaces a model's facts (its calibration, say) and brings the manifest up to date."""
+  folder = Path(folder)
+  (folder / MODEL_FILE).write_text(json.dumps(model, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+  (folder / MANIFEST_FILE).write_text(json.dumps(_hashes(folder), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_model(folder: str | Path) -> dict:
+  """Returns a model's facts after checking every file's sha256; "sha256" is the hash of the whole model.
+
+  Raises:
+    CheckpointError: no model there, or a file that is missing, extra or changed.
+  """
+  folder = Path(folder)
+  if not (folder / MODEL_FILE).is_file() or not (folder / MANIFEST_FILE).is_file():
+    raise CheckpointError(
+      f"No model at {folder}: a model folder holds {MODEL_FILE}, {MANIFEST_FILE} and {PARAMS_FOLDER}/, as "
+      "`deepscan train` writes it to WORKDIR/best."
+    )
+  try:
+    expected = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    model = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise CheckpointError(f"The model at {folder} is damaged ({error}); fetch or write it again.") from error
+  actual = _hashes(folder)
+  if actual != expected:
+    changed = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
+    raise CheckpointError(
+      f"The model at {folder} is damaged: {', '.join(changed[:3])} differ from the manifest; fetch or write it again."
+    )
+  return {**model, "sha256": hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()}
+
+
+def read_params(folder: str | Path, abstract: Any) -> Any:
+  """Returns the parameters of a model.
+
+  Args:
+    folder: checked before by `read_model`.
+    abstract: tree of jax.ShapeDtypeStruct, as from jax.eval_shape of the Detector's init.
+
+  Raises:
+    CheckpointError: the parameters are not those of this network.
+  """
+  with ocp.StandardCheckpointer() as checkpointer:
+    try:
+      return checkpointer.restore(Path(folder).absolute() / PARAMS_FOLDER, _abstract(abstract))
+    except (ValueError, KeyError, FileNotFoundError) as error:
+      raise CheckpointError(f"The parameters at {folder} do not fit the network that its {MODEL_FILE} names.") from error
+
+
+def _abstract(tree: Any) -> Any:
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+  files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+  return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,322 @@
+"""The training loop: from a configuration to a model, resumable to the bit.
+
+`train_step` is pure and runs under jit on one device or under pmap on many, with the same result. What is random in a
+step is derived from the seed and the step's number, so a resumed run repeats what an uninterrupted one would have done.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deepscan_jax import data, evaluation, examples
+from deepscan_jax.checkpoints import RunCheckpoints, save_model
+from deepscan_jax.config import Config, to_dict
+from deepscan_jax.logs import Progress, ScalarLog
+from deepscan_jax.losses import Sum, detector_losses
+from deepscan_jax.models.detector import Detector
+from deepscan_jax.models.pretrained import load_imagenet
+from deepscan_jax.optimizer import create_optimizer, learning_rate_schedule
+from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, split_batch
+from deepscan_jax.version import __version__
+
+_DROPOUT, _MODALITY = 0, 1
+_LOG_EVERY = 20
+
+
+class TrainingError(RuntimeError):
+  """Training cannot go on; the message says at which step and why."""
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All of a run that changes.
+
+  Attributes:
+    step: [] int32, optimiser steps done.
+    params: the parameters.
+    batch_stats: running statistics of the norms (frozen).
+    ema: average of the parameters; what is validated and shipped.
+    opt_state: of the optimiser.
+  """
+
+  step: jax.Array
+  params: dict
+  batch_stats: dict
+  ema: dict
+  opt_state: optax.OptState
+
+  @property
+  def variables(self) -> dict:
+    """What the detector loads: {"params", "batch_stats"}, with the averaged parameters."""
+    return {"params": self.ema, "batch_stats": self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+  """How a run ended: its state, the best validation metric, the step it was reached at, and why training stopped."""
+
+  state: TrainState
+  best: float
+  best_step: int
+  stopped: str
+
+
+def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResult:
+  """Trains a detector, going on where an earlier run in the same workdir stopped.
+
+  Writes workdir/config.json, workdir/scalars.jsonl, workdir/checkpoints/ (to go on) and workdir/best/ (the model with the
+  best validation metric, loadable by `load_detector`). The test split is never opened.
+
+  Args:
+    config: of the run.
+    workdir: a folder of this run alone.
+    data_dir: where the datasets are.
+
+  Raises:
+    ValueError: the workdir holds a run of another configuration; the message shows the difference.
+    TrainingError: the loss is not finite.
+  """
+  workdir = Path(workdir)
+  _claim_workdir(config, workdir)
+  model, optimizer = Detector(config.model, axis_name=AXIS), create_optimizer(config.train)
+  batches = iter(data.train_dataset(config.data, data_dir=data_dir, seed=config.seed))
+  checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
+  state, record = create_state(config), {"best": -math.inf, "best_step": 0, "waited": 0}
+  if (last := checkpoints.latest_step()) is not None:
+    state = _restore(checkpoints, last, state, batches)
+    record = checkpoints.meta(last)["record"]
+    logging.info("Going on at step %d of %s.", last, workdir)
+  step_fn = parallel_step(functools.partial(train_step, model=model, optimizer=optimizer, config=config))
+  predict = make_predict(config)
+  log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
+  schedule = learning_rate_schedule(config.train)
+  shown: dict[str, float] = {}
+  stopped = "all steps done"
+  for step in range(int(state.step) + 1, config.train.steps + 1):
+    if _stop_reason(record, config):
+      break
+    state, sums = step_fn(state, split_batch(next(batches)))
+    if step % _LOG_EVERY == 0 or step == config.train.steps:
+      shown = shown | _finite(sums, step)
+      log.write(step, {f"train/{k}": v for k, v in shown.items()} | {"learning_rate": schedule(step)})
+    if step % config.train.validate_every == 0 or step == config.train.steps:
+      figures = validate(config, predict, state, data_dir=data_dir)
+      log.write(step, {f"validation/{k}": v for k, v in figures.items()})
+      shown |= {"auc": figures["auc"], "accuracy": figures["accuracy"]}
+      record = _note(record, figures, step, config)
+      if record["best_step"] == step:
+        save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
+    if step % config.train.save_every == 0 or step == config.train.steps:
+      _save(checkpoints, step, state, batches, config, record)
+    progress.show(step, "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+  stopped = _stop_reason(record, config) or stopped
+  checkpoints.close()
+  batches.close()
+  log.close()
+  return FitResult(state=state, best=record["best"], best_step=record["best_step"], stopped=stopped)
+
+
+def train_step(
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  axis_name: str | None = None,
+  *,
+  model: Detector,
+  optimizer: optax.GradientTransformation,
+  config: Config,
+) -> tuple[TrainState, dict[str, Sum]]:
+  """One optimiser step; the same under jit (axis_name None) and under pmap.
+
+  Args:
+    state: before.
+    batch: of this device.
+    axis_name: the pmap axis.
+    model, optimizer, config: of the run.
+
+  Returns:
+    The state after, and the losses and the accuracy as sums over all devices.
+  """
+  base = jax.random.fold_in(jax.random.key(config.seed), state.step)
+  if axis_name is not None:
+    # Else every device would draw the same dropout mask.
+    base = jax.random.fold_in(base, jax.lax.axis_index(axis_name))
+  rngs = {"dropout": jax.random.fold_in(base, _DROPOUT), "modality": jax.random.fold_in(base, _MODALITY)}
+
+  def total(values):
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
+
+  def loss_fn(params):
+    variables = {"params": params, "batch_stats": state.batch_stats}
+    output = model.apply(variables, batch, train=True, rngs=rngs)
+    losses = detector_losses(
+      output, batch, gamma=config.train.focal_gamma, smoothing=config.train.label_smoothing
+    )
+    # Divided by the weight of all devices, so that the devices' gradients add up to that of the whole batch.
+    scale = {name: _loss_weight(name, config) / jnp.maximum(total(loss.weight), 1e-6) for name, loss in losses.items()}
+    return sum(scale[name] * loss.total for name, loss in losses.items()), (losses, output.logit)
+
+  gradients, (losses, logit) = jax.grad(loss_fn, has_aux=True)(state.params)
+  updates, opt_state = optimizer.update(total(gradients), state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+  valid = batch["example_mask"].astype(jnp.float32)
+  right = ((logit > 0) == (batch["label"] > 0)) * valid
+  sums = total({**losses, "train_accuracy": Sum(right.sum(), valid.sum())})
+  state = state.replace(
+    step=state.step + 1,
+    params=params,
+    ema=optax.incremental_update(params, state.ema, step_size=1.0 - decay),
+    opt_state=opt_state,
+  )
+  return state, sums
+
+
+def create_state(config: Config) -> TrainState:
+  """The state before the first step; with train.pretrained the backbone carries ImageNet weights."""
+  variables = jax.jit(functools.partial(Detector(config.model).init, train=False))(
+    jax.random.key(config.seed), abstract_batch(1, zeros=True)
+  )
+  params, batch_stats = variables["params"], variables["batch_stats"]
+  if config.train.pretrained and "spatial" in params:
+    imagenet = load_imagenet(config.model.backbone)
+    params["spatial"]["backbone"] = _matching(params["spatial"]["backbone"], imagenet["params"])
+    batch_stats["spatial"]["backbone"] = _matching(batch_stats["spatial"]["backbone"], imagenet["batch_stats"])
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    ema=jax.tree.map(jnp.copy, params),
+    opt_state=create_optimizer(config.train).init(params),
+  )
+
+
+def abstract_batch(size: int, *, zeros: bool = False) -> dict:
+  """Shapes and dtypes of what the network reads (or zeros of that shape), one frame to a window."""
+  side = examples.faces.EVAL_SIZE
+  shapes = {
+    "crops": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW, side, side, 3), jnp.uint8),
+    "crop_mask": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW), jnp.bool_),
+  }
+  return {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items()} if zeros else shapes
+
+
+def make_predict(config: Config):
+  """Returns f(variables, batch) -> logits [batch], split over all local devices, in eval mode."""
+  model = Detector(config.model)
+  apply = parallel_map(lambda variables, batch: model.apply(variables, batch, train=False).logit)
+  keys = tuple(abstract_batch(1))
+
+  def predict(variables: dict, batch: dict[str, np.ndarray]) -> np.ndarray:
+    return np.asarray(apply(variables, split_batch({key: batch[key] for key in keys}))).reshape(-1)
+
+  return predict
+
+
+def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path) -> dict[str, float]:
+  """Figures on the validation split, single pictures in eval mode.
+
+  Returns:
+    "auc", "accuracy" and, with pseudo-fakes, "paired_accuracy" of plain and degraded pairs pooled, and the same of each
+    kind as "plain_auc" and so on.
+  """
+  source = data.ExampleSource(config.data.datasets, "validation", data_dir)
+  score = functools.partial(
+    evaluation.score,
+    functools.partial(predict, state.variables),
+    limit=config.data.validation_limit,
+    batch_size=config.data.batch_size,
+  )
+  if not config.data.pseudofakes:
+    return score(data.HeldOutExamples(source)).summary()
+  plain, degraded = (score(data.HeldOutPairs(source, config.data, degraded=d)) for d in (False, True))
+  figures = (plain + degraded).summary()
+  for kind, scores in (("plain", plain), ("degraded", degraded)):
+    figures |= {f"{kind}_{name}": value for name, value in scores.summary().items()}
+  return figures
+
+
+def model_facts(config: Config, training: dict) -> dict:
+  """What is written beside the parameters; see checkpoints.save_model."""
+  return {"name": config.name, "version": __version__, "config": to_dict(config), "training": training}
+
+
+def _claim_workdir(config: Config, workdir: Path) -> None:
+  file, wanted = workdir / "config.json", to_dict(config)
+  if file.exists():
+    there = json.loads(file.read_text(encoding="utf-8"))
+    if there != wanted:
+      changed = ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in _differences(there, wanted))
+      raise ValueError(f"{workdir} holds a run of another configuration ({changed}); choose another --workdir.")
+  workdir.mkdir(parents=True, exist_ok=True)
+  file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+
+
+def _differences(a, b, path: str = ""):
+  if isinstance(a, dict) and isinstance(b, dict):
+    for key in sorted(a.keys() | b.keys()):
+      yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+  elif a != b:
+    yield path, a, b
+
+
+def _save(checkpoints: RunCheckpoints, step: int, state: TrainState, batches, config: Config, record: dict) -> None:
+  # Copied, because the next step donates these very buffers while the checkpoint is still being written.
+  state = jax.tree.map(jnp.copy, state)
+  rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+  meta = {"config": to_dict(config), "version": __version__, "record": record}
+  checkpoints.save(step, params=state.variables, train=rest, data=batches, meta=meta)
+
+
+def _restore(checkpoints: RunCheckpoints, step: int, state: TrainState, batches) -> TrainState:
+  rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+  variables, rest = checkpoints.restore(step, params=state.variables, train=rest, data=batches)
+  return TrainState(ema=variables["params"], batch_stats=variables["batch_stats"], **rest)
+
+
+def _note(record: dict, figures: dict[str, float], step: int, config: Config) -> dict:
+  if config.train.metric not in figures:
+    known = ", ".join(sorted(figures))
+    raise ValueError(f"train.metric is {config.train.metric!r}; validation measures {known}.")
+  better = figures[config.train.metric] > record["best"]
+  return {
+    "best": figures[config.train.metric] if better else record["best"],
+    "best_step": step if better else record["best_step"],
+    "waited": 0 if better else record["waited"] + 1,
+    "accuracy": figures["accuracy"],
+  }
+
+
+def _stop_reason(record: dict, config: Config) -> str | None:
+  if config.train.patience and record["waited"] >= config.train.patience:
+    return f"no better {config.train.metric} in {config.train.patience} validations"
+  if config.train.target_accuracy and record.get("accuracy", 0.0) >= config.train.target_accuracy:
+    return f"validation accuracy reached {config.train.target_accuracy}"
+  return None
+
+
+def _finite(sums: dict[str, Sum], step: int) -> dict[str, float]:
+  values = {name: float(s.total) / max(float(s.weight), 1e-6) for name, s in sums.items()}
+  broken = [name for name, value in values.items() if not math.isfinite(value)]
+  if broken:
+    raise TrainingError(f"The loss is not finite at step {step} ({', '.join(broken)}); lower train.learning_rate.")
+  return values
+
+
+def _loss_weight(name: str, config: Config) -> float:
+  if name == "region":
+    return config.train.region_weight
+  return config.train.branch_weight if name.startswith("branch_") else 1.0
+
+
+def _matching(ours: dict, theirs: dict) -> dict:
+  """Theirs, without what we have no place for (the ImageNet classifier)."""
+  return {key: _matching(value, theirs[key]) if isinstance(value, dict) else theirs[key] for key, value in ours.items()}

@@ -1,0 +1,58 @@
+"""Turns folders of media into a prepared dataset: faces found, aligned, checked, split without leaks.
+
+    deepscan build_dataset --name=real_only --media=/path/to/photos --media=/path/to/faces.tar --data_dir=data
+    deepscan build_dataset --name=real_fake_folder --media=/path/with/real/and/fake --data_dir=data
+
+Files that could not be used are listed in rejected.jsonl beside the data, each with the reason. A dataset that is there
+already is left as it is; --overwrite builds it again.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+_NAME = flags.DEFINE_string("name", "real_only", "A builder: a folder in datasets/.")
+_MEDIA = flags.DEFINE_multi_string("media", [], "A folder or tar file of media; may be given several times.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared datasets are written.")
+_FRAMES = flags.DEFINE_integer("frames_per_clip", 32, "Frames looked at in each video.", lower_bound=1)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Build again what is there.")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Builds the dataset that the flags name; returns the exit code."""
+  if argv[1:]:
+    raise app.UsageError(f"Unexpected argument {argv[1]!r}; media go into --media=.")
+  if not _MEDIA.value:
+    raise app.UsageError("Say which media to read: --media=FOLDER_OR_TAR (may be given several times).")
+
+  from deepscan_jax.rooms import import_room
+
+  known = sorted(path.parent.name for path in Path(import_room("datasets").__path__[0]).glob("*/*_dataset_builder.py"))
+  if _NAME.value not in known:
+    raise app.UsageError(f"Unknown dataset {_NAME.value!r}; there are {', '.join(known)}.")
+  builder = import_room(f"datasets.{_NAME.value}.{_NAME.value}_dataset_builder").Builder(
+    media_paths=_MEDIA.value, frames_per_clip=_FRAMES.value, data_dir=_DATA_DIR.value
+  )
+  folder = Path(builder.data_dir)
+  if folder.exists() and not _OVERWRITE.value:
+    print(f"{folder} is there already; --overwrite builds it again.", file=sys.stderr)
+  else:
+    builder.prepare(overwrite=_OVERWRITE.value)
+  for split, info in builder.info.splits.items():
+    print(f"{split:<12}{info.num_examples:>8} examples")
+  rejected = folder / "rejected.jsonl"
+  if rejected.exists():
+    reasons = Counter(json.loads(line)["reason"] for line in rejected.read_text(encoding="utf-8").splitlines())
+    print(f"{'not used':<12}{sum(reasons.values()):>8} " + ", ".join(f"{r}: {n}" for r, n in reasons.most_common()))
+  print(f"written to  {folder}")
+  return 0
+
+
+if __name__ == "__main__":
+  from .__main__ import run_module
+
+  run_module(__name__)

@@ -1,0 +1,46 @@
+"""Trains a detector, or goes on with a training that stopped.
+
+    deepscan train --preset=default --data_dir=data --workdir=runs/default
+    deepscan train --preset=default --set=train.steps=500 --set=data.batch_size=16 --workdir=runs/short
+
+The same command again goes on where the last saved step was. The best model of the run, by a metric on the validation
+split, lies in WORKDIR/best and is used with `deepscan detect --model_path=WORKDIR/best`.
+"""
+
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+
+_PRESET = flags.DEFINE_string("preset", "default", "A preset in experiments/, or the path of a Python file.")
+_SET = flags.DEFINE_multi_string("set", [], "Change one field: train.steps=500; may be given several times.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, scalars, the best model.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where build_dataset wrote the datasets.")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Trains as the flags say; returns the exit code."""
+  if argv[1:]:
+    raise app.UsageError(f"Unexpected argument {argv[1]!r}; fields of the preset are changed by --set=path=value.")
+  if not _WORKDIR.value:
+    raise app.UsageError("Say where the run may write: --workdir=FOLDER.")
+  logging.set_verbosity(logging.INFO)
+
+  from deepscan_jax.config import load_preset, override
+  from deepscan_jax.training import TrainingError, fit
+
+  config = load_preset(_PRESET.value)
+  for assignment in _SET.value:
+    config = override(config, assignment)
+  try:
+    result = fit(config, workdir=_WORKDIR.value, data_dir=_DATA_DIR.value)
+  except TrainingError as error:
+    raise app.UsageError(str(error)) from error
+  print(f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}")
+  print(f"the model: {_WORKDIR.value}/best")
+  return 0
+
+
+if __name__ == "__main__":
+  from .__main__ import run_module
+
+  run_module(__name__)
