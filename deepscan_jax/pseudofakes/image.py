@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
-from deepscan_jax.augment import ColourConfig, draw_colour, scale_channels
+from deepscan_jax.augment import ColourConfig, draw_colour, scale_channels, warp
 from deepscan_jax.faces import regions
 
 MASK_KINDS = ("face", "face_below_brows", "inner_face", "mouth_and_chin", "parts")
@@ -74,7 +74,7 @@ class BlendConfig:
   soften_sigma: tuple[float, float] = (5.0, 45.0)
   ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
   fill_probability: float = 0.7
-  min_difference: float = 1.0
+  min_difference: float = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,11 +232,10 @@ def _blend(
     source = _through(source, small, cv2.INTER_AREA)
   if rng.random() < config.colour_transfer_probability:
     source = _match_colours(source, target, hard_mask)
-  move = _draw_misalignment(size, rng, config)
-  source = cv2.warpAffine(
-    source, move, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+  moved = warp(
+    np.dstack([source, hard_mask]), matrix=_draw_misalignment(size, rng, config), size=(size, size)
   )
-  mask = _bend(hard_mask, move, rng, config)
+  source, mask = moved[..., :3], _bend(np.ascontiguousarray(moved[..., 3]), rng, config)
   mask = _soften(mask, rng, config) * np.float32(rng.choice(config.ratios))
   left, top, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
   box = np.s_[top : top + height, left : left + width]
@@ -280,14 +279,12 @@ def _draw_misalignment(size: int, rng: np.random.Generator, config: BlendConfig)
   return np.column_stack([np.eye(2) * scale, middle * (1 - scale) + shift])
 
 
-def _bend(mask: np.ndarray, move: np.ndarray, rng: np.random.Generator, config: BlendConfig) -> np.ndarray:
-  """Moves the mask with the source, then bends its outline by a smooth random field."""
+def _bend(mask: np.ndarray, rng: np.random.Generator, config: BlendConfig) -> np.ndarray:
+  """Bends the mask's outline by a smooth random field."""
   size = mask.shape[0]
-  mask = cv2.warpAffine(mask, move, (size, size))
-  cells = max(2, round(size / (config.elastic_cell_px * size / _REFERENCE_SIZE))) + 1
-  field = rng.standard_normal((cells, cells, 2), np.float32) * np.float32(
-    config.elastic_px * size / _REFERENCE_SIZE
-  )
+  cells = max(2, round(_REFERENCE_SIZE / config.elastic_cell_px)) + 1
+  field = rng.standard_normal((cells, cells, 2), np.float32)
+  field *= np.float32(config.elastic_px * size / _REFERENCE_SIZE)
   field = cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC)
   return cv2.remap(mask, _pixel_grid(size) + field, None, cv2.INTER_LINEAR)
 
@@ -388,16 +385,8 @@ def _find_photograph(image: np.ndarray) -> _Photograph | None:
 def _mirror_fill(image: np.ndarray, photograph: _Photograph) -> np.ndarray:
   """Fills the outside with the photograph mirrored at its own edges."""
   size = image.shape[0]
-  mirror = cv2.BORDER_REFLECT_101
-  upright = cv2.warpAffine(
-    image,
-    photograph.upright,
-    (photograph.width, photograph.height),
-    flags=cv2.INTER_LINEAR,
-    borderMode=mirror,
-  )
-  flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-  filled = cv2.warpAffine(upright, photograph.upright, (size, size), flags=flags, borderMode=mirror)
+  upright = warp(image, matrix=photograph.upright, size=(photograph.width, photograph.height))
+  filled = warp(upright, matrix=photograph.upright, size=(size, size), inverse=True)
   return cv2.copyTo(image, photograph.inside, filled)
 
 
