@@ -1,0 +1,222 @@
+"""Opens videos, pictures and sound files: one file in, one Clip out.
+
+Frames are uint8 RGB [time, height, width, channel], upright, with their times from the file's own
+timestamps; sound is mono float32 at 16 kHz in [-1, 1]. A file that is not trusted is decoded in a child
+process with limits on memory, processor time, open files and written bytes; its frames come back through
+shared memory, so that costs one process start and no copy.
+
+Colours follow what the stream says of itself; a stream that says nothing is read as BT.601, limited range,
+which is what FFmpeg-made files without a mark hold. Sample aspect ratio is reported, not applied; HDR is not
+tone-mapped.
+"""
+
+import io
+import json
+import mmap
+import os
+import select
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepscan_jax.media_decoder import (
+  SAMPLE_RATE_HZ,
+  Budget,
+  MediaError,
+  Region,
+  SamplingPlan,
+  decode_file,
+  is_picture,
+  open_picture,
+)
+
+__all__ = [
+  "SAMPLE_RATE_HZ",
+  "Budget",
+  "Clip",
+  "MediaError",
+  "SamplingPlan",
+  "decode_clip",
+  "decode_image_bytes",
+]
+
+# The child's answer is a few kilobytes; more than this can only come from a decoder that was taken over.
+ANSWER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Clip:
+  """What was taken out of one file.
+
+  kind is "video", "image" or "audio". frames: uint8 RGB [time, height, width, channel], time = 0 for sound
+  files; frame_times_s: float64 [time], seconds since the clip's start (its first frame or sound sample,
+  whichever is first); waveform: float32 [sample] in [-1, 1] on the same clock, empty if there is none; facts:
+  JSON-able properties of the container and its streams; warnings: sentences for people.
+  """
+
+  kind: str
+  frames: np.ndarray
+  frame_times_s: np.ndarray
+  waveform: np.ndarray
+  sample_rate_hz: int
+  facts: dict
+  warnings: tuple[str, ...]
+
+
+def decode_clip(
+  path: str | os.PathLike,
+  *,
+  plan: SamplingPlan = SamplingPlan(),  # noqa: B008 - immutable
+  budget: Budget = Budget(),  # noqa: B008 - immutable
+  trusted: bool = False,
+) -> Clip:
+  """Returns the Clip of a video, picture or sound file.
+
+  Args:
+    path: the file.
+    plan: which frames of a video to take; a picture has one frame.
+    budget: what the file may cost in bytes, pixels, seconds and memory.
+    trusted: True decodes in this process: for builders of one's own data, not for files that others sent.
+
+  Raises:
+    MediaError: the file is missing, empty, not media, damaged beyond use or over budget.
+  """
+  file = _open_regular_file(path)
+  try:
+    with _shared_memory(budget.output_bytes) as region:
+      if trusted:
+        memory = mmap.mmap(region.fileno(), budget.output_bytes)
+        result = decode_file(file, Region(memory), plan=plan, budget=budget)
+      else:
+        result = _decode_in_child(file, region.fileno(), plan=plan, budget=budget)
+      return _clip(result, region.fileno(), budget=budget)
+  finally:
+    os.close(file)
+
+
+def decode_image_bytes(data: bytes) -> np.ndarray:
+  """Returns the upright RGB pixels, uint8 [height, width, channel], of one's own jpg, png or webp bytes.
+
+  The same reading as decode_clip's, without its child process.
+
+  Raises:
+    MediaError: the bytes are not a picture, or it is damaged or too large.
+  """
+  if not is_picture(data[:64]):
+    raise MediaError(
+      "not_media", "These bytes are not a jpg, png or webp picture; check the file they came from."
+    )
+  picture, _, _ = open_picture(io.BytesIO(data), frame_pixels=Budget().frame_pixels)
+  return np.array(picture)
+
+
+def _open_regular_file(path: str | os.PathLike) -> int:
+  name = Path(path).name
+  try:
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # non-blocking, or a named pipe would hang here
+  except FileNotFoundError as error:
+    raise MediaError("missing_file", f"There is no file {name}; check the path.") from error
+  except OSError as error:
+    raise MediaError(
+      "unreadable", f"{name} cannot be opened ({error.strerror}); check its permissions."
+    ) from error
+  if not stat.S_ISREG(os.fstat(file).st_mode):
+    os.close(file)
+    raise MediaError("unsupported_type", f"{name} is not a regular file; give the path of one media file.")
+  return file
+
+
+def _shared_memory(size: int):
+  """An unnamed file in memory; pages cost nothing before they are written."""
+  if hasattr(os, "memfd_create"):
+    region = os.fdopen(os.memfd_create("deepscan-frames", os.MFD_CLOEXEC), "r+b", buffering=0)
+  else:
+    region = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the caller closes it
+  region.truncate(size)
+  return region
+
+
+def _clip(result: dict, region: int, *, budget: Budget) -> Clip:
+  """Maps what the decoder wrote; every number is checked against the region, for the child is not trusted."""
+  times = np.array(result["frame_times_s"], np.float64)
+  shape = (len(times), int(result["height"]), int(result["width"]), 3)
+  memory = mmap.mmap(region, budget.output_bytes)
+  frames = np.frombuffer(memory, np.uint8, int(np.prod(shape)), int(result["frames_at"])).reshape(shape)
+  waveform = np.frombuffer(memory, np.float32, int(result["sample_count"]), int(result["waveform_at"]))
+  if not np.isfinite(waveform).all():  # float sound files may hold anything
+    waveform = np.nan_to_num(waveform, nan=0.0, posinf=1.0, neginf=-1.0)
+  return Clip(
+    kind=result["kind"],
+    frames=frames,
+    frame_times_s=times,
+    waveform=np.clip(waveform, -1.0, 1.0),
+    sample_rate_hz=SAMPLE_RATE_HZ,
+    facts=result["facts"],
+    warnings=tuple(result["warnings"]),
+  )
+
+
+def _decode_in_child(file: int, region: int, *, plan: SamplingPlan, budget: Budget) -> dict:
+  order = {
+    "file": file,
+    "region": region,
+    "parent": os.getpid(),
+    "plan": asdict(plan),
+    "budget": asdict(budget),
+  }
+  # The child finds PyAV where this process did, and the decoder by its file's folder: importing it through
+  # its package would start JAX. It gets none of this process's other environment, which may hold secrets.
+  search = [*(entry for entry in sys.path if entry), str(Path(__file__).parent)]
+  environment = {"PYTHONPATH": os.pathsep.join(search)}
+  if "LD_LIBRARY_PATH" in os.environ:
+    environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+  command = "from media_decoder import run_child; run_child()"
+  child = subprocess.Popen(
+    [sys.executable, "-S", "-B", "-P", "-c", command, json.dumps(order)],
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    pass_fds=(file, region),
+    env=environment,
+  )
+  try:
+    answer = _read_answer(child.stdout, seconds=budget.wall_s)
+    if answer is not None:
+      child.wait()
+  finally:
+    child.kill()
+    child.wait()
+    child.stdout.close()
+  if answer is None or child.returncode == -signal.SIGXCPU:
+    raise MediaError("timeout", "Decoding took longer than the limit allows; cut or shrink the file first.")
+  if child.returncode != 0:
+    raise MediaError(
+      "decoder_crash",
+      "The decoder gave up on this file, so it is damaged or hostile; convert it to mp4 and retry.",
+    )
+  reply = json.loads(answer)
+  if "result" not in reply:
+    raise MediaError(reply["reason"], reply["message"])
+  return reply["result"]
+
+
+def _read_answer(pipe, *, seconds: float) -> bytes | None:
+  """Everything the child writes until it ends; None when the time is up or it writes too much."""
+  deadline = time.monotonic() + seconds
+  answer = bytearray()
+  while len(answer) <= ANSWER_BYTES:
+    ready, _, _ = select.select([pipe], [], [], max(deadline - time.monotonic(), 0))
+    if not ready:
+      return None
+    piece = os.read(pipe.fileno(), 1 << 16)
+    if not piece:
+      return bytes(answer)
+    answer += piece
+  return None
