@@ -124,7 +124,7 @@ def self_blend(
   for _ in range(_ATTEMPTS):
     kind = MASK_KINDS[rng.choice(len(MASK_KINDS), p=_kind_probabilities(config))]
     mask = face_mask(landmarks, image.shape[0], kind=kind, rng=rng, config=config)
-    pair = _blend(image, mask, kind, rng, config)
+    pair = _blend(image, mask, kind, rng=rng, config=config)
     if photograph is not None and keep_black:
       real, fake, mask = (cv2.copyTo(v, photograph.inside) for v in (pair.real, pair.fake, pair.mask))
       pair = replace(pair, real=real, fake=fake, mask=mask)
@@ -222,7 +222,7 @@ _UNEXPLAINED = 0.02  # part of the crop that may be black though the rectangle o
 
 
 def _blend(
-  image: np.ndarray, hard_mask: np.ndarray, kind: str, rng: np.random.Generator, config: BlendConfig
+  image: np.ndarray, hard_mask: np.ndarray, kind: str, *, rng: np.random.Generator, config: BlendConfig
 ) -> BlendedPair:
   size = image.shape[0]
   jittered = _jitter(image, rng, config)
@@ -232,10 +232,10 @@ def _blend(
     source = _through(source, small, cv2.INTER_AREA)
   if rng.random() < config.colour_transfer_probability:
     source = _match_colours(source, target, hard_mask)
-  moved = warp(
-    np.dstack([source, hard_mask]), matrix=_draw_misalignment(size, rng, config), size=(size, size)
-  )
-  source, mask = moved[..., :3], _bend(np.ascontiguousarray(moved[..., 3]), rng, config)
+  misalignment = _draw_misalignment(size, rng, config)
+  together = warp(cv2.merge([*cv2.split(source), hard_mask]), matrix=misalignment, size=(size, size))
+  *channels, mask = cv2.split(together)
+  source, mask = cv2.merge(channels), _bend(mask, rng, config)
   mask = _soften(mask, rng, config) * np.float32(rng.choice(config.ratios))
   left, top, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
   box = np.s_[top : top + height, left : left + width]
