@@ -38,15 +38,31 @@ def private_folder(path: Path) -> Path:
   return path
 
 
-def switch_on(path: Path) -> None:
-  """Makes JAX read and write compiled programs there; has no effect on what is compiled already.
+def switch_on(choice: str | None = None) -> str:
+  """Makes JAX read and write compiled programs in a private folder; call it before anything is compiled.
 
   Args:
-    path: checked by `private_folder`.
+    choice: the folder; None is `default_folder()`, "none" leaves the cache off.
+
+  Returns:
+    A sentence where the default folder cannot be used and the cache stays off; empty otherwise.
+
+  Raises:
+    ValueError, OSError: the chosen folder is not private, or cannot be made.
   """
+  if choice == "none":
+    return ""
+  try:
+    folder = private_folder(Path(choice) if choice else default_folder())
+  except (OSError, ValueError) as error:
+    if choice:
+      raise
+    return f"Going on without a compilation cache. {error}"
+
   import jax
 
-  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_compilation_cache_dir", str(folder))
   # Everything is worth keeping: the many small programs of a cold start take as long as the large one.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  return ""

@@ -1,7 +1,7 @@
-"""Shows verdicts to people and machines: JSON, a page of HTML that needs nothing else, and a few lines for a terminal.
+"""Shows verdicts to people and machines: JSON, one self-contained page of HTML, a few lines for a terminal.
 
-Names and metadata come from files that nobody vouches for. In the page every text passes through `tag`, which escapes
-it, and the page's own policy lets no script run but ours; in the terminal it passes through `printable`.
+Names and metadata come from files that nobody vouches for. In the page every text passes through `tag`, which
+escapes it, and the page's policy lets no script run but ours; in the terminal it passes through `printable`.
 """
 
 import base64
@@ -13,10 +13,10 @@ import hashlib
 import html
 import json
 import os
-import re
 import shutil
 import tempfile
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from deepscan_jax.verdict import Evidence, Person, Sighting, Verdict
 from deepscan_jax.version import __version__
 
 JPEG_QUALITY = 82
+DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 
 OUTCOME_WORDS = {
   verdicts.LIKELY_AUTHENTIC: "Likely authentic",
@@ -37,14 +38,14 @@ OUTCOME_WORDS = {
 }
 
 LIMITS = (
-  "A score is an opinion of a statistical model, not a finding of fact. It should never be the only ground of a "
-  "decision about a person or a story.",
-  "A low score does not prove that a file is authentic. Methods that the model was not trained for, faces that were "
-  "generated as a whole, heavy compression and repeated re-encoding can all go unseen.",
-  "A high score does not prove intent, or even forgery: beauty filters, strong retouching, unusual light and poor "
-  "copies can raise it.",
-  "Only what the table of branches names was looked at. Everything else in the file, such as the background, captions, "
-  "or whether a scene was staged, was not judged.",
+  "A score is the opinion of a statistical model, not a finding of fact. It should never be the only ground "
+  "of a decision about a person or a story.",
+  "A low score does not prove that a file is authentic. Methods that the model was not trained for, faces "
+  "that were generated as a whole, heavy compression and repeated re-encoding can all go unseen.",
+  "A high score does not prove intent, or even forgery: beauty filters, strong retouching, unusual light and "
+  "poor copies can raise it.",
+  "Only what the table of branches names was looked at. Everything else in the file, such as the background, "
+  "captions, or whether a scene was staged, was not judged.",
   "The false-positive rate was measured on validation material; on other sources it can be higher or lower.",
   "The coloured maps show where the model sees traces of blending: model attention, not proof.",
 )
@@ -187,7 +188,9 @@ def render_html(answers: Answer | Sequence[Answer], *, created: datetime.datetim
     tag(
       "main",
       _overview(several) if len(several) > 1 else "",
-      *(_article(answer, number, heading=len(several) == 1) for number, answer in enumerate(several, start=1)),
+      *(
+        _article(answer, number, heading=len(several) == 1) for number, answer in enumerate(several, start=1)
+      ),
       _limits(),
       _embedded_json(answers),
       id="main",
@@ -200,12 +203,9 @@ def render_html(answers: Answer | Sequence[Answer], *, created: datetime.datetim
 
 
 def percent(probability: float) -> str:
-  """A probability in words for people: whole percents, never 0 % or 100 %."""
-  if probability < 0.01:
-    return "under 1 %"
-  if probability > 0.99:
-    return "over 99 %"
-  return f"{100 * probability:.0f} %"
+  """A probability for people: whole percents, never 0 % or 100 %; with a no-break space."""
+  whole = f"{100 * probability:.0f}"
+  return {"0": "<1", "100": ">99"}.get(whole, whole) + "\N{NO-BREAK SPACE}%"
 
 
 def clock(time_s: float) -> str:
@@ -217,8 +217,11 @@ def clock(time_s: float) -> str:
 
 
 def printable(text: object) -> str:
-  """Returns the text with control and direction characters spelled out, so that it cannot steer a terminal."""
-  return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(text))
+  """Returns the text with control and direction characters spelled out: it can steer no terminal."""
+  return "".join(
+    c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+    for c in str(text)
+  )
 
 
 class Html(str):
@@ -236,8 +239,8 @@ def tag(_name: str, *children: object, **attributes: object) -> Html:
   Args:
     _name: of the element.
     children: what is inside; escaped, unless it is Html.
-    attributes: escaped; None and False leave one out, True has no value. An underscore stands for a dash, one at
-      the end for nothing (class_, for_).
+    attributes: escaped; None and False leave one out, True has no value. An underscore stands for a dash, one
+      at the end for nothing (class_, for_).
   """
   parts = [f"<{_name}"]
   for key, value in attributes.items():
@@ -259,10 +262,10 @@ def _escape(value: object) -> str:
 def _overview(answers: Sequence[Answer]) -> Html:
   rows = []
   for number, answer in enumerate(answers, start=1):
-    outcome, words, score = "unread", "Could not be read", "–"
+    outcome, words, score = "unread", "Could not be read", DASH
     if isinstance(answer, Verdict):
       outcome, words = answer.outcome, OUTCOME_WORDS[answer.outcome]
-      score = "–" if answer.deepfake_probability is None else percent(answer.deepfake_probability)
+      score = DASH if answer.deepfake_probability is None else percent(answer.deepfake_probability)
     link = tag("a", tag("bdi", _name(answer)), href=f"#file-{number}")
     outcome_cell = tag("td", _symbol(outcome), words, class_=f"mark {outcome}")
     rows.append(tag("tr", tag("th", link, scope="row"), outcome_cell, tag("td", score, class_="number")))
@@ -301,8 +304,8 @@ def _band(answer: Verdict) -> Html:
       tag(
         "p",
         f"Called likely manipulated from {percent(t.manipulated)} on. On authentic validation material, "
-        f"{100 * t.false_positive_rate:.2g} % reached that threshold. Below {percent(t.inconclusive)} a file is "
-        "called likely authentic; between the two, inconclusive.",
+        f"{100 * t.false_positive_rate:.2g}\N{NO-BREAK SPACE}% reached that threshold. Below "
+        f"{percent(t.inconclusive)} a file is called likely authentic; between the two, inconclusive.",
         class_="fine",
       )
     )
@@ -328,6 +331,7 @@ def _scale(answer: Verdict) -> Html:
       for outcome, start, end in zones
     ),
     tag("span", class_="needle", style=f"left:{100 * p:.2f}%"),
+    *(tag("span", percent(at), class_="at", style=f"left:{100 * at:.2f}%") for at in (low, high)),
     class_="scale",
     role="img",
     aria_label=f"{percent(p)} on a scale from 0 to 100 %, thresholds at {percent(low)} and {percent(high)}",
@@ -339,8 +343,17 @@ def _person(answer: Verdict, person: Person, key: str) -> Html:
   score = "not judged" if person.deepfake_probability is None else percent(person.deepfake_probability)
   plural = "s" if len(person.sightings) != 1 else ""
   inside = [
-    tag("h2", f"Person {person.id}", tag("span", score, class_=f"score {_zone(answer, person.deepfake_probability)}")),
-    tag("p", f"Judged in {person.judged} of {len(person.sightings)} sighting{plural}.", _unjudged(person), class_="fine"),
+    tag(
+      "h2",
+      f"Person {person.id}",
+      tag("span", score, class_=f"score {_zone(answer, person.deepfake_probability)}"),
+    ),
+    tag(
+      "p",
+      f"Judged in {person.judged} of {len(person.sightings)} sighting{plural}.",
+      _unjudged(person),
+      class_="fine",
+    ),
   ]
   if len({s.time_s for s in person.sightings}) > 1:
     inside.append(_timeline(answer, person, evidence, key))
@@ -356,7 +369,11 @@ def _unjudged(person: Person) -> str:
   counts = collections.Counter(code for s in person.sightings if s.probability is None for code in s.reasons)
   if not counts:
     return ""
-  return " Not judged because: " + ", ".join(f"{_words(code).lower()} ({n})" for code, n in counts.most_common()) + "."
+  return (
+    " Not judged because: "
+    + ", ".join(f"{_words(code).lower()} ({n})" for code, n in counts.most_common())
+    + "."
+  )
 
 
 def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], key: str) -> Html:
@@ -370,7 +387,14 @@ def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], 
 
   low, high = answer.thresholds.inconclusive, answer.thresholds.manipulated
   lines = [
-    tag("rect", x=0, y=0, width=100, height=f"{100 * (1 - high):.2f}", class_=f"zone {verdicts.LIKELY_MANIPULATED}"),
+    tag(
+      "rect",
+      x=0,
+      y=0,
+      width=100,
+      height=f"{100 * (1 - high):.2f}",
+      class_=f"zone {verdicts.LIKELY_MANIPULATED}",
+    ),
     tag(
       "rect",
       x=0,
@@ -389,9 +413,10 @@ def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], 
   label = f"Person {person.id}: nothing judged"
   if judged:
     peak = max(judged, key=lambda s: s.probability)
+    least = percent(min(s.probability for s in judged))
     label = (
-      f"Probability of manipulation over time for person {person.id}: between "
-      f"{percent(min(s.probability for s in judged))} and {percent(peak.probability)}, highest at {clock(peak.time_s)}"
+      f"Probability of manipulation over time for person {person.id}: between {least} and "
+      f"{percent(peak.probability)}, highest at {clock(peak.time_s)}"
     )
   svg = tag(
     "svg",
@@ -412,19 +437,36 @@ def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], 
       shown = {"href": f"#{key}-{i}", "data_preview": f"{key}-{i}"} if s.time_s in evidence else {}
       place = f"{x};bottom:{100 * s.probability:.2f}%"
       marks.append(
-        tag("a", class_=f"point {_zone(answer, s.probability)}", style=place, aria_label=text, title=text, **shown)
+        tag(
+          "a",
+          class_=f"point {_zone(answer, s.probability)}",
+          style=place,
+          aria_label=text,
+          title=text,
+          **shown,
+        )
       )
-  levels = [tag("span", f"{y} %", class_="level", style=f"bottom:{y}%") for y in (0, 50, 100)]
-  threshold = tag("span", f"threshold {percent(high)}", class_="limit", style=f"bottom:{100 * high:.2f}%")
+  # A grid label too close to the threshold's gives way to it.
+  levels = [
+    tag("span", f"{y} %", class_="level", style=f"bottom:{y}%")
+    for y in (0, 50, 100)
+    if abs(y - 100 * high) > 9
+  ]
+  levels.append(tag("span", percent(high), class_="level limit", style=f"bottom:{100 * high:.2f}%"))
   axis = [tag("span", _tick(t), style=f"left:{across(t):.2f}%") for t in _ticks(start, end)]
-  key_words = [tag("span", "○ judged", class_="key")]
+  key_words = [
+    tag("span", "\N{WHITE CIRCLE} judged", class_="key"),
+    tag("span", tag("i", f"{DASH} {DASH}"), " threshold", class_="key limit"),
+  ]
   if len(judged) < len(times):
-    key_words.append(tag("span", "× seen, not judged", class_="key"))
+    key_words.append(tag("span", f"{TIMES} seen, not judged", class_="key"))
   if evidence:
-    key_words.append(tag("span", "Point at a circle to see the face; arrow keys move along.", class_="key hint"))
+    key_words.append(
+      tag("span", "Point at a circle to see the face; arrow keys move along.", class_="key hint")
+    )
   return tag(
     "figure",
-    tag("div", svg, *levels, threshold, tag("div", *marks, class_="points"), class_="plot"),
+    tag("div", svg, *levels, tag("div", *marks, class_="points"), class_="plot"),
     tag("div", *axis, class_="axis", aria_hidden="true"),
     tag("figcaption", tag("span", "Probability of manipulation over time."), *key_words),
     class_="timeline",
@@ -433,7 +475,7 @@ def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], 
 
 def _strip(answer: Verdict, person: Person, evidence: dict[float, Evidence], key: str) -> Iterator[Html]:
   choices = (("over", "over the face"), ("beside", "beside it"), ("off", "off"))
-  # The radio buttons come first, as siblings of the strip: so the style sheet alone can obey them, without a script.
+  # The radio buttons are siblings before the strip: so the style sheet can obey them without a script.
   for value, _ in choices:
     yield tag(
       "input",
@@ -462,16 +504,22 @@ def _strip(answer: Verdict, person: Person, evidence: dict[float, Evidence], key
   for i, s in enumerate(person.sightings):
     if s.time_s in evidence:
       figures.append(_figure(answer, s, evidence[s.time_s], f"{key}-{i}", person.id))
-  yield tag("div", *figures, class_="strip")
+  yield tag("div", *figures, class_="strip" if len(figures) > 4 else "strip few")
 
 
 def _figure(answer: Verdict, sighting: Sighting, evidence: Evidence, key: str, person: int) -> Html:
   at = clock(sighting.time_s)
   height, width = evidence.crop.shape[:2]
-  face = tag("img", src=_jpeg(evidence.crop), alt=f"Face of person {person} at {at}", width=width, height=height)
+  face = tag(
+    "img", src=_jpeg(evidence.crop), alt=f"Face of person {person} at {at}", width=width, height=height
+  )
   shade = tag("img", src=_map_png(evidence.region_map), alt=f"Region map at {at}", class_="map")
   zone = _zone(answer, evidence.probability)
-  caption = tag("figcaption", tag("span", at), tag("b", percent(evidence.probability), class_=zone))
+  caption = tag(
+    "figcaption",
+    tag("span", "face" if answer.file.get("kind") == "image" else at),
+    tag("b", percent(evidence.probability), class_=zone),
+  )
   return tag("figure", tag("div", face, shade, class_="crop"), caption, id=key, class_=zone)
 
 
@@ -480,9 +528,15 @@ def _branches(answer: Verdict) -> Html:
     return Html("")
   rows = []
   for name, branch in answer.branches.items():
-    score = "–" if branch.probability is None else percent(branch.probability)
-    bar = tag("span", tag("span", style=f"width:{100 * branch.weight:.1f}%"), class_="bar", aria_hidden="true")
-    cells = (tag("td", score, class_="number"), tag("td", bar, f"{100 * branch.weight:.0f} %"), tag("td", _words(branch.status)))
+    score = DASH if branch.probability is None else percent(branch.probability)
+    bar = tag(
+      "span", tag("span", style=f"width:{100 * branch.weight:.1f}%"), class_="bar", aria_hidden="true"
+    )
+    cells = (
+      tag("td", score, class_="number"),
+      tag("td", bar, f"{100 * branch.weight:.0f} %"),
+      tag("td", _words(branch.status)),
+    )
     rows.append(tag("tr", tag("th", _words(name), scope="row"), *cells))
   names = ("Branch", "Probability", "Share of attention", "Status")
   header = tag("tr", *(tag("th", name, scope="col") for name in names))
@@ -506,7 +560,15 @@ def _facts(answer: Verdict) -> Html:
 
 
 def _definitions(rows: Sequence[tuple[str, str]]) -> Html:
-  return tag("dl", *(tag("div", tag("dt", label), tag("dd", tag("bdi", value))) for label, value in rows))
+  return tag(
+    "dl",
+    *(
+      tag(
+        "div", tag("dt", label), tag("dd", tag("bdi", value), class_="hash" if label == "SHA-256" else None)
+      )
+      for label, value in rows
+    ),
+  )
 
 
 def _limits() -> Html:
@@ -523,7 +585,7 @@ def _embedded_json(answers: Answer | Sequence[Answer]) -> Html:
     "details",
     tag("summary", "The same facts as JSON"),
     tag("pre", id="json-view", tabindex=0),
-    Html(tag("script", Html(text), type="application/json", id="verdict-json")),
+    tag("script", Html(text), type="application/json", id="verdict-json"),
     class_="card json",
   )
 
@@ -567,7 +629,7 @@ def _ticks(start: float, end: float) -> list[float]:
   power = 10.0 ** np.floor(np.log10(span / 4))
   step = power * max(m for m in (1, 2, 5) if span / (m * power) >= 4 or m == 1)
   first = np.ceil(start / step - 1e-9)
-  return [float(step * n) for n in np.arange(first, np.floor(end / step + 1e-9) + 1)]
+  return [float(step * abs(n)) for n in np.arange(first, np.floor(end / step + 1e-9) + 1)]
 
 
 def _tick(time_s: float) -> str:
@@ -606,14 +668,13 @@ def _fact(value: object, unit: str, name: str) -> str:
     return ", ".join(_fact(v, unit, name) for v in value)
   if isinstance(value, int | float | np.number):
     number = f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
-    unit = "bytes" if name == "bytes" else unit
-    return f"{number} {unit}".rstrip()
+    return f"{number} {'bytes' if name == 'bytes' else unit}".rstrip()
   return str(value)
 
 
 def _words(code: str) -> str:
   text = str(code).replace("_", " ").strip()
-  text = re.sub(r"\bsha256\b", "SHA-256", text)
+  text = {"sha256": "SHA-256", "bytes": "size"}.get(text, text)
   return text[:1].upper() + text[1:]
 
 
@@ -624,7 +685,7 @@ def _about(file: dict) -> str:
   if media.get("duration_s"):
     parts.append(clock(media["duration_s"]))
   if media.get("width") and media.get("height"):
-    parts.append(f"{media['width']} × {media['height']}")
+    parts.append(f"{media['width']} {TIMES} {media['height']}")
   return ", ".join(printable(part) for part in parts)
 
 

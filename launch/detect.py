@@ -75,9 +75,12 @@ def main(argv: Sequence[str]) -> int:
   for path in (_OUTPUT_JSON.value, _OUTPUT_HTML.value):
     if path:
       check_writable(Path(path))
-  _use_cache(_CACHE.value)
 
-  from deepscan_jax import checkpoints, load_detector
+  from deepscan_jax import checkpoints, compilation_cache, load_detector
+
+  warning = compilation_cache.switch_on(_CACHE.value)
+  if warning:
+    print(f"deepscan: {warning}", file=sys.stderr)
 
   say = _silent if _QUIET.value else _progress
   started = time.monotonic()
@@ -214,22 +217,6 @@ def check_writable(path: Path) -> None:
 def wants_color(stream) -> bool:
   """True for a terminal, unless NO_COLOR is set or the terminal is a dumb one (no-color.org)."""
   return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def _use_cache(choice: str | None) -> None:
-  from deepscan_jax import compilation_cache
-
-  if choice == "none":
-    return
-  if choice:
-    folder = compilation_cache.private_folder(Path(choice))
-  else:
-    try:
-      folder = compilation_cache.private_folder(compilation_cache.default_folder())
-    except (OSError, ValueError) as error:
-      print(f"deepscan: Starting without a compilation cache. {error}", file=sys.stderr)
-      return
-  compilation_cache.switch_on(folder)
 
 
 def _progress(line: str) -> None:
