@@ -1,0 +1,277 @@
+"""Checks whether this installation works as it should: versions, devices, model, scores, sandbox, folders.
+
+The golden scores tie a checkpoint to what it computed where it was made. `golden_inputs` makes two pictures by
+plain arithmetic, the same on every machine; golden.json beside the checkpoint holds the model's logits for them.
+A maintainer who ships a new checkpoint writes that file with `deepscan doctor --write_golden`.
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from deepscan_jax import compilation_cache
+from deepscan_jax.version import __version__
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+GOLDEN_FILE = "golden.json"
+# Logits. Processors differ by thousandths, accelerators with shortened products by hundredths.
+GOLDEN_CLOSE, GOLDEN_FAR = 0.02, 0.2
+
+PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "opencv-python-headless", "av", "grain")
+LITTLE_DISK_BYTES, NO_DISK_BYTES = 2 << 30, 200 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """One line of the answer.
+
+  Attributes:
+    name: what was looked at.
+    status: OK, WARN or FAIL.
+    detail: what was found.
+    remedy: what to do about it; empty where all is well.
+  """
+
+  name: str
+  status: str
+  detail: str
+  remedy: str = ""
+
+
+def examine(model_path: str | None = None) -> Iterator[Check]:
+  """Yields one Check after the other; none of them raises.
+
+  Args:
+    model_path: a checkpoint folder; None is the model that comes with the package.
+  """
+  yield _guarded("python", _python)
+  yield _guarded("packages", _packages)
+  yield _guarded("ffmpeg", _ffmpeg)
+  yield _guarded("devices", _devices)
+  yield _guarded("disk", _disk)
+  yield _guarded("compilation cache", _cache)
+  yield _guarded("sandbox", _sandbox)
+  loaded = []
+  yield _guarded("model", lambda: _model(model_path, loaded))
+  if loaded:
+    yield _guarded("golden scores", lambda: _golden(*loaded))
+
+
+def golden_inputs() -> dict[str, np.ndarray]:
+  """Two crops by name: "portrait", and "blended", the same with a changed copy of its face laid over it.
+
+  Returns:
+    uint8 [1, 224, 224, 3] each, equal on every machine: a cut at whole pixels, one bilinear enlargement and
+    one blend, in float64. The portrait is scikit-image's astronaut (NASA, public domain).
+  """
+  import skimage.data
+
+  cut = skimage.data.astronaut()[44:188, 150:294].astype(np.float64)
+  portrait = _enlarge(cut, 224)
+  changed = np.roll(portrait, (2, -3), axis=(0, 1))
+  changed = (changed + np.roll(changed, 1, axis=0) + np.roll(changed, 1, axis=1)) / 3
+  changed = changed * [1.1, 1.0, 0.9] + 6
+  y, x = np.mgrid[:224, :224].astype(np.float64)
+  distance = ((x - 112) / 58) ** 2 + ((y - 122) / 78) ** 2
+  mask = np.clip((1.15 - distance) / 0.3, 0, 1)[..., None]
+  blended = mask * changed + (1 - mask) * portrait
+  return {name: _to_uint8(image)[None] for name, image in (("portrait", portrait), ("blended", blended))}
+
+
+def golden_scores(detector) -> dict[str, float]:
+  """The logits that a detector gives to `golden_inputs`, by name.
+
+  Args:
+    detector: what `load_detector` returns.
+  """
+  return {name: float(detector.logits(crops)[0]) for name, crops in golden_inputs().items()}
+
+
+def write_golden(folder: str | Path) -> Path:
+  """Stores this machine's scores with a checkpoint, brings its manifest up to date, and returns the file.
+
+  Args:
+    folder: of the checkpoint.
+
+  Raises:
+    CheckpointError: there is no sound checkpoint.
+  """
+  from deepscan_jax import checkpoints, load_detector
+
+  folder = Path(folder)
+  scores = golden_scores(load_detector(str(folder)))
+  path = folder / GOLDEN_FILE
+  cases = {name: round(score, 4) for name, score in scores.items()}
+  path.write_text(json.dumps({"cases": cases}, indent=2) + "\n", encoding="utf-8")
+  checkpoints.write_model_json(
+    folder, json.loads((folder / checkpoints.MODEL_FILE).read_text(encoding="utf-8"))
+  )
+  return path
+
+
+def compare_golden(scores: dict[str, float], expected: dict[str, float]) -> Check:
+  """Judges scores against the stored ones."""
+  if scores.keys() != expected.keys():
+    return Check(
+      "golden scores",
+      FAIL,
+      f"stored for {', '.join(sorted(expected))}, computed for {', '.join(sorted(scores))}",
+      "The checkpoint and the code are of different versions; install both from one release.",
+    )
+  worst = max(abs(scores[name] - expected[name]) for name in expected)
+  detail = f"largest difference {worst:.4f} in the logit"
+  if worst <= GOLDEN_CLOSE:
+    return Check("golden scores", OK, detail)
+  if worst <= GOLDEN_FAR:
+    remedy = (
+      "Outcomes near a threshold can differ on this device; JAX_DEFAULT_MATMUL_PRECISION=highest is exact."
+    )
+    return Check("golden scores", WARN, detail, remedy)
+  return Check(
+    "golden scores", FAIL, detail, "Do not trust scores of this installation; reinstall it and report this."
+  )
+
+
+def _guarded(name: str, look: Callable[[], Check]) -> Check:
+  try:
+    return look()
+  except Exception as error:
+    sentence = str(error) or "no message"
+    return Check(
+      name, FAIL, f"{type(error).__name__}: {sentence}", "Reinstall deepscan_jax in a new environment."
+    )
+
+
+def _python() -> Check:
+  detail = f"deepscan_jax {__version__}, Python {platform.python_version()}, {platform.platform()}"
+  return Check("python", OK, detail)
+
+
+def _packages() -> Check:
+  versions = {}
+  for name in PACKAGES:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = "missing"
+  for module in ("jax", "flax", "cv2", "grain"):
+    importlib.import_module(module)
+  detail = ", ".join(f"{name} {version}" for name, version in versions.items())
+  if versions["jax"] == "missing" or versions["av"] == "missing":
+    return Check("packages", FAIL, detail, "pip install deepscan_jax")
+  return Check("packages", OK, detail)
+
+
+def _ffmpeg() -> Check:
+  import av
+
+  libraries = ", ".join(
+    f"{name} {'.'.join(map(str, version))}" for name, version in av.library_versions.items()
+  )
+  missing = [name for name in ("h264", "hevc", "vp9", "aac", "mp3") if name not in av.codecs_available]
+  if missing:
+    remedy = "Install the av wheel from the package index, which brings its own FFmpeg."
+    return Check("ffmpeg", WARN, f"{libraries}; cannot decode {', '.join(missing)}", remedy)
+  return Check("ffmpeg", OK, libraries)
+
+
+def _devices() -> Check:
+  import jax
+
+  kinds = ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices())
+  threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return Check("devices", OK, f"{kinds}; {threads} processor threads")
+
+
+def _disk() -> Check:
+  folder = tempfile.gettempdir()
+  free = shutil.disk_usage(folder).free
+  detail = f"{free / (1 << 30):.1f} GiB free in {folder}"
+  remedy = "Free some space, or set TMPDIR to a folder on a larger disk."
+  if free < LITTLE_DISK_BYTES:
+    return Check("disk", FAIL if free < NO_DISK_BYTES else WARN, detail, remedy)
+  return Check("disk", OK, detail)
+
+
+def _cache() -> Check:
+  folder = compilation_cache.default_folder()
+  try:
+    folder = compilation_cache.private_folder(folder)
+  except (OSError, ValueError) as error:
+    return Check("compilation cache", WARN, str(error), "Each start compiles anew until this is mended.")
+  size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+  return Check("compilation cache", OK, f"{folder}, private, {size / (1 << 20):.0f} MiB")
+
+
+def _sandbox() -> Check:
+  from deepscan_jax import media
+
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "clip.mp4"
+    frames = 12
+    _write_clip(path, frames)
+    clip = media.decode_clip(path, plan=media.SamplingPlan(frame_count=4))
+  if clip.kind != "video" or len(clip.frames) != 4:
+    return Check("sandbox", FAIL, f"took {len(clip.frames)} frames of 4 from a {clip.kind}", "Reinstall av.")
+  return Check("sandbox", OK, "a clip was made, and decoded in a limited child process")
+
+
+def _write_clip(path: Path, frames: int) -> None:
+  import av
+
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("mpeg4", rate=12)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    for i in range(frames):
+      picture = np.full((48, 64, 3), 20 * i, np.uint8)
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+    container.mux(stream.encode(None))
+
+
+def _model(model_path: str | None, loaded: list) -> Check:
+  """Appends the detector and its folder to `loaded`, for the next check to use."""
+  from deepscan_jax import checkpoints, inference
+
+  folder = Path(model_path or inference.DEFAULT_MODEL)
+  try:
+    detector = inference.load_detector(str(folder))
+  except checkpoints.CheckpointError as error:
+    return Check(
+      "model", FAIL, str(error), "Reinstall deepscan_jax, or give another folder with --model_path."
+    )
+  loaded += [detector, folder]
+  about = detector.metadata
+  return Check("model", OK, f"{about['name']} {about['version']}, sha256 {about['sha256'][:16]}... verified")
+
+
+def _golden(detector, folder: Path) -> Check:
+  path = folder / GOLDEN_FILE
+  if not path.is_file():
+    return Check(
+      "golden scores", WARN, f"none are stored with {folder}", "deepscan doctor --write_golden stores them."
+    )
+  return compare_golden(golden_scores(detector), json.loads(path.read_text(encoding="utf-8"))["cases"])
+
+
+def _enlarge(image: np.ndarray, size: int) -> np.ndarray:
+  """Bilinear enlargement of [side, side, channel] to [size, size, channel], pixel centres aligned."""
+  side = image.shape[0]
+  at = np.clip((np.arange(size) + 0.5) * side / size - 0.5, 0, side - 1)
+  low = np.minimum(np.floor(at).astype(int), side - 2)
+  part = at - low
+  rows = image[low] * (1 - part)[:, None, None] + image[low + 1] * part[:, None, None]
+  return rows[:, low] * (1 - part)[None, :, None] + rows[:, low + 1] * part[None, :, None]
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+  return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
