@@ -1,8 +1,8 @@
 """Checks whether this installation works as it should: versions, devices, model, scores, sandbox, folders.
 
-The golden scores tie a checkpoint to what it computed where it was made. `golden_inputs` makes two pictures by
-plain arithmetic, the same on every machine; golden.json beside the checkpoint holds the model's logits for them.
-A maintainer who ships a new checkpoint writes that file with `deepscan doctor --write_golden`.
+The golden scores tie a checkpoint to what it computed where it was made. `golden_inputs` makes two pictures
+by plain arithmetic, the same on every machine; golden.json beside the checkpoint holds the model's logits for
+them. A maintainer who ships a new checkpoint writes that file with `deepscan doctor --write_golden`.
 """
 
 import dataclasses
