@@ -10,7 +10,6 @@ which is what FFmpeg-made files without a mark hold. Sample aspect ratio is repo
 tone-mapped.
 """
 
-import io
 import json
 import mmap
 import os
@@ -33,7 +32,6 @@ from deepscan_jax.media_decoder import (
   Region,
   SamplingPlan,
   decode_file,
-  is_picture,
   open_picture,
 )
 
@@ -109,11 +107,7 @@ def decode_image_bytes(data: bytes) -> np.ndarray:
   Raises:
     MediaError: the bytes are not a picture, or it is damaged or too large.
   """
-  if not is_picture(data[:64]):
-    raise MediaError(
-      "not_media", "These bytes are not a jpg, png or webp picture; check the file they came from."
-    )
-  picture, _, _ = open_picture(io.BytesIO(data), frame_pixels=Budget().frame_pixels)
+  picture, _, _ = open_picture(data, frame_pixels=Budget().frame_pixels)
   return np.array(picture)
 
 

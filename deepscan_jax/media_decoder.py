@@ -12,6 +12,7 @@ frame cost no decoding; a seek would skip the same groups, but not every contain
 packet.
 """
 
+import io
 import json
 import mmap
 import os
@@ -24,6 +25,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from importlib import import_module
 from itertools import pairwise
 
 import av
@@ -33,7 +35,6 @@ SAMPLE_BYTES = 4  # float32
 
 # Only these demuxers may open a file. Playlists, devices and everything that names other files stay out.
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,wav,w64,mp3,flac,ogg,aac,aiff"
-PICTURE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF")
 TAGS = ("encoder", "creation_time", "major_brand", "compatible_brands", "make", "model", "software")
 COLOR_SPACES = {
   0: "rgb",
@@ -62,6 +63,19 @@ REFUSED = (
   (4, b"ftypmif1", "an HEIF picture"),
   (4, b"ftypmsf1", "an HEIF picture"),
   (4, b"ftypavi", "an AVIF picture"),
+)
+# How accepted containers begin, to tell a damaged one from something else.
+BEGINNINGS = (
+  (4, b"ftyp"),
+  (4, b"moov"),
+  (4, b"mdat"),
+  (0, b"RIFF"),
+  (0, b"\x1aE\xdf\xa3"),
+  (0, b"\x00\x00\x01\xba"),
+  (0, b"\x00\x00\x01\xb3"),
+  (0, b"ID3"),
+  (0, b"fLaC"),
+  (0, b"OggS"),
 )
 ACCEPTED = (
   "mp4, mov, avi, mkv, webm and mpg videos, jpg, png and webp pictures, wav, mp3, flac, m4a and ogg sound"
@@ -190,10 +204,8 @@ def decode_file(file: int, region: Region, *, plan: SamplingPlan, budget: Budget
     if head[offset : offset + len(magic)] == magic:
       raise MediaError("unsupported_type", f"The file is {what}; accepted are {ACCEPTED}.")
   try:
-    if is_picture(head):
-      os.lseek(file, 0, os.SEEK_SET)
-      with os.fdopen(os.dup(file), "rb") as stream:
-        return _decode_picture(stream, region, budget=budget)
+    if picture_format(head) is not None:
+      return _decode_picture(file, region, budget=budget)
     return _decode_streams(file, region, plan=plan, meter=_Meter(budget))
   except MemoryError as error:
     raise MediaError(
@@ -201,75 +213,78 @@ def decode_file(file: int, region: Region, *, plan: SamplingPlan, budget: Budget
     ) from error
 
 
-def is_picture(head: bytes) -> bool:
-  """Tells from a file's first bytes whether it is a still picture of an accepted format."""
-  return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")) or (
-    head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-  )
+def picture_format(head: bytes) -> str | None:
+  """Returns Pillow's name of the still picture format that a file's first bytes show; None if it is none."""
+  if head.startswith(b"\xff\xd8\xff"):
+    return "JPEG"
+  if head.startswith(b"\x89PNG\r\n\x1a\n"):
+    return "PNG"
+  if head.startswith(b"GIF8"):
+    return "GIF"
+  if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+    return "WEBP"
+  return None
 
 
-def open_picture(stream, *, frame_pixels: int):
+def open_picture(data: bytes, *, frame_pixels: int):
   """Returns a Pillow image in mode RGB, upright as its EXIF orientation says, and its facts and warnings.
 
   Transparent pixels are laid over white; 16-bit grey is scaled to 8 bits; of an animation the first frame is
   taken.
 
   Args:
-    stream: binary file object.
+    data: the bytes of the file.
     frame_pixels: pictures of more pixels are refused before they are decoded.
 
   Raises:
     MediaError: not_media, unreadable or over_budget.
   """
-  from PIL import Image, ImageOps, UnidentifiedImageError
+  form = picture_format(data[:64])
+  if form is None:
+    raise MediaError("not_media", f"This is not a picture that can be read; accepted are {ACCEPTED}.")
+  from PIL import Image, ImageOps
 
+  import_module(
+    f"PIL.{form.capitalize() if form != 'WEBP' else 'WebP'}ImagePlugin"
+  )  # only the one in question
   try:
-    picture = Image.open(stream, formats=PICTURE_FORMATS)
+    picture = Image.open(io.BytesIO(data), formats=[form])
     _check_pixels(picture.width, picture.height, frame_pixels)
-    facts = _picture_facts(picture)
-    warnings = ["The picture is animated; only its first frame was used."] if facts["frame_count"] > 1 else []
+    facts = _picture_facts(picture, form)
     picture.load()
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):
-      picture = picture.point(lambda value: value / 256.0).convert("L")
-    if picture.has_transparency_data:
-      picture = Image.alpha_composite(
-        Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture.convert("RGBA")
-      )
-    picture = picture.convert("RGB")
   except (MediaError, MemoryError):
     raise
-  except UnidentifiedImageError as error:
-    raise MediaError(
-      "not_media", f"The file is not a picture that can be read; accepted are {ACCEPTED}."
-    ) from error
   except Image.DecompressionBombError as error:
     raise MediaError("over_budget", "The picture has far too many pixels; shrink it first.") from error
   except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them stumble over
     raise MediaError("unreadable", "The picture is damaged or cut off; copy or download it again.") from error
-  return picture, {**facts, "width": picture.width, "height": picture.height}, warnings
+  picture = ImageOps.exif_transpose(picture)
+  if picture.mode.startswith("I"):
+    picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+  if picture.has_transparency_data:
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    picture = Image.alpha_composite(white, picture.convert("RGBA"))
+  facts = {**facts, "width": picture.width, "height": picture.height}
+  warnings = ["The picture is animated; only its first frame was used."] if facts["frame_count"] > 1 else []
+  return picture.convert("RGB"), facts, warnings
 
 
-def _picture_facts(picture) -> dict:
+def _picture_facts(picture, form: str) -> dict:
   exif = picture.getexif()
-  tags = {
-    "make": exif.get(271),
-    "model": exif.get(272),
-    "software": exif.get(305),
-    "creation_time": exif.get(306),
-  }
+  tags = {"make": 271, "model": 272, "software": 305, "creation_time": 306}
   return {
-    "container": picture.format.lower(),
-    "codec": picture.format.lower(),
+    "container": form.lower(),
+    "codec": form.lower(),
     "pixel_format": picture.mode,
-    "frame_count": getattr(picture, "n_frames", 1),
+    "frame_count": getattr(picture, "n_frames", 1) if getattr(picture, "is_animated", False) else 1,
     "exif_orientation": int(exif.get(274, 1)),
-    "tags": {name: _clean(value) for name, value in tags.items() if value},
+    "tags": {name: _clean(exif[tag]) for name, tag in tags.items() if tag in exif},
   }
 
 
-def _decode_picture(stream, region: Region, *, budget: Budget) -> dict:
-  picture, facts, warnings = open_picture(stream, frame_pixels=budget.frame_pixels)
+def _decode_picture(file: int, region: Region, *, budget: Budget) -> dict:
+  data = os.pread(file, os.fstat(file).st_size, 0)
+  picture, facts, warnings = open_picture(data, frame_pixels=budget.frame_pixels)
   offset, target = region.reserve(picture.width * picture.height * 3)
   target[:] = picture.tobytes()
   return _result(
@@ -323,7 +338,7 @@ class _Scan:
   pts: list[int | None] = field(default_factory=list)
   keys: list[bool] = field(default_factory=list)
   packets: list[av.Packet] | None = field(default_factory=list)
-  kept_bytes: int = 0
+  packet_bytes: int = 0
   damaged: bool = False
 
 
@@ -361,9 +376,14 @@ def _open(file: int) -> av.container.InputContainer:
   try:
     return av.open("fd:", options=options, metadata_errors="replace")
   except (av.FFmpegError, ValueError) as error:
+    head = os.pread(file, 64, 0)
+    if any(head[offset : offset + len(magic)] == magic for offset, magic in BEGINNINGS):
+      raise MediaError(
+        "unreadable",
+        "The file begins like a video or sound but is damaged or cut off; copy or record it again.",
+      ) from error
     raise MediaError(
-      "not_media",
-      f"The file is not media that can be read, or its index is cut off; accepted are {ACCEPTED}.",
+      "not_media", f"The file is not a video, picture or sound that can be read; accepted are {ACCEPTED}."
     ) from error
 
 
@@ -401,10 +421,10 @@ def _scan(container, video, sound: "_Sound | None", meter: _Meter) -> _Scan:
           "over_budget",
           f"The video has more than {meter.budget.decoded_frames} frames, which is the limit; cut it first.",
         )
-      scan.kept_bytes += packet.size
+      scan.packet_bytes += packet.size
       if scan.packets is not None:
         scan.packets.append(packet)
-        if scan.kept_bytes > KEPT_PACKET_BYTES:
+        if scan.packet_bytes > KEPT_PACKET_BYTES:
           scan.packets = None
   if sound is not None:
     sound.finish()
@@ -800,7 +820,7 @@ def _video_facts(video, scan: _Scan, picker: _Picker) -> dict:
     "frame_count": len(scan.pts),
     "keyframe_count": len(keys) - 1,
     "longest_gop": max((stop - start for start, stop in pairwise(keys)), default=None),
-    "video_bit_rate": video.codec_context.bit_rate or None,
+    "video_bit_rate": round(scan.packet_bytes * 8 * _rate(video) / len(scan.pts)),
   }
 
 
