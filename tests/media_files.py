@@ -200,7 +200,9 @@ def video_bomb(path: Path, *, side: int = 4096, count: int = 60) -> Path:
   """A video of some kilobytes that unpacks to gigabytes: `count` grey frames of side x side pixels."""
   with av.open(str(path), "w") as container:
     stream = container.add_stream(
-      "libx264", rate=25, options={"preset": "ultrafast", "x264-params": "cabac=1:qp=51:aq-mode=0"}
+      "libx264",
+      rate=25,
+      options={"preset": "ultrafast", "tune": "zerolatency", "x264-params": "cabac=1:qp=51"},
     )
     stream.width = stream.height = side
     stream.pix_fmt = "yuv420p"
