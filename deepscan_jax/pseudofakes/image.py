@@ -217,8 +217,8 @@ _PART_GROWTH = 1.3  # outlines of eyes and nose are drawn tight around them
 _REFERENCE_SIZE = 256  # the size in whose pixels BlendConfig speaks,
 _REFERENCE_FACE = 172.3  # and the face's longer side in it
 _ATTEMPTS = 4
-_BLACK = 6  # grey levels; a stored crop may have been through a codec
-_UNEXPLAINED = 0.02  # part of the crop that may be black though the rectangle of the photograph covers it
+_BLACK = 4  # grey levels; a stored crop may have been through a codec
+_UNEXPLAINED = 0.12  # part of a photograph's rectangle that may be as black as the outside, such as dark hair
 
 
 def _blend(
@@ -377,7 +377,7 @@ def _find_photograph(image: np.ndarray) -> _Photograph | None:
   inside = np.zeros((size, size), np.uint8)
   cv2.fillConvexPoly(inside, np.rint(outline * 16).astype(np.int32), 255, shift=4)
   unexplained = cv2.countNonZero(cv2.bitwise_and(inside, cv2.bitwise_not(lit)))
-  if unexplained > _UNEXPLAINED * size**2:
+  if unexplained > _UNEXPLAINED * cv2.countNonZero(inside):
     return None
   return _Photograph(np.column_stack([turn, -low]), width, height, inside)
 
