@@ -1,0 +1,1 @@
+"""TFDS builders, one folder each; media_builder holds what they share."""

@@ -7,6 +7,7 @@ TensorFlow. What could not be used is listed in `rejected.jsonl` beside the data
 
 import dataclasses
 import hashlib
+import inspect
 import io
 import json
 import shutil
@@ -18,6 +19,8 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from deepscan_jax import examples, media
+from etils import epath
+from tensorflow_datasets.core import dataset_metadata
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -77,6 +80,14 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
     """The dataset's files in a stable order."""
     raise NotImplementedError(f"{type(self).__name__} must say where its files are.")
+
+  @classmethod
+  def get_metadata(cls) -> dataset_metadata.DatasetMetadata:
+    """README, citations and tags, from the folder of the builder's file.
+
+    TFDS looks for them below the top-level package, where an editable install does not have them.
+    """
+    return dataset_metadata.load(epath.Path(inspect.getfile(cls)).parent)
 
   def _info(self) -> tfds.core.DatasetInfo:
     size = examples.faces.STORED_SIZE

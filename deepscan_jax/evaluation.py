@@ -1,11 +1,15 @@
-"""Scores of held-out examples: single pictures in eval mode, as the detector sees them."""
+"""Scores of held-out examples, single pictures in eval mode as the detector sees them; calibration and measurement of
+a model by them."""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from deepscan_jax import data, metrics
+from deepscan_jax import checkpoints, data, metrics
+from deepscan_jax.calibration import calibrate
+from deepscan_jax.inference import Detector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,3 +93,81 @@ def score(
     source=np.array([f["source"] for f in facts]),
     paired=held_out.rows == 2,
   )
+
+
+def calibrate_model(folder: str | Path, *, data_dir: str | Path, false_positive_rate: float = 0.05) -> dict:
+  """Fits a model's probabilities and thresholds on the validation split and writes them into the model.
+
+  Args:
+    folder: of the model.
+    data_dir: where the datasets of its configuration are.
+    false_positive_rate: share of real pictures of any source that may be called manipulated.
+
+  Returns:
+    The calibration as it was written.
+  """
+  detector = Detector(folder, calibrated=False)
+  scores = held_out_scores(detector, data_dir=data_dir, split="validation")
+  every, real = scores["all"], scores["untouched"]
+  fitted = calibrate(
+    every.labels,
+    every.logits,
+    real_logits=real.real,
+    real_sources=real.source[real.labels == 0],
+    false_positive_rate=false_positive_rate,
+  )
+  facts = {k: v for k, v in checkpoints.read_model(folder).items() if k != "sha256"}
+  checkpoints.write_model_json(folder, {**facts, "calibration": dataclasses.asdict(fitted)})
+  return dataclasses.asdict(fitted)
+
+
+def measure_model(detector: Detector, *, data_dir: str | Path, split: str = "test") -> dict:
+  """Figures of a calibrated model on a split, with 95 % intervals by bootstrap over groups.
+
+  Args:
+    detector: the model.
+    data_dir: where the datasets of its configuration are.
+    split: "test", unless one looks at what calibration saw.
+
+  Returns:
+    {"pairs": {kind: {"auc", "auc_interval", "accuracy", "paired_accuracy", "count"}}, "false_alarms": {source: {"rate",
+    "interval", "count"}}, "detected": {kind: rate}}: kinds are plain, degraded and all; false alarms are untouched real
+    pictures at or above the shipped threshold.
+  """
+  scores = held_out_scores(detector, data_dir=data_dir, split=split)
+  real, threshold = scores.pop("untouched"), detector.calibration.manipulated
+  figures: dict = {"split": split, "model": detector.metadata, "pairs": {}, "false_alarms": {}, "detected": {}}
+  for kind, s in scores.items():
+    figures["pairs"][kind] = {**s.summary(), "auc_interval": s.auc_interval(), "count": len(s.labels)}
+    figures["detected"][kind] = float(np.mean(s.fake >= threshold))
+  for source in np.unique(real.source):
+    rows = real.rows((real.source == source) & (real.labels == 0))
+    rate = metrics.false_positive_rate
+    interval = metrics.bootstrap_interval(lambda x: rate(x, threshold=threshold), rows.logits, groups=rows.group)
+    figures["false_alarms"][str(source)] = {
+      "rate": rate(rows.logits, threshold=threshold),
+      "interval": interval,
+      "count": len(rows.logits),
+    }
+  return figures
+
+
+def held_out_scores(detector: Detector, *, data_dir: str | Path, split: str) -> dict[str, Scores]:
+  """Scores of a split by kind: "untouched" examples, and with pseudo-fakes "plain", "degraded" and "all" pairs.
+
+  Without pseudo-fakes "all" is the same as "untouched".
+  """
+  config = detector.config.data
+  source = data.ExampleSource(config.datasets, split, data_dir)
+
+  def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
+    return detector.judge({key: batch[key] for key in ("crops", "crop_mask")}).logits
+
+  def scored(held_out: data.HeldOutPairs | data.HeldOutExamples) -> Scores:
+    return score(predict, held_out, limit=0, batch_size=32)
+
+  untouched = scored(data.HeldOutExamples(source))
+  if not config.pseudofakes:
+    return {"untouched": untouched, "all": untouched}
+  plain, degraded = (scored(data.HeldOutPairs(source, config, degraded=d)) for d in (False, True))
+  return {"untouched": untouched, "plain": plain, "degraded": degraded, "all": plain + degraded}

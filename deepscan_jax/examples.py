@@ -117,7 +117,7 @@ def stack(examples: list[dict[str, np.ndarray]], *, size: int | None = None) -> 
 
 
 def _subjects(clip: Clip, found: list[list[faces.Face]]) -> list[Subject]:
-  subjects = [_subject(clip, track) for track in faces.group_tracks(found, clip.frame_times_s)]
+  subjects = [_subject(clip, track) for track in faces.group_tracks(found, clip.frame_times_s, shots=faces.find_shots(clip.frames))]
   return sorted(subjects, key=lambda s: (-len(s.frame_times_s), float(s.frame_times_s[0]), float(s.boxes[0, 0])))
 
 
@@ -129,7 +129,7 @@ def _subject(clip: Clip, track: faces.Track) -> Subject:
     crops.append(crop)
     landmarks.append(points)
     quality.append(measured)
-    reasons.append(faces.quality_reasons(measured))
+    reasons.append(faces.quality_problems(measured))
   return Subject(
     frame_times_s=np.asarray(clip.frame_times_s, np.float64)[np.asarray(track.frame_indices)],
     boxes=np.stack([face.box for face in track.faces]).astype(np.float32),

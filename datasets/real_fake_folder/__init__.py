@@ -1,0 +1,1 @@
+"""The real_fake_folder dataset."""

@@ -1,0 +1,1 @@
+"""The real_only dataset."""

@@ -1,0 +1,340 @@
+"""The detector as people use it: a model and a file in, a Verdict out."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deepscan_jax import checkpoints, examples, faces, media, provenance
+from deepscan_jax.calibration import Calibration
+from deepscan_jax.config import Config, from_dict
+from deepscan_jax.models.detector import Detector as Network
+from deepscan_jax.verdict import (
+  LIKELY_MANIPULATED,
+  NOT_APPLICABLE,
+  BranchVerdict,
+  Evidence,
+  Person,
+  Reason,
+  Sighting,
+  Verdict,
+  frame_consistency,
+)
+
+DEFAULT_MODEL = Path(__file__).parent / "weights" / "default"
+# Batches are padded to one of these sizes, so that few programs are compiled.
+BUCKETS = (1, 2, 4, 8, 16, 32)
+# Somebody seen in fewer than this share of the frames of the person seen most does not decide for the file.
+_DECIDING_SHARE = 0.1
+_REASONS = {
+  "face_too_small": "The largest face is {size_px:.0f} px across; {min_size} px are needed. Use a larger copy.",
+  "face_too_blurred": "The faces are too blurred to be judged. Use a sharper copy.",
+  "extreme_pose": "The faces are turned too far away from the camera to be judged.",
+  "bad_exposure": "The faces are too dark or too bright to be judged.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+  """What the network says of face crops.
+
+  Attributes:
+    logits: [crop] float64, fused.
+    branch_logits: by branch name, [crop] float64.
+    branch_weights: by branch name, [crop] float64, shares of the fusion's attention.
+    region: [crop, rows, columns] float32 in 0..1.
+  """
+
+  logits: np.ndarray
+  branch_logits: dict[str, np.ndarray]
+  branch_weights: dict[str, np.ndarray]
+  region: np.ndarray
+
+
+class Detector:
+  """A loaded model; use `load_detector`.
+
+  Args:
+    folder: of a model, see deepscan_jax.checkpoints.
+    calibrated: False loads a model that has no calibration yet; it can `judge`, but not `detect`.
+
+  Raises:
+    CheckpointError: the model is missing, damaged, or was never calibrated.
+  """
+
+  def __init__(self, folder: str | Path, *, calibrated: bool = True):
+    facts = checkpoints.read_model(folder)
+    if calibrated and "calibration" not in facts:
+      raise checkpoints.CheckpointError(
+        f"The model at {folder} has no calibration; run `deepscan calibrate --model_path={folder}` on its data first."
+      )
+    self.metadata = {key: facts[key] for key in ("name", "version", "sha256")}
+    self.config: Config = from_dict(facts["config"])
+    self.calibration = Calibration(**facts["calibration"]) if calibrated else None
+    network = Network(self.config.model)
+    self._variables = load_variables(folder, self.config)
+    self._apply = jax.jit(functools.partial(_apply, network))
+
+  def detect(self, path: str | Path, *, frames: int = 32) -> Verdict:
+    """Judges one file.
+
+    Args:
+      path: a video, an image or a sound file; it is decoded in the sandbox.
+      frames: how many frames of a video are looked at, spread evenly.
+
+    Raises:
+      MediaError: the file cannot be read; the message says why.
+    """
+    clock = _Clock()
+    with clock("decode_s"):
+      clip = media.decode_clip(path, plan=media.SamplingPlan(frame_count=frames))
+    with clock("hash_s"):
+      facts = provenance.file_facts(path, clip=clip)
+    file = {**{k: facts[k] for k in ("name", "bytes", "sha256")}, "kind": clip.kind, "media": facts["container"]}
+    return self._judge_clip(clip, file, clock)
+
+  def detect_images(self, images: np.ndarray) -> Verdict:
+    """Judges pictures of one scene, as the frames of a clip one second apart.
+
+    Args:
+      images: [picture, height, width, 3] uint8 RGB.
+
+    Raises:
+      ValueError: another dtype or shape.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+      raise ValueError(f"Images must be uint8 [picture, height, width, 3], got {images.dtype} {list(images.shape)}.")
+    clip = media.Clip(
+      kind="image",
+      frames=images,
+      frame_times_s=np.arange(len(images), dtype=np.float64),
+      waveform=np.zeros(0, np.float32),
+      sample_rate_hz=media.SAMPLE_RATE_HZ,
+      facts={"width": images.shape[2], "height": images.shape[1]},
+      warnings=(),
+    )
+    file = {"name": None, "bytes": None, "sha256": None, "kind": "image", "media": clip.facts}
+    return self._judge_clip(clip, file, _Clock())
+
+  def judge(self, inputs: dict[str, np.ndarray]) -> Judgement:
+    """Runs the network on stacked examples, in batches of fixed sizes.
+
+    Args:
+      inputs: what `examples.model_inputs` gives, stacked: crops [crop, frame, 224, 224, 3] uint8, crop_mask
+        [crop, frame] bool.
+    """
+    total = len(inputs["crop_mask"])
+    parts = []
+    for start in range(0, total, BUCKETS[-1]):
+      count = min(total - start, BUCKETS[-1])
+      size = next(bucket for bucket in BUCKETS if bucket >= count)
+      batch = {
+        key: np.concatenate([value[start : start + count], np.zeros((size - count, *value.shape[1:]), value.dtype)])
+        for key, value in inputs.items()
+      }
+      parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], self._apply(self._variables, batch)))
+    logit, branch_logits, weights, region = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    return Judgement(
+      logits=logit.astype(np.float64),
+      branch_logits={name: x.astype(np.float64) for name, x in branch_logits.items()},
+      branch_weights={name: weights[:, i].astype(np.float64) for i, name in enumerate(branch_logits)},
+      region=region,
+    )
+
+  def _judge_clip(self, clip: media.Clip, file: dict, clock: "_Clock") -> Verdict:
+    if clip.kind == "audio":
+      message = "Sound is not judged by this model yet; give a video or a picture with a face."
+      return self._not_applicable((Reason("audio_not_supported", message),), (), clip, file, clock)
+    with clock("faces_s"):
+      subjects = examples.find_subjects(clip)
+      cut = [examples.model_inputs(e) for subject in subjects for e in examples.windows(subject)]
+    if not cut:
+      people = tuple(_person(i, s, np.full(len(s.boxes), np.nan), None) for i, s in enumerate(subjects, start=1))
+      return self._not_applicable(_why_not(subjects), people, clip, file, clock)
+    with clock("model_s"):
+      judged = self.judge(examples.stack(cut))
+    return self._verdict(subjects, judged, clip, file, clock)
+
+  def _verdict(
+    self, subjects: list[examples.Subject], judged: Judgement, clip: media.Clip, file: dict, clock: "_Clock"
+  ) -> Verdict:
+    ends = np.cumsum([subject.usable.sum() for subject in subjects])
+    rows_of = [np.arange(end - subject.usable.sum(), end) for subject, end in zip(subjects, ends, strict=True)]
+    most = max(len(rows) for rows in rows_of)
+    people, evidence, deciding, highest = [], [], None, -np.inf
+    for number, (subject, rows) in enumerate(zip(subjects, rows_of, strict=True), start=1):
+      by_sighting = np.full(len(subject.boxes), np.nan)
+      by_sighting[subject.usable] = self.calibration.probability(judged.logits[rows])
+      logit = float(judged.logits[rows].mean()) if len(rows) else None
+      people.append(
+        _person(number, subject, by_sighting, None if logit is None else float(self.calibration.probability(logit)))
+      )
+      evidence += _evidence(number, subject, judged, rows, by_sighting)
+      if logit is not None and len(rows) >= _DECIDING_SHARE * most and logit > highest:
+        deciding, highest = number - 1, logit
+    rows, person = rows_of[deciding], people[deciding]
+    outcome = self.calibration.outcome(highest)
+    branches = {
+      name: BranchVerdict(
+        probability=float(self.calibration.probability(logits[rows].mean())),
+        weight=float(judged.branch_weights[name][rows].mean()),
+      )
+      for name, logits in judged.branch_logits.items()
+    }
+    return Verdict(
+      outcome=outcome,
+      deepfake_probability=person.deepfake_probability,
+      frame_consistency_score=frame_consistency(self.calibration.probability(judged.logits[rows])),
+      reasons=_why(outcome, person, self.calibration),
+      branches=branches,
+      people=tuple(sorted(people, key=lambda p: (-(p.deepfake_probability or -1.0), p.id))),
+      thresholds=self.calibration.thresholds,
+      model=self.metadata,
+      file=file,
+      timings=clock.timings(),
+      warnings=clip.warnings,
+      evidence=tuple(evidence),
+    )
+
+  def _not_applicable(
+    self, reasons: tuple[Reason, ...], people: tuple[Person, ...], clip: media.Clip, file: dict, clock: "_Clock"
+  ) -> Verdict:
+    return Verdict(
+      outcome=NOT_APPLICABLE,
+      deepfake_probability=None,
+      frame_consistency_score=None,
+      reasons=reasons,
+      branches={name: BranchVerdict(None, 0.0, status="absent") for name in self.config.model.branches},
+      people=people,
+      thresholds=self.calibration.thresholds,
+      model=self.metadata,
+      file=file,
+      timings=clock.timings(),
+      warnings=clip.warnings,
+    )
+
+
+def load_detector(path: str | Path | None = None) -> Detector:
+  """Returns a Detector.
+
+  Args:
+    path: folder of a model, such as WORKDIR/best of a training; None for the model that comes with the package.
+
+  Raises:
+    CheckpointError: the model is missing, damaged or not calibrated.
+  """
+  return Detector(DEFAULT_MODEL if path is None else path)
+
+
+@functools.cache
+def _default_detector() -> Detector:
+  return load_detector()
+
+
+def detect(path: str | Path, *, frames: int = 32) -> Verdict:
+  """Judges one file with the model that comes with the package, which is loaded once. See `Detector.detect`."""
+  return _default_detector().detect(path, frames=frames)
+
+
+def load_variables(folder: str | Path, config: Config) -> dict:
+  """Returns {"params", "batch_stats"} of a model whose facts were read before."""
+  side = faces.EVAL_SIZE
+  batch = {
+    "crops": jax.ShapeDtypeStruct((1, examples.FRAMES_PER_WINDOW, side, side, 3), np.uint8),
+    "crop_mask": jax.ShapeDtypeStruct((1, examples.FRAMES_PER_WINDOW), np.bool_),
+  }
+  init = functools.partial(Network(config.model).init, train=False)
+  return checkpoints.read_params(folder, jax.eval_shape(init, jax.random.key(0), batch))
+
+
+def _apply(network: Network, variables: dict, batch: dict):
+  output = network.apply(variables, batch, train=False)
+  region = next(b.maps["region"] for b in output.branches.values() if "region" in b.maps)
+  return (
+    output.logit,
+    {name: branch.logit for name, branch in output.branches.items()},
+    output.weights,
+    jax.nn.sigmoid(region[:, 0]),
+  )
+
+
+def _person(number: int, subject: examples.Subject, probabilities: np.ndarray, probability: float | None) -> Person:
+  sightings = tuple(
+    Sighting(
+      time_s=float(time_s),
+      box=tuple(float(v) for v in box),
+      probability=None if np.isnan(p) else float(p),
+      reasons=reasons,
+    )
+    for time_s, box, p, reasons in zip(
+      subject.frame_times_s, subject.boxes, probabilities, subject.reasons, strict=True
+    )
+  )
+  columns = [f.name for f in dataclasses.fields(faces.FaceQuality)]
+  quality = {f"median_{c}": float(np.median([getattr(q, c) for q in subject.quality])) for c in columns}
+  return Person(id=number, deepfake_probability=probability, sightings=sightings, quality=quality)
+
+
+def _evidence(
+  number: int, subject: examples.Subject, judged: Judgement, rows: np.ndarray, probabilities: np.ndarray
+) -> list[Evidence]:
+  return [
+    Evidence(
+      person=number,
+      time_s=float(subject.frame_times_s[sighting]),
+      crop=faces.eval_crop(subject.crops[sighting]),
+      region_map=judged.region[row],
+      probability=float(probabilities[sighting]),
+    )
+    for sighting, row in zip(np.flatnonzero(subject.usable), rows, strict=True)
+  ]
+
+
+def _why(outcome: str, person: Person, calibration: Calibration) -> tuple[Reason, ...]:
+  reasons = []
+  if outcome == LIKELY_MANIPULATED:
+    seen = [s for s in person.sightings if s.probability is not None]
+    over = sum(s.probability >= calibration.thresholds.manipulated for s in seen)
+    top = max(seen, key=lambda s: s.probability)
+    message = (
+      f"Traces of a blended face in {over} of {len(seen)} judged frames of person {person.id}, strongest at "
+      f"{top.time_s:.2f} s."
+    )
+    reasons.append(Reason("blending_traces", message))
+  if person.judged < 3 <= len(person.sightings):
+    reasons.append(
+      Reason("few_judged_frames", f"Only {person.judged} of {len(person.sightings)} sightings were good enough to judge.")
+    )
+  return tuple(reasons)
+
+
+def _why_not(subjects: list[examples.Subject]) -> tuple[Reason, ...]:
+  if not subjects:
+    return (Reason("no_face", "No face was found; this model judges faces only."),)
+  codes = sorted({code for subject in subjects for reasons in subject.reasons for code in reasons})
+  size = max(q.size_px for subject in subjects for q in subject.quality)
+  facts = {"size_px": size, "min_size": faces.MIN_SIZE_PX}
+  return tuple(Reason(code, _REASONS[code].format(**facts)) for code in codes)
+
+
+class _Clock:
+  """Seconds by stage, and in all."""
+
+  def __init__(self):
+    self._started = time.perf_counter()
+    self._stages: dict[str, float] = {}
+
+  @contextmanager
+  def __call__(self, stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    self._stages[stage] = time.perf_counter() - started
+
+  def timings(self) -> dict[str, float]:
+    return {**self._stages, "total_s": time.perf_counter() - self._started}

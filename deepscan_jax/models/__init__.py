@@ -1,0 +1,1 @@
+"""The branches, their fusion and the detector: pure Flax linen modules."""
