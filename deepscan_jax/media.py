@@ -11,6 +11,7 @@ tone-mapped.
 """
 
 import json
+import math
 import mmap
 import os
 import select
@@ -45,8 +46,13 @@ __all__ = [
   "decode_image_bytes",
 ]
 
+KINDS = ("video", "image", "audio")
+CRASHED = (
+  "The decoder gave up on this file, which may be damaged or hostile; convert it to mp4 and try again."
+)
 # The child's answer is a few kilobytes; more than this can only come from a decoder that was taken over.
 ANSWER_BYTES = 4 << 20
+CHILD_COMMAND = "from media_decoder import run_child; run_child()"
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,10 @@ def decode_clip(
         result = decode_file(file, Region(memory), plan=plan, budget=budget)
       else:
         result = _decode_in_child(file, region.fileno(), plan=plan, budget=budget)
-      return _clip(result, region.fileno(), budget=budget)
+      try:
+        return _clip(result, region.fileno(), budget=budget)
+      except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise MediaError("decoder_crash", CRASHED) from error
   finally:
     os.close(file)
 
@@ -141,9 +150,12 @@ def _clip(result: dict, region: int, *, budget: Budget) -> Clip:
   """Maps what the decoder wrote; every number is checked against the region, for the child is not trusted."""
   times = np.array(result["frame_times_s"], np.float64)
   shape = (len(times), int(result["height"]), int(result["width"]), 3)
+  samples = int(result["sample_count"])
+  if min(*shape, samples) < 0 or result["kind"] not in KINDS:
+    raise ValueError(f"A decoder cannot have found {shape} frames and {samples} samples.")
   memory = mmap.mmap(region, budget.output_bytes)
-  frames = np.frombuffer(memory, np.uint8, int(np.prod(shape)), int(result["frames_at"])).reshape(shape)
-  waveform = np.frombuffer(memory, np.float32, int(result["sample_count"]), int(result["waveform_at"]))
+  frames = np.frombuffer(memory, np.uint8, math.prod(shape), int(result["frames_at"])).reshape(shape)
+  waveform = np.frombuffer(memory, np.float32, samples, int(result["waveform_at"]))
   if not np.isfinite(waveform).all():  # float sound files may hold anything
     waveform = np.nan_to_num(waveform, nan=0.0, posinf=1.0, neginf=-1.0)
   return Clip(
@@ -171,9 +183,8 @@ def _decode_in_child(file: int, region: int, *, plan: SamplingPlan, budget: Budg
   environment = {"PYTHONPATH": os.pathsep.join(search)}
   if "LD_LIBRARY_PATH" in os.environ:
     environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-  command = "from media_decoder import run_child; run_child()"
   child = subprocess.Popen(
-    [sys.executable, "-S", "-B", "-P", "-c", command, json.dumps(order)],
+    [sys.executable, "-S", "-B", "-P", "-c", CHILD_COMMAND, json.dumps(order)],
     stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
@@ -195,10 +206,14 @@ def _decode_in_child(file: int, region: int, *, plan: SamplingPlan, budget: Budg
       "decoder_crash",
       "The decoder gave up on this file, so it is damaged or hostile; convert it to mp4 and retry.",
     )
-  reply = json.loads(answer)
-  if "result" not in reply:
-    raise MediaError(reply["reason"], reply["message"])
-  return reply["result"]
+  try:
+    reply = json.loads(answer)
+    if "result" in reply:
+      return reply["result"]
+    refusal = MediaError(str(reply["reason"]), str(reply["message"]))
+  except (KeyError, TypeError, ValueError) as error:
+    raise MediaError("decoder_crash", CRASHED) from error
+  raise refusal
 
 
 def _read_answer(pipe, *, seconds: float) -> bytes | None:

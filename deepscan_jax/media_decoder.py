@@ -779,7 +779,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 def _turning_graph(frame: av.VideoFrame, orientation: tuple[bool, bool, bool]) -> av.filter.Graph:
   swap, mirror, flip = orientation
   graph = av.filter.Graph()
-  nodes = [graph.add_buffer(template=frame)]
+  nodes = [graph.add_buffer(template=frame, time_base=Fraction(1, 1000))]  # times are not read off its frames
   if swap:
     nodes.append(graph.add("transpose", "cclock_flip"))
   if mirror:
