@@ -142,7 +142,7 @@ def summary_text(answer: Answer, *, color: bool = False, width: int | None = Non
   lines += [_line("Reason", reason.message, width) for reason in answer.reasons]
   lines += [_line("Note", warning, width) for warning in answer.warnings]
   lines.append(_line("What next", answer.recommendation, width))
-  name = printable(answer.file.get("name", ""))
+  name = printable(_name(answer))
   about = _about(answer.file)
   heading = f"\x1b[1m{name}\x1b[0m" if color else name
   return "\n".join([f"{heading}  ({about})" if about else heading, *lines])
@@ -303,9 +303,9 @@ def _band(answer: Verdict) -> Html:
     inside.append(
       tag(
         "p",
-        f"Called likely manipulated from {percent(t.manipulated)} on. On authentic validation material, "
-        f"{100 * t.false_positive_rate:.2g}\N{NO-BREAK SPACE}% reached that threshold. Below "
-        f"{percent(t.inconclusive)} a file is called likely authentic; between the two, inconclusive.",
+        f"Called likely manipulated from {percent(t.manipulated)} on, a threshold set so that at most "
+        f"{100 * t.false_positive_rate:.2g}\N{NO-BREAK SPACE}% of authentic validation material reaches it. "
+        f"Below {percent(t.inconclusive)} a file is called likely authentic; between the two, inconclusive.",
         class_="fine",
       )
     )
@@ -360,8 +360,9 @@ def _person(answer: Verdict, person: Person, key: str) -> Html:
   if evidence:
     inside += _strip(answer, person, evidence, key)
   if person.quality:
-    facts = (f"{label} {value}" for label, value in _flat(person.quality))
-    inside.append(tag("p", "Picture quality: ", "; ".join(facts), ".", class_="fine"))
+    rounded = {name: round(v, 2) if isinstance(v, float) else v for name, v in person.quality.items()}
+    facts = (f"{label} {value}" for label, value in _flat(rounded))
+    inside.append(tag("p", "Quality of the pictures: ", "; ".join(facts).lower(), ".", class_="fine"))
   return tag("section", *inside, class_="card person", id=key)
 
 
@@ -549,8 +550,10 @@ def _branches(answer: Verdict) -> Html:
 
 
 def _facts(answer: Verdict) -> Html:
-  took = sum(answer.timings.values())
-  model = [*_flat(answer.model), ("Time taken", f"{took:.2f} s")]
+  model = [
+    *_flat(answer.model),
+    *((f"Time: {_words(label).lower()}", value) for label, value in _flat(answer.timings)),
+  ]
   return tag(
     "section",
     tag("div", tag("h2", "The file"), _definitions(_flat(answer.file))),
@@ -650,7 +653,7 @@ def _flat(facts: dict, prefix: str = "") -> list[tuple[str, str]]:
     label = f"{prefix} {_words(stem).lower()}" if prefix else _words(stem)
     if isinstance(value, dict):
       # A dict called media or container adds nothing to the names inside it.
-      rows += _flat(value, "" if name in ("media", "container", "facts") else label)
+      rows += _flat(value, "" if name in ("media", "container", "tags") else label)
     elif isinstance(value, list | tuple) and value and all(isinstance(v, dict) for v in value):
       for i, inner in enumerate(value, start=1):
         rows += _flat(inner, f"{label.removesuffix('s')} {i}")
@@ -690,7 +693,7 @@ def _about(file: dict) -> str:
 
 
 def _name(answer: Answer) -> str:
-  return answer.name if isinstance(answer, Unread) else str(answer.file.get("name", "unnamed"))
+  return answer.name if isinstance(answer, Unread) else str(answer.file.get("name") or "pictures")
 
 
 def _line(label: str, text: str, width: int) -> str:

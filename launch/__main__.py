@@ -8,6 +8,9 @@ is its help: the first line stands in the list of verbs. At its end it says
 
       run_module(__name__)
 
+Only one verb runs in a process, but tests import them all: a flag that several verbs have is defined with
+allow_override=True.
+
 What `main` returns is the exit code (None is 0). A ValueError, an OSError or an app.UsageError that it lets
 out is a user's mistake: one sentence on stderr, exit code 2. Anything else is ours: a traceback, exit code 1.
 """

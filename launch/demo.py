@@ -4,9 +4,9 @@
     deepscan demo --output_dir=demo_output
 
 The portrait is scikit-image's astronaut (Eileen Collins, NASA, public domain). The real clip is the portrait
-under a slowly moving camera. For the forged one the face is blended with a changed copy of itself first, the way
-training makes its forgeries; camera, light and encoder are the same. What the detector says of the two is printed
-and written beside the clips.
+under a slowly moving camera. For the forged one the face is blended with a changed copy of itself first, as
+training makes its forgeries; camera, light and encoder are the same. What the detector says of the two is
+printed and written beside the clips.
 
 Exit codes: 0 the forged clip scored higher, 1 it did not, otherwise those of `deepscan detect`.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 _OUTPUT_DIR = flags.DEFINE_string(
-  "output_dir", "demo_output", "Folder for the clips and reports; made if missing."
+  "output_dir", "demo_output", "Folder for the clips and reports; made if missing.", allow_override=True
 )
 
 REAL, FORGED = "astronaut_real", "astronaut_forged"
@@ -91,8 +91,8 @@ def sample_portrait() -> np.ndarray:
 def forge_face(picture: np.ndarray, *, seed: int) -> np.ndarray:
   """Returns the picture with its one face blended with a changed copy of itself.
 
-  The blend is made in the crop, as in training; only its difference from the untouched crop is carried back, so
-  that all pixels outside of the blend stay as they are.
+  The blend is made in the crop, as in training; only its difference from the untouched crop is carried back,
+  so that all pixels outside of the blend stay as they are.
 
   Args:
     picture: uint8 [height, width, 3].

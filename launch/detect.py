@@ -40,12 +40,22 @@ _PATHS = {
   for kind in KINDS
 }
 _MODEL_PATH = flags.DEFINE_string(
-  "model_path", None, "A checkpoint folder; without it the model that comes with the package."
+  "model_path",
+  None,
+  "A checkpoint folder; without it the model that comes with the package.",
+  allow_override=True,
 )
-_OUTPUT_JSON = flags.DEFINE_string("output_json", None, "Write the verdicts to this JSON file.")
+_OUTPUT_JSON = flags.DEFINE_string(
+  "output_json", None, "Write the verdicts to this JSON file.", allow_override=True
+)
 _OUTPUT_HTML = flags.DEFINE_string("output_html", None, "Write a report to this HTML file.")
 _FRAMES = flags.DEFINE_integer(
-  "frames", 32, "How many frames of a video are looked at.", lower_bound=1, upper_bound=4096
+  "frames",
+  32,
+  "How many frames of a video are looked at.",
+  lower_bound=1,
+  upper_bound=4096,
+  allow_override=True,
 )
 _JSON = flags.DEFINE_boolean("json", False, "Print the verdicts as JSON instead of words.")
 _QUIET = flags.DEFINE_boolean("quiet", False, "Print neither progress nor verdicts; errors are still told.")
@@ -76,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     if path:
       check_writable(Path(path))
 
-  from deepscan_jax import checkpoints, compilation_cache, load_detector
+  from deepscan_jax import checkpoints, compilation_cache, inference
 
   warning = compilation_cache.switch_on(_CACHE.value)
   if warning:
@@ -85,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
   say = _silent if _QUIET.value else _progress
   started = time.monotonic()
   try:
-    detector = load_detector(_MODEL_PATH.value)
+    detector = inference.load_detector(_MODEL_PATH.value)
   except checkpoints.CheckpointError as error:
     print(f"deepscan: {error}", file=sys.stderr)
     return NO_MODEL

@@ -17,9 +17,11 @@ from pathlib import Path
 from absl import app, flags
 
 _MODEL_PATH = flags.DEFINE_string(
-  "model_path", None, "A checkpoint folder; without it the model of the package."
+  "model_path", None, "A checkpoint folder; without it the model of the package.", allow_override=True
 )
-_OUTPUT_JSON = flags.DEFINE_string("output_json", None, "Write the checks to this JSON file.")
+_OUTPUT_JSON = flags.DEFINE_string(
+  "output_json", None, "Write the checks to this JSON file.", allow_override=True
+)
 _WRITE_GOLDEN = flags.DEFINE_boolean(
   "write_golden", False, "Store this machine's scores with the checkpoint."
 )

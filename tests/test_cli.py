@@ -1,0 +1,307 @@
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from absl import app, flags
+from deepscan_jax.launch import __main__ as dispatcher
+from deepscan_jax.launch import detect
+
+from deepscan_jax import compilation_cache, doctor, media, report, verdict
+from deepscan_jax.verdict import Person, Reason, Sighting, Thresholds, Verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+SCORES = {"fake": (verdict.LIKELY_MANIPULATED, 0.9), "real": (verdict.LIKELY_AUTHENTIC, 0.1)}
+
+
+class FakeDetector:
+  """Answers by the file's name: fake.mp4, real.jpg, empty.jpg (no face); anything else cannot be read."""
+
+  metadata = {"name": "default", "version": "1", "sha256": "ab" * 32}  # noqa: RUF012
+
+  def detect(self, path, *, frames=32):
+    stem = Path(path).stem
+    if stem not in ("fake", "real", "empty"):
+      raise media.MediaError("truncated", f"{Path(path).name} ends too early.")
+    outcome, probability = SCORES.get(stem, (verdict.NOT_APPLICABLE, None))
+    seen = (
+      ()
+      if probability is None
+      else (Person(1, probability, (Sighting(0.0, (0, 0, 9, 9), probability),), {}),)
+    )
+    return Verdict(
+      outcome=outcome,
+      deepfake_probability=probability,
+      frame_consistency_score=None,
+      reasons=() if seen else (Reason("no_face", "No face was found."),),
+      branches={},
+      people=seen,
+      thresholds=Thresholds(0.4, 0.7, 0.02),
+      model=self.metadata,
+      file={"name": Path(path).name, "kind": "video" if str(path).endswith("mp4") else "image"},
+      timings={"all": 0.1},
+    )
+
+
+def answer(*names, **changes):
+  return detect.detect(FakeDetector(), [detect.Input(Path(name)) for name in names], frames=4, **changes)
+
+
+def run(*arguments, **changes):
+  environment = {**os.environ, "PYTHONPATH": "", "JAX_PLATFORMS": "cpu", **changes}
+  return subprocess.run(
+    [sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+  )
+
+
+@pytest.mark.parametrize(
+  ("given", "normal"),
+  [
+    ("--model-path=a-b", "--model_path=a-b"),
+    ("--model_path=a-b", "--model_path=a-b"),
+    ("-model-path", "-model_path"),
+    ("--no-json", "--nojson"),
+    ("--no_json", "--nojson"),
+    ("--nojson", "--nojson"),
+    ("--no-dry-run", "--nodry_run"),
+    ("--no-cache", "--no_cache"),
+    ("--no-op", "--no_op"),
+    ("--set=train.a-b=--c-d", "--set=train.a-b=--c-d"),
+    ("a-file.mp4", "a-file.mp4"),
+    ("-0.5", "-0.5"),
+    ("-", "-"),
+    ("--x=two\nlines-here", "--x=two\nlines-here"),
+  ],
+)
+def test_flag_names_lose_their_dashes_and_nothing_else_does(given, normal):
+  assert dispatcher.normalise([given], booleans={"json", "dry_run", "op", "no_op"}) == [normal]
+
+
+def test_what_follows_a_lone_double_dash_are_files():
+  given = ["--a-b", "--", "--c-d", "--no-json"]
+  assert dispatcher.normalise(given, booleans={"json"}) == ["--a_b", "--", "--c-d", "--no-json"]
+
+
+def test_verbs_are_found_by_name_and_each_tells_what_it_does():
+  known = dispatcher.verbs()
+  assert {"detect", "doctor", "demo"} <= set(known)
+  assert all(line.endswith(".") and len(line) < 110 for line in known.values())
+  assert not any(name.startswith("_") for name in known)
+
+
+@pytest.mark.parametrize(
+  ("error", "code"),
+  [
+    (app.UsageError("no"), 2),
+    (ValueError("no"), 2),
+    (FileNotFoundError("no"), 2),
+    (KeyboardInterrupt(), 130),
+    (RuntimeError("no"), 1),
+  ],
+)
+def test_errors_become_a_sentence_and_a_code(error, code, capsys):
+  def main(_):
+    raise error
+
+  assert dispatcher._guard(main, [], debug=False) == code
+  told = capsys.readouterr()
+  assert told.out == ""
+  assert told.err.splitlines()[-1].startswith("deepscan: ")
+  assert ("Traceback" in told.err) == (code == 1)
+
+
+def test_help_lists_flags_with_defaults():
+  values = flags.FlagValues()
+  flags.DEFINE_boolean("fast", True, "Hurry.", flag_values=values)
+  flags.DEFINE_multi_string("file", [], "A file.", flag_values=values)
+  text = dispatcher.verb_help("Does it.\n\nLong.", "deepscan x", [values["fast"], values["file"]])
+  assert text.startswith("Usage: deepscan x [--flag=value ...]\n\nDoes it.")
+  assert "--[no]fast\n      Hurry. (default: true)" in text
+  assert text.endswith("--file\n      A file.")
+
+
+@pytest.mark.parametrize(
+  ("names", "fail_on_fake", "code"),
+  [
+    (["real.jpg"], False, 0),
+    (["fake.mp4"], False, 0),
+    (["empty.jpg"], True, 0),
+    (["real.jpg", "fake.mp4"], True, 3),
+    (["broken.mp4", "fake.mp4"], True, 3),
+    (["broken.mp4", "real.jpg"], True, 4),
+    (["broken.mp4", "fake.mp4"], False, 4),
+    (["broken.mp4"], False, 5),
+    (["broken.mp4", "worse.mp4"], True, 5),
+  ],
+)
+def test_exit_codes_of_detect(names, fail_on_fake, code):
+  assert answer(*names, fail_on_fake=fail_on_fake) == code
+
+
+def test_a_bad_file_gives_one_sentence_and_the_others_are_answered(tmp_path, capsys):
+  page, table = tmp_path / "r.html", tmp_path / "r.json"
+  assert answer("fake.mp4", "bro\x1bken.mp4", "real.jpg", output_json=str(table), output_html=str(page)) == 4
+  told = capsys.readouterr()
+  assert told.err.count("\n") == 1 and "ends too early" in told.err and "\x1b" not in told.err
+  assert "Likely manipulated" in told.out and "Likely authentic" in told.out
+  first, second, third = json.loads(table.read_text())
+  assert (first["is_deepfake"], second["error"]["code"], third["is_deepfake"]) == (True, "truncated", False)
+  assert "Could not be read" in page.read_text()
+
+
+def test_json_goes_to_stdout_alone(capsys):
+  assert answer("fake.mp4", as_json=True) == 0
+  told = capsys.readouterr()
+  assert json.loads(told.out)["outcome"] == verdict.LIKELY_MANIPULATED
+  assert told.err == ""
+
+
+def test_quiet_says_nothing_but_errors(capsys):
+  assert answer("fake.mp4", "broken.mp4", quiet=True) == 4
+  told = capsys.readouterr()
+  assert told.out == "" and told.err.count("\n") == 1
+
+
+def test_a_file_that_is_not_what_the_user_called_it_is_told(capsys):
+  detect.detect(FakeDetector(), [detect.Input(Path("real.jpg"), "video")], frames=4)
+  assert "was given as video but is image" in capsys.readouterr().err
+
+
+def test_files_come_by_flag_by_comma_list_and_plainly(tmp_path):
+  comma = tmp_path / "a,b.mp4"
+  comma.touch()
+  inputs = detect.gather_inputs({"video": [str(comma), "c.mp4,d.mp4"], "image": ["e.jpg"]}, ["f.wav"])
+  assert inputs == [
+    detect.Input(comma, "video"),
+    detect.Input(Path("c.mp4"), "video"),
+    detect.Input(Path("d.mp4"), "video"),
+    detect.Input(Path("e.jpg"), "image"),
+    detect.Input(Path("f.wav")),
+  ]
+  with pytest.raises(app.UsageError, match="No file"):
+    detect.gather_inputs({"video": [""]}, [])
+
+
+def test_places_that_cannot_be_written_are_found_out_early(tmp_path):
+  detect.check_writable(tmp_path / "r.json")
+  assert list(tmp_path.iterdir()) == []
+  with pytest.raises(FileNotFoundError, match="no folder"):
+    detect.check_writable(tmp_path / "missing" / "r.json")
+  with pytest.raises(IsADirectoryError, match="is a folder"):
+    detect.check_writable(tmp_path)
+  with pytest.raises(PermissionError, match="Cannot write"):
+    detect.check_writable(Path("/proc/r.json"))
+
+
+@pytest.mark.parametrize(
+  ("terminal", "environment", "wanted"),
+  [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
+)
+def test_colour_is_for_terminals_that_want_it(terminal, environment, wanted, monkeypatch):
+  for name in ("NO_COLOR", "TERM"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  assert detect.wants_color(SimpleNamespace(isatty=lambda: terminal)) is wanted
+
+
+def test_the_compilation_cache_is_private(tmp_path, monkeypatch):
+  folder = compilation_cache.private_folder(tmp_path / "a" / "b")
+  assert folder.stat().st_mode & 0o777 == 0o700
+  folder.chmod(0o777)
+  with pytest.raises(ValueError, match="chmod 700"):
+    compilation_cache.private_folder(folder)
+  with pytest.raises(OSError, match="exists"):
+    (tmp_path / "file").touch()
+    compilation_cache.private_folder(tmp_path / "file")
+  monkeypatch.setattr(os, "geteuid", lambda: 12345)
+  folder.chmod(0o700)
+  with pytest.raises(ValueError, match="another user"):
+    compilation_cache.private_folder(folder)
+
+
+def test_a_cache_that_nobody_chose_is_gone_without_and_a_chosen_one_is_an_error(tmp_path, monkeypatch):
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  assert compilation_cache.default_folder() == tmp_path / "file" / "deepscan_jax" / "compiled"
+  assert "without a compilation cache" in compilation_cache.switch_on()
+  assert compilation_cache.switch_on("none") == ""
+  with pytest.raises(OSError, match="file"):
+    compilation_cache.switch_on(str(tmp_path / "file" / "x"))
+
+
+def test_golden_inputs_are_the_same_on_every_machine():
+  inputs = doctor.golden_inputs()
+  assert {name: (image.shape, image.dtype) for name, image in inputs.items()} == {
+    "portrait": ((1, 224, 224, 3), np.uint8),
+    "blended": ((1, 224, 224, 3), np.uint8),
+  }
+  difference = np.abs(inputs["portrait"].astype(int) - inputs["blended"])
+  assert difference[0, 60:180, 80:150].mean() > 5
+  assert difference[0, :30].max() == difference[0, :, :40].max() == 0
+  assert [int(image.astype(np.int64).sum()) for image in inputs.values()] == [19986546, 20193891]
+
+
+def test_golden_scores_are_compared_by_their_distance():
+  expected = {"portrait": -2.0, "blended": 3.0}
+  assert doctor.compare_golden(expected, expected).status == doctor.OK
+  assert doctor.compare_golden({**expected, "blended": 3.1}, expected).status == doctor.WARN
+  assert doctor.compare_golden({**expected, "blended": 2.0}, expected).status == doctor.FAIL
+  assert doctor.compare_golden({"portrait": -2.0}, expected).status == doctor.FAIL
+  assert doctor.compare_golden({**expected, "blended": float("nan")}, expected).status == doctor.FAIL
+
+
+def test_a_check_that_breaks_is_a_failed_check():
+  def look():
+    raise RuntimeError("boom")
+
+  check = doctor._guarded("x", look)
+  assert (check.status, check.detail) == (doctor.FAIL, "RuntimeError: boom")
+  assert check.remedy
+
+
+def test_the_sandbox_check_decodes_a_clip():
+  assert doctor._sandbox().status == doctor.OK
+
+
+def test_the_dispatcher_in_a_process_of_its_own():
+  listed = run("launch")
+  assert listed.returncode == 0
+  assert all(f"  {name} " in listed.stdout for name in ("detect", "doctor", "demo"))
+  assert run("deepscan_jax.launch", "--help").stdout == listed.stdout
+  unknown = run("launch", "detct")
+  assert unknown.returncode == 2
+  assert unknown.stderr == "deepscan: There is no verb 'detct'; did you mean 'detect'?\n"
+
+
+def test_both_ways_to_name_a_verb_take_the_same_flags():
+  for start in (["launch", "detect"], ["launch.detect"], ["deepscan_jax.launch.detect"]):
+    shown = run(*start, "--help")
+    assert shown.returncode == 0 and "--video_path" in shown.stdout and "Exit codes" in shown.stdout
+    refused = run(*start, "--output-json=/nowhere/r.json", "--no-quiet", "x.mp4")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "deepscan: Cannot write /nowhere/r.json: there is no folder /nowhere.\n"
+
+
+def test_help_does_not_wait_for_jax():
+  code = "import sys, deepscan_jax.launch.__main__ as m; m.overview(); import deepscan_jax.launch.detect"
+  done = subprocess.run(
+    [sys.executable, "-c", f"{code}; print([n for n in ('jax', 'numpy', 'av') if n in sys.modules])"],
+    cwd=ROOT, capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert done.stdout == "[]\n"
+
+
+def test_verbs_can_be_imported_beside_each_other():
+  for name in ("detect", "doctor", "demo"):
+    module = importlib.import_module(f"deepscan_jax.launch.{name}")
+    assert callable(module.main)
+
+
+def test_an_unread_file_is_reported_as_such():
+  assert report.to_json(report.Unread("a", "b", "c."))["error"] == {"code": "b", "message": "c."}
