@@ -64,6 +64,8 @@ REFUSED = (
   (4, b"ftypmsf1", "an HEIF picture"),
   (4, b"ftypavi", "an AVIF picture"),
 )
+# Tags need not be UTF-8; PyAV 19 lets them pass by itself and knows this option no more.
+LENIENT_TAGS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # How accepted containers begin, to tell a damaged one from something else.
 BEGINNINGS = (
   (4, b"ftyp"),
@@ -352,7 +354,7 @@ def _decode_streams(file: int, region: Region, *, plan: SamplingPlan, meter: _Me
           "keep one picture and one sound stream.",
         )
       video = _pick_video(container)
-      audio = container.streams.audio[0] if container.streams.audio else None
+      audio = next((s for s in container.streams.audio if s.codec_context is not None), None)
       if video is None and audio is None:
         raise MediaError("no_frames", "The file holds neither a video nor a sound stream; send another file.")
       sound = _Sound(audio, meter) if audio is not None else None
@@ -374,7 +376,7 @@ def _open(file: int) -> av.container.InputContainer:
   os.lseek(file, 0, os.SEEK_SET)
   options = {"fd": str(file), "protocol_whitelist": "fd", "format_whitelist": DEMUXERS}
   try:
-    return av.open("fd:", options=options, metadata_errors="replace")
+    return av.open("fd:", options=options, **LENIENT_TAGS)
   except (av.FFmpegError, ValueError) as error:
     head = os.pread(file, 64, 0)
     if any(head[offset : offset + len(magic)] == magic for offset, magic in BEGINNINGS):
@@ -396,6 +398,7 @@ def _pick_video(container) -> av.VideoStream | None:
 
 def _scan(container, video, sound: "_Sound | None", meter: _Meter) -> _Scan:
   scan = _Scan()
+  tick = Fraction(video.time_base) if video is not None else None
   first = None
   streams = [stream for stream in (video, sound and sound.stream) if stream is not None]
   packets = container.demux(streams)
@@ -415,7 +418,7 @@ def _scan(container, video, sound: "_Sound | None", meter: _Meter) -> _Scan:
       scan.keys.append(packet.is_keyframe)
       if packet.pts is not None:
         first = packet.pts if first is None else min(first, packet.pts)
-        meter.check_duration(float((packet.pts - first) * video.time_base))
+        meter.check_duration(float((packet.pts - first) * tick))
       if len(scan.pts) > meter.budget.decoded_frames:
         raise MediaError(
           "over_budget",
@@ -445,9 +448,9 @@ class _Sound:
     self._fed_s = Fraction(0)  # seconds of sound pushed into the resampler
 
   def add(self, packet: av.Packet | None):
-    """Decodes one packet; an empty one drains the decoder."""
+    """Decodes one packet; an empty one or None drains the decoder."""
     try:
-      frames = self.stream.codec_context.decode(packet if packet is not None and packet.size else None)
+      frames = self.stream.codec_context.decode(packet)
     except av.EOFError:
       return
     except (av.FFmpegError, ValueError):
@@ -468,7 +471,7 @@ class _Sound:
       self._format = form
       self._graph = _mono_graph(frame)
     if frame.pts is not None and frame.time_base:
-      at = frame.pts * frame.time_base
+      at = frame.pts * Fraction(frame.time_base)
       if self.start is None:
         self.start = at - self._fed_s
       gap = at - self.start - self._fed_s
@@ -577,8 +580,9 @@ def _finish_video(
     )
 
   rate = _rate(video)
-  times = [position * video.time_base if timed else Fraction(position) / rate for position in found]
-  zero = order[0] * video.time_base if timed else Fraction(0)
+  tick = Fraction(video.time_base) if timed else 1 / rate
+  times = [position * tick for position in found]
+  zero = order[0] * tick
   waveform_at = count = 0
   if sound is not None and sound.samples:
     start = sound.start if timed and sound.start is not None else zero
@@ -587,7 +591,7 @@ def _finish_video(
     waveform_at, target = region.reserve(lead + len(sound.samples))
     target[lead:] = sound.samples
     count = len(target) // SAMPLE_BYTES
-  last = order[-1] * video.time_base - zero if timed else Fraction(len(order) - 1) / rate
+  last = order[-1] * tick - zero
   facts = {
     **_container_facts(container),
     **_video_facts(video, scan, picker),
@@ -761,16 +765,23 @@ def _copy_rows(picture: av.VideoFrame, target: memoryview):
     target[y * row : (y + 1) * row] = source[y * plane.line_size : y * plane.line_size + row]
 
 
+# Counter-clockwise quarter turns as _orientation says them.
+QUARTER_TURNS = ((False, False, False), (True, False, True), (False, True, True), (True, True, False))
+
+
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
   """Whether to swap the axes, mirror left-right, then top-bottom, as the stream's display matrix says.
 
   The matrix holds nine int32, row by row: x' = a x + c y, y' = b x + d y; a, b, c, d are at places 0, 1, 3,
   4.
   """
-  sides = [side for side in frame.side_data if side.type.name == "DISPLAYMATRIX"]
-  if not sides:
+  try:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+  except ValueError:  # PyAV 18 refuses to list kinds of side data that it has no name for
+    return QUARTER_TURNS[round(frame.rotation / 90) % 4]
+  if matrix is None:
     return False, False, False
-  a, b, _, c, d, *_ = struct.unpack("9i", bytes(sides[0]))
+  a, b, _, c, d, *_ = struct.unpack("9i", bytes(matrix))
   if abs(b) + abs(c) > abs(a) + abs(d):
     return True, c < 0, b < 0
   return False, a < 0, d < 0
@@ -813,7 +824,7 @@ def _video_facts(video, scan: _Scan, picker: _Picker) -> dict:
     "height": picker.height,
     "rotation_degrees": (90 if mirror else 270) if swap else (180 if mirror and flip else 0),
     "mirrored": (swap + mirror + flip) % 2 == 1,
-    "sample_aspect_ratio": str(aspect) if aspect else None,
+    "sample_aspect_ratio": f"{aspect.numerator}:{aspect.denominator}" if aspect else None,
     "color_space": COLOR_SPACES.get(int(context.colorspace)),
     "color_range": {1: "limited", 2: "full"}.get(int(context.color_range)),
     "fps": float(_rate(video)),

@@ -171,6 +171,22 @@ def test_display_matrix_turns_the_frames_upright(folder, degrees, mirrored):
   assert clip.facts["mirrored"] == mirrored
 
 
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_orientation_without_listable_side_data_falls_back_to_the_rotation(folder, degrees):
+  path = media_files.rotated(folder / f"plain{degrees}.mp4", degrees=degrees)
+  with av.open(str(path)) as container:
+    frame = next(container.decode(video=0))
+
+  class Unlistable:
+    rotation = frame.rotation
+
+    @property
+    def side_data(self):
+      raise ValueError("31 is not a valid Type")
+
+  assert media_decoder._orientation(Unlistable()) == media_decoder._orientation(frame)
+
+
 @pytest.mark.parametrize(
   ("color_space", "full_range"), [(1, False), (6, False), (1, True), (6, True), (None, False)]
 )
