@@ -36,5 +36,5 @@ $(READY): setup.py deepscan_jax/version.py
 	  echo "$(PYTHON) cannot make environments with pip: on Debian and Ubuntu, install the package python3-venv." >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Making the environment $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing deepscan_jax and what it needs; the first time takes a few minutes ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test]'
 	@touch $@

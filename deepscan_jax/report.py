@@ -90,7 +90,7 @@ def write_json(answers: Answer | Sequence[Answer], path: str | Path) -> None:
   Raises:
     OSError: it cannot be written.
   """
-  _write_whole(path, json.dumps(to_json(answers), indent=2, allow_nan=False) + "\n")
+  write_whole(path, json.dumps(to_json(answers), indent=2, allow_nan=False) + "\n")
 
 
 def write_html(
@@ -106,7 +106,28 @@ def write_html(
   Raises:
     OSError: it cannot be written.
   """
-  _write_whole(path, render_html(answers, created=created))
+  write_whole(path, render_html(answers, created=created))
+
+
+def write_whole(path: str | Path, text: str) -> None:
+  """Writes a text file that appears whole or not at all, readable as any new file of the user's is.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  path = Path(path)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+  try:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+      file.write(text)
+    # mkstemp makes files that only their owner can read; a report should be as readable as any new file.
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
 
 
 def summary_text(answer: Answer, *, color: bool = False, width: int | None = None) -> str:
@@ -722,19 +743,3 @@ def _legend() -> str:
 @functools.cache
 def _asset(name: str) -> str:
   return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _write_whole(path: str | Path, text: str) -> None:
-  path = Path(path)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-  try:
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-      file.write(text)
-    # mkstemp makes files that only their owner can read; a report should be as readable as any new file.
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise

@@ -24,6 +24,9 @@ from absl import app, flags
 _OUTPUT_DIR = flags.DEFINE_string(
   "output_dir", "demo_output", "Folder for the clips and reports; made if missing.", allow_override=True
 )
+_MODEL_PATH = flags.DEFINE_string(
+  "model_path", None, "A checkpoint folder; without it the model of the package.", allow_override=True
+)
 
 REAL, FORGED = "astronaut_real", "astronaut_forged"
 SEED = 1
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
   print("Making two clips of the same portrait, one real and one forged ...", flush=True)
   make_clips(folder)
   for name in (REAL, FORGED):
-    code = _detect(folder, name)
+    code = _detect(folder, name, model_path=_MODEL_PATH.value)
     if code:
       return code
   scores = {name: _score(folder / f"{name}.json") for name in (REAL, FORGED)}
@@ -167,12 +170,14 @@ def write_clip(path: Path, frames: Sequence[np.ndarray]) -> None:
     container.mux(stream.encode(None))
 
 
-def _detect(folder: Path, name: str) -> int:
+def _detect(folder: Path, name: str, *, model_path: str | None) -> int:
   """Runs the command line on one clip, as a user would, and returns its exit code."""
   stem = folder / name
   arguments = [
     "detect", f"--video_path={stem}.mp4", f"--output_json={stem}.json", f"--output_html={stem}.html"
   ]  # fmt: skip
+  if model_path:
+    arguments.append(f"--model_path={model_path}")
   print(f"\n$ {_shown(*arguments)}", flush=True)
   return subprocess.run([sys.executable, "-m", __package__, *arguments], check=False).returncode
 

@@ -82,9 +82,7 @@ def main(argv: Sequence[str]) -> int:
   """Answers the files of the flags and of argv[1:]; returns the exit code."""
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   inputs = gather_inputs({kind: flag.value for kind, flag in _PATHS.items()}, argv[1:])
-  for path in (_OUTPUT_JSON.value, _OUTPUT_HTML.value):
-    if path:
-      check_writable(Path(path))
+  check_outputs([Path(path) for path in (_OUTPUT_JSON.value, _OUTPUT_HTML.value) if path], inputs)
 
   from deepscan_jax import checkpoints, compilation_cache, inference
 
@@ -142,17 +140,18 @@ def detect(
 
   answers: list[verdict.Verdict | report.Unread] = []
   for number, asked in enumerate(inputs, start=1):
-    say(f"[{number}/{len(inputs)}] {asked.path.name}")
+    name = report.printable(asked.path.name)
+    say(f"[{number}/{len(inputs)}] {name}")
     try:
       answer = detector.detect(asked.path, frames=frames)
     except media.MediaError as error:
       answer = report.Unread(name=asked.path.name, code=error.reason, message=str(error))
-      print(f"deepscan: {report.printable(asked.path.name)}: {report.printable(str(error))}", file=sys.stderr)
+      print(f"deepscan: {name}: {report.printable(str(error))}", file=sys.stderr)
     else:
       found = answer.file.get("kind")
       if asked.kind and found and asked.kind != found:
         print(
-          f"deepscan: {report.printable(asked.path.name)} was given as {asked.kind} but is {found}.",
+          f"deepscan: {name} was given as {asked.kind} but is {found}.",
           file=sys.stderr,
         )
       if not quiet and not as_json:
@@ -206,6 +205,16 @@ def gather_inputs(by_kind: dict[str, Sequence[str]], plain: Sequence[str]) -> li
   if not inputs:
     raise app.UsageError("No file was given; try `deepscan detect clip.mp4`.")
   return inputs
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Input]) -> None:
+  """Raises app.UsageError or OSError where writing would fail, or overwrite what was given."""
+  taken = {asked.path.resolve() for asked in inputs}
+  for path in outputs:
+    if path.resolve() in taken:
+      raise app.UsageError(f"{path} is named twice; each output needs a file of its own.")
+    taken.add(path.resolve())
+    check_writable(path)
 
 
 def check_writable(path: Path) -> None:

@@ -12,7 +12,6 @@ computes with the checkpoint, for every later doctor to compare its own scores w
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import app, flags
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
   """Prints one line per check; returns the exit code."""
   if argv[1:]:
     raise app.UsageError(f"doctor takes no files, got {argv[1]!r}.")
-  from deepscan_jax import doctor
+  from deepscan_jax import doctor, report
 
   if _WRITE_GOLDEN.value:
     if not _MODEL_PATH.value:
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
       print(f"{'':26}{check.remedy}", flush=True)
   if _OUTPUT_JSON.value:
     rows = [dataclasses.asdict(check) for check in checks]
-    Path(_OUTPUT_JSON.value).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    report.write_whole(_OUTPUT_JSON.value, json.dumps(rows, indent=2) + "\n")
   failed = sum(check.status == doctor.FAIL for check in checks)
   print(f"{failed} of {len(checks)} checks failed." if failed else "Nothing failed.")
   return 1 if failed else 0

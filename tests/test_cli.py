@@ -198,6 +198,15 @@ def test_places_that_cannot_be_written_are_found_out_early(tmp_path):
     detect.check_writable(Path("/proc/r.json"))
 
 
+def test_an_output_never_overwrites_what_was_given(tmp_path):
+  given = [detect.Input(tmp_path / "a.mp4")]
+  detect.check_outputs([tmp_path / "r.json", tmp_path / "r.html"], given)
+  for outputs in (["x/../a.mp4"], ["r.json", "r.json"]):
+    (tmp_path / "x").mkdir(exist_ok=True)
+    with pytest.raises(app.UsageError, match="named twice"):
+      detect.check_outputs([tmp_path / name for name in outputs], given)
+
+
 @pytest.mark.parametrize(
   ("terminal", "environment", "wanted"),
   [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],

@@ -1,10 +1,17 @@
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from deepscan_jax.launch import demo
 
 from deepscan_jax import media
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "deepscan_jax" / "weights" / "default"
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +68,24 @@ def test_the_demo_fails_unless_the_forged_clip_scores_higher(real, forged, code,
   assert demo.judge(real, forged) == code
   told = capsys.readouterr()
   assert bool(told.out) == (code == 0) and bool(told.err) == (code == 1)
+
+
+@pytest.mark.skipif(not (WEIGHTS / "model.json").is_file(), reason="no default model in this checkout")
+def test_the_demo_from_end_to_end(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-m", "launch", "demo", f"--output-dir={tmp_path}"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  scores = {}
+  for name in (demo.REAL, demo.FORGED):
+    facts = json.loads((tmp_path / f"{name}.json").read_text())
+    scores[name] = facts["deepfake_probability"]
+    assert facts["people"][0]["frames_judged"] >= 20
+    page = (tmp_path / f"{name}.html").read_text()
+    assert f"{name}.mp4" in page and page.count("data:image/jpeg") >= 20
+    assert str(tmp_path / f"{name}.html") in done.stdout
+  assert scores[demo.FORGED] > scores[demo.REAL]
