@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import import_module
-from itertools import pairwise
+from itertools import compress, islice, pairwise
 
 import av
 
@@ -46,6 +46,8 @@ COLOR_SPACES = {
   9: "bt2020",
   10: "bt2020",
 }
+
+HDR_TRANSFERS = {16: "pq", 18: "hlg"}
 
 # Files that people hand in by mistake, by their first bytes: (offset, bytes, what it is).
 REFUSED = (
@@ -334,11 +336,13 @@ class _Meter:
 class _Scan:
   """What one reading of the whole file found.
 
-  pts and keys hold one entry per video packet in file order; `packets` the packets while they are few.
+  pts, keys and shown hold one entry per video packet in file order, `packets` the packets while they are few.
+  A packet that an edit list cuts off is not shown, but others may need it.
   """
 
   pts: list[int | None] = field(default_factory=list)
   keys: list[bool] = field(default_factory=list)
+  shown: list[bool] = field(default_factory=list)
   packets: list[av.Packet] | None = field(default_factory=list)
   packet_bytes: int = 0
   damaged: bool = False
@@ -361,7 +365,7 @@ def _decode_streams(file: int, region: Region, *, plan: SamplingPlan, meter: _Me
       if video is not None:
         _check_pixels(video.codec_context.width, video.codec_context.height, meter.budget.frame_pixels)
       scan = _scan(container, video, sound, meter)
-      if video is not None and scan.pts:
+      if any(scan.shown):
         return _finish_video(file, container, video, sound, scan, region, plan=plan, meter=meter)
       return _finish_audio(container, sound, scan, region)
   except (MediaError, MemoryError):
@@ -413,9 +417,10 @@ def _scan(container, video, sound: "_Sound | None", meter: _Meter) -> _Scan:
       break
     if sound is not None and packet.stream.index == sound.stream.index:
       sound.add(packet)
-    elif packet.size and not packet.is_discard:
+    elif packet.size:
       scan.pts.append(packet.pts)
       scan.keys.append(packet.is_keyframe)
+      scan.shown.append(not packet.is_discard)
       if packet.pts is not None:
         first = packet.pts if first is None else min(first, packet.pts)
         meter.check_duration(float((packet.pts - first) * tick))
@@ -549,7 +554,8 @@ def _finish_video(
   meter: _Meter,
 ) -> dict:
   timed = None not in scan.pts
-  order = sorted(set(scan.pts)) if timed else list(range(len(scan.pts)))
+  shown = list(compress(scan.pts, scan.shown))
+  order = sorted(set(shown)) if timed else list(range(len(shown)))
   wanted = [order[i] for i in plan.choose(len(order))]
   warnings = _damage(scan, sound)
   picker = _Picker(video, wanted, region, meter, timed=timed)
@@ -573,6 +579,8 @@ def _finish_video(
     warnings.append(
       "The picture size changes within the video; all frames were brought to the first one's size."
     )
+  if int(video.codec_context.color_trc) in HDR_TRANSFERS:
+    warnings.append("The video is in high dynamic range; its colours were not mapped to the ordinary range.")
   promised = video.frames
   if promised and len(scan.pts) < 0.95 * promised:
     warnings.append(
@@ -617,12 +625,8 @@ def _packets(file: int, video, scan: _Scan) -> Iterator[av.Packet]:
     yield from scan.packets
     return
   with _open(file) as container:
-    packets = container.demux(container.streams[video.index])
-    for _ in scan.pts:
-      packet = next(packets)
-      while not packet.size or packet.is_discard:
-        packet = next(packets)
-      yield packet
+    packets = (packet for packet in container.demux(container.streams[video.index]) if packet.size)
+    yield from islice(packets, len(scan.pts))
 
 
 def _needed(scan: _Scan, wanted: list[int], packets: Iterable[av.Packet]) -> Iterator[av.Packet | None]:
@@ -633,7 +637,7 @@ def _needed(scan: _Scan, wanted: list[int], packets: Iterable[av.Packet]) -> Ite
   A frame that is shown before the keyframe preceding it in the file may refer to the group before (open
   groups of pictures), so its run starts one keyframe earlier.
   """
-  index = {pts: i for i, pts in enumerate(scan.pts)}
+  index = {pts: i for i, pts in enumerate(scan.pts) if scan.shown[i]}
   keys = [i for i, key in enumerate(scan.keys) if key]
   keep = bytearray(len(scan.pts))
   for pts in wanted:
@@ -827,8 +831,9 @@ def _video_facts(video, scan: _Scan, picker: _Picker) -> dict:
     "sample_aspect_ratio": f"{aspect.numerator}:{aspect.denominator}" if aspect else None,
     "color_space": COLOR_SPACES.get(int(context.colorspace)),
     "color_range": {1: "limited", 2: "full"}.get(int(context.color_range)),
+    "color_transfer": HDR_TRANSFERS.get(int(context.color_trc)),
     "fps": float(_rate(video)),
-    "frame_count": len(scan.pts),
+    "frame_count": sum(scan.shown),
     "keyframe_count": len(keys) - 1,
     "longest_gop": max((stop - start for start, stop in pairwise(keys)), default=None),
     "video_bit_rate": round(scan.packet_bytes * 8 * _rate(video) / len(scan.pts)),

@@ -63,6 +63,14 @@ STRUCTURES = {
     options={"x265-params": "log-level=none:open-gop=1:bframes=3:keyint=12:min-keyint=12"},
   ),
   "variable.mp4": lambda path: media_files.variable_rate(path, np.cumsum([0.01, 0.3, 0.02] * 15)),
+  # Its first ten frames are cut off by an edit list, in the middle of a group of pictures.
+  "edit_list.mp4": lambda path: media_files.write_video(
+    path,
+    media_files.numbered_frames(60),
+    start_s=-0.4,
+    gop=30,
+    container_options={"avoid_negative_ts": "disabled"},
+  ),
   "intra_refresh.mp4": lambda path: media_files.write_video(
     path, media_files.numbered_frames(90), options={"x264-params": "intra-refresh=1:keyint=20:bframes=0"}
   ),
@@ -89,7 +97,8 @@ def test_chosen_frames_equal_those_of_decoding_everything(folder, name, plan):
   with av.open(str(path)) as container:
     everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
   chosen = plan.choose(len(everything))
-  assert [media_files.read_number(frame) for frame in clip.frames] == chosen
+  first = 10 if name == "edit_list.mp4" else 0
+  assert [media_files.read_number(frame) - first for frame in clip.frames] == chosen
   np.testing.assert_array_equal(clip.frames, np.stack([everything[i] for i in chosen]))
   assert clip.warnings == ()
 
@@ -351,6 +360,16 @@ def test_plain_and_odd_videos_decode(folder, make, shape):
   assert clip.warnings == ()
   numbers = [media_files.read_number(frame) for frame in clip.frames]
   assert numbers == SamplingPlan().choose(clip.facts["frame_count"])
+
+
+def test_high_dynamic_range_is_reported(folder):
+  options = {"x264-params": "colorprim=bt2020:transfer=arib-std-b67:colormatrix=bt2020nc"}
+  path = media_files.write_video(
+    folder / "hlg.mp4", media_files.numbered_frames(3), pixel_format="yuv420p10le", options=options
+  )
+  clip = decode_clip(path, trusted=True)
+  assert (clip.facts["color_transfer"], clip.facts["color_space"]) == ("hlg", "bt2020")
+  assert "high dynamic range" in clip.warnings[0]
 
 
 def test_truncated_video_keeps_what_decodes_and_says_so(folder):
