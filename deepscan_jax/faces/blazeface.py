@@ -12,19 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepscan_jax.faces.network import (
-  Layer,
+  Block,
   convolve,
   convolve_separably,
+  double_size,
+  inner,
   load_layers,
+  run_blocks,
   run_in_batches,
   shortcut,
+  take_blocks,
+  with_border,
 )
 
 SHORT_RANGE_SIZE = 128
 FULL_RANGE_SIZE = 192
-# Strides of the residual blocks after the stem (which halves the picture too).
-SHORT_RANGE_STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1), (2, 1, 1, 1, 1)
-FULL_RANGE_STRIDES = (1, 1, 2, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1, 1)
+# Strides of the blocks after the stem (which halves the picture too), one tuple for each map that is used later.
+SHORT_RANGE_STRIDES = ((1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1), (2, 1, 1, 1, 1))
+FULL_RANGE_STRIDES = ((1, 1, 2, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1, 1))
+FULL_RANGE_UP_STRIDES = ((1, 1), (1, 1), (1,))
 
 
 def detect(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -41,68 +47,91 @@ def detect(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ValueError: when size is neither 128 nor 192.
   """
   if images.shape[1:] == (SHORT_RANGE_SIZE, SHORT_RANGE_SIZE, 3):
-    network, layers = _detect_short_range, load_layers("short_range")
+    network, weights = _detect_short_range, load_short_range()
   elif images.shape[1:] == (FULL_RANGE_SIZE, FULL_RANGE_SIZE, 3):
-    network, layers = _detect_full_range, load_layers("full_range")
+    network, weights = _detect_full_range, load_full_range()
   else:
     raise ValueError(
       f"Detector images have shape {images.shape}; give [batch, 128, 128, 3] or [batch, 192, 192, 3]."
     )
-  return run_in_batches(functools.partial(network, layers), images)
+  return run_in_batches(functools.partial(network, weights), images)
 
 
-@jax.jit
-def _detect_short_range(layers: tuple[Layer, ...], images: jax.Array) -> tuple[jax.Array, jax.Array]:
-  logits, values = short_range(layers, images.astype(jnp.float32) / 127.5 - 1)
-  return _decode(logits, values, anchors=SHORT_RANGE_ANCHORS)
+@functools.cache
+def load_short_range() -> dict:
+  """Returns the weights that `short_range` takes."""
+  layers = load_layers("short_range")
+  return {
+    "stem": next(layers),
+    "stages": tuple(take_blocks(layers, strides, layers_per_block=2) for strides in SHORT_RANGE_STRIDES),
+    "heads": tuple(layers),
+  }
 
 
-@jax.jit
-def _detect_full_range(layers: tuple[Layer, ...], images: jax.Array) -> tuple[jax.Array, jax.Array]:
-  logits, values = full_range(layers, images.astype(jnp.float32) / 127.5 - 1)
-  return _decode(logits, values, anchors=FULL_RANGE_ANCHORS)
-
-
-def short_range(layers: tuple[Layer, ...], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def short_range(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns logits [batch, 896] and raw values [batch, 896, 16] of pictures [batch, 128, 128, 3] in -1..1."""
-  layers = iter(layers)
-  x = jax.nn.relu(convolve(x, next(layers), stride=2))
+  x = with_border(jax.nn.relu(convolve(x, weights["stem"], stride=2)))
   maps = []
-  for strides in SHORT_RANGE_STRIDES:
-    for stride in strides:
-      y = convolve_separably(x, next(layers), next(layers), stride=stride)
-      x = jax.nn.relu(y + shortcut(x, channels=y.shape[-1], stride=stride))
-    maps.append(x)
-  batch = x.shape[0]
-  logits = [convolve(x, next(layers)).reshape(batch, -1) for x in maps]
-  values = [convolve(x, next(layers)).reshape(batch, -1, 16) for x in maps]
-  return jnp.concatenate(logits, 1), jnp.concatenate(values, 1)
+  for strides, runs in zip(SHORT_RANGE_STRIDES, weights["stages"], strict=True):
+    x = run_blocks(_single_block, x, strides, runs)
+    maps.append(inner(x))
+  heads = zip(maps + maps, weights["heads"], strict=True)
+  logits_16, logits_8, values_16, values_8 = (convolve(x, head).reshape(len(x), -1) for x, head in heads)
+  values = jnp.concatenate([values_16, values_8], 1)
+  return jnp.concatenate([logits_16, logits_8], 1), values.reshape(len(x), -1, 16)
 
 
-def full_range(layers: tuple[Layer, ...], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.cache
+def load_full_range() -> dict:
+  """Returns the weights that `full_range` takes."""
+  layers = load_layers("full_range")
+  return {
+    "stem": next(layers),
+    "down": tuple(take_blocks(layers, strides, layers_per_block=4) for strides in FULL_RANGE_STRIDES),
+    "up": tuple(
+      {"coarse": next(layers), "fine": next(layers), "runs": take_blocks(layers, strides, layers_per_block=4)}
+      for strides in FULL_RANGE_UP_STRIDES
+    ),
+    "heads": tuple(layers),
+  }
+
+
+def full_range(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns logits [batch, 2304] and raw values [batch, 2304, 16] of pictures [batch, 192, 192, 3] in -1..1."""
-  layers = iter(layers)
-
-  def block(x, stride=1):
-    y = jax.nn.relu(convolve_separably(x, next(layers), next(layers), stride=stride))
-    y = convolve_separably(y, next(layers), next(layers))
-    return jax.nn.relu(y + shortcut(x, channels=y.shape[-1], stride=stride))
-
-  x = jax.nn.relu(convolve(x, next(layers), stride=2))
+  x = with_border(jax.nn.relu(convolve(x, weights["stem"], stride=2)))
   maps = []
-  for strides in FULL_RANGE_STRIDES:
-    for stride in strides:
-      x = block(x, stride)
-    maps.append(x)
+  for strides, runs in zip(FULL_RANGE_STRIDES, weights["down"], strict=True):
+    x = run_blocks(_double_block, x, strides, runs)
+    maps.append(inner(x))
   # Back up to 48x48: each coarse map, narrowed and doubled in size, is added to the finer one.
-  for finer, n_blocks in zip(reversed(maps[:-1]), (2, 2, 1), strict=True):
-    coarse = jax.nn.relu(convolve(x, next(layers)))
-    lateral = jax.nn.relu(convolve(finer, next(layers)))
-    x = lateral + jax.image.resize(coarse, lateral.shape, "bilinear")
-    for _ in range(n_blocks):
-      x = block(x)
-  batch = x.shape[0]
-  return convolve(x, next(layers)).reshape(batch, -1), convolve(x, next(layers)).reshape(batch, -1, 16)
+  for finer, strides, up in zip(reversed(maps[:-1]), FULL_RANGE_UP_STRIDES, weights["up"], strict=True):
+    coarse = jax.nn.relu(convolve(inner(x), up["coarse"]))
+    fine = jax.nn.relu(convolve(finer, up["fine"]))
+    x = with_border(fine + double_size(coarse))
+    x = run_blocks(_double_block, x, strides, up["runs"])
+  logits, values = (convolve(inner(x), head) for head in weights["heads"])
+  return logits.reshape(len(x), -1), values.reshape(len(x), -1, 16)
+
+
+def _single_block(x: jax.Array, layers: Block, *, stride: int) -> jax.Array:
+  y = convolve_separably(x, *layers, stride=stride)
+  return with_border(jax.nn.relu(y + shortcut(x, channels=y.shape[-1], stride=stride)))
+
+
+def _double_block(x: jax.Array, layers: Block, *, stride: int) -> jax.Array:
+  y = with_border(jax.nn.relu(convolve_separably(x, *layers[:2], stride=stride)))
+  y = convolve_separably(y, *layers[2:])
+  return with_border(jax.nn.relu(y + shortcut(x, channels=y.shape[-1], stride=stride)))
+
+
+@jax.jit
+def _detect_short_range(weights: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return _decode(*short_range(weights, images.astype(jnp.float32) / 127.5 - 1), anchors=SHORT_RANGE_ANCHORS)
+
+
+@jax.jit
+def _detect_full_range(weights: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return _decode(*full_range(weights, images.astype(jnp.float32) / 127.5 - 1), anchors=FULL_RANGE_ANCHORS)
 
 
 def _grid(size: int, *, n: int, per_cell: int) -> np.ndarray:

@@ -1,19 +1,25 @@
 """Faces in pictures: detector, then mesh; the only way into this package that needs no knowledge of its networks.
 
 A face must convince two networks: the detector's score must reach MIN_SCORE and the mesh's own presence MIN_PRESENCE.
-Each picture is looked at whole by both detectors. A picture in which that finds nothing is looked at once more with black
-around it (a face cut by the borders looks smaller, and whole), and, when it is large, in overlapping tiles.
+
+A full search looks at a whole picture, and at overlapping tiles of a large one. Measured on FFHQ faces pasted into 1080p
+pictures, by the longer side of the face: short range on the whole picture finds 0.33 of them at 200 px and all at 350 px; full
+range 0.55 at 130 px and 0.85 at 200 px; full range on tiles of 640 px 0.78 at 48 px and 0.97 at 80 px.
+In a video, only a few frames get a full search. In the others, the quick short range network looks at the whole frame and
+around the places of those faces.
+A picture in which nothing is found is looked at once more with black around it: a face cut by the borders then looks whole.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
 from deepscan_jax.faces import align, blazeface, mesh
 
+# On pictures without faces (see tests) and with (1 % quantile 0.46 and 0.98), these separate well.
 MIN_SCORE = 0.5
 MIN_PRESENCE = 0.5
 # Two detections that overlap by more are one face (intersection over union).
@@ -21,6 +27,16 @@ SAME_FACE_OVERLAP = 0.3
 MAX_FACES = 8
 # The mesh was trained on squares this much larger than the detector's box.
 MESH_REGION = 1.5
+# Short range finds all faces that are worth finding in pictures up to this size; larger ones need full range too.
+SHORT_RANGE_UP_TO = 256
+TILE_SIZE = 640
+TILE_STEP = 0.75
+# A video's full searches: one in the middle of so many sampled frames, and in up to MAX_LOST frames without a face.
+FRAMES_PER_SEARCH = 16
+MAX_LOST = 8
+# Where a face was, it is looked for in a square of so many times its size.
+REGION = 4.0
+BORDER = 1.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,81 +59,130 @@ class Face:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """A square of one picture, black where it reaches beyond it."""
+  """A square of one picture, black where it reaches beyond it; size: pixels of the detector that shall look at it."""
 
   picture: int
   x: float
   y: float
   side: float
+  size: int = blazeface.SHORT_RANGE_SIZE
 
 
 def find_faces(frames: np.ndarray | Sequence[np.ndarray], *, max_faces: int = MAX_FACES) -> list[list[Face]]:
   """Returns the faces of every picture, the largest first.
 
   Args:
-    frames: uint8 RGB [time, height, width, 3], or a sequence of [height, width, 3] that may differ in size.
+    frames: uint8 RGB [time, height, width, 3], taken as a video: what is found in one frame helps in the others. Or a
+      sequence of single pictures [height, width, 3], which may differ in size: each gets a full search.
     max_faces: per picture.
 
   Returns:
     One list per picture, empty where no face is found.
 
   Raises:
-    ValueError: when a picture is not uint8 [height, width, 3].
+    ValueError: when a picture is not uint8 [height, width, 3] with at least one pixel.
   """
   for frame in frames:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
       raise ValueError(
-        f"A picture is {frame.dtype} {frame.shape}; give uint8 RGB of shape [height, width, 3]."
+        f"A picture is {frame.dtype} {frame.shape}; give uint8 RGB [height, width, 3], not empty."
       )
   faces: list[list[Face]] = [[] for _ in frames]
-  for views_of in (_whole, _whole_with_border):
-    views = [view for i, frame in enumerate(frames) if not faces[i] for view in views_of(i, frame)]
-    for picture, found in _find_in_views(frames, views, max_faces=max_faces).items():
+
+  def look(views: Iterator[View]) -> None:
+    for picture, found in _find_in_views(frames, list(views)).items():
       faces[picture] = found
-  return faces
+
+  def empty() -> list[int]:
+    return [i for i, found in enumerate(faces) if not found]
+
+  if isinstance(frames, np.ndarray):
+    searched = _spread(range(len(frames)), -(-len(frames) // FRAMES_PER_SEARCH))
+    look(view for i in searched for view in _full_search(i, frames[i]))
+    known = {i: faces[i] for i in searched}
+    others = [i for i in range(len(frames)) if i not in known]
+    look(view for i in others for view in (_whole(i, frames[i]), *_regions(i, frames[i], known)))
+    lost = [i for i in empty() if i not in known]
+    look(view for i in _spread(lost, MAX_LOST) for view in _full_search(i, frames[i]))
+  else:
+    look(view for i, frame in enumerate(frames) for view in _full_search(i, frame))
+  look(_whole(i, frames[i], border=BORDER) for i in empty())
+  return [found[:max_faces] for found in faces]
 
 
-def _whole(picture: int, frame: np.ndarray) -> list[View]:
+def _spread(indices: Sequence[int], n: int) -> list[int]:
+  """Returns at most n of `indices`: the middles of n equal parts."""
+  n = min(n, len(indices))
+  return [indices[(2 * i + 1) * len(indices) // (2 * n)] for i in range(n)]
+
+
+def _full_search(picture: int, frame: np.ndarray) -> Iterator[View]:
+  yield _whole(picture, frame)
   height, width = frame.shape[:2]
   side = max(height, width)
-  return [View(picture, (width - side) / 2, (height - side) / 2, side)]
+  if side > SHORT_RANGE_UP_TO:
+    yield _whole(picture, frame, size=blazeface.FULL_RANGE_SIZE)
+  # Tiles a third as large, again and again, until the smallest faces worth finding are large enough.
+  while side > TILE_SIZE:
+    side = max(side / 3, TILE_SIZE)
+    for y in _tile_starts(height, side):
+      for x in _tile_starts(width, side):
+        yield View(picture, x, y, side, size=blazeface.FULL_RANGE_SIZE)
 
 
-def _whole_with_border(picture: int, frame: np.ndarray) -> list[View]:
+def _tile_starts(length: int, side: float) -> np.ndarray:
+  """Returns where tiles begin that cover `length` with overlap; one tile in the middle where it is longer."""
+  if side >= length:
+    return np.array([(length - side) / 2])
+  return np.linspace(0, length - side, math.ceil((length - side) / (TILE_STEP * side)) + 1)
+
+
+def _whole(
+  picture: int, frame: np.ndarray, *, border: float = 1.0, size: int = blazeface.SHORT_RANGE_SIZE
+) -> View:
   height, width = frame.shape[:2]
-  side = 1.6 * max(height, width)
-  return [View(picture, (width - side) / 2, (height - side) / 2, side)]
+  side = border * max(height, width)
+  return View(picture, (width - side) / 2, (height - side) / 2, side, size=size)
 
 
-def _find_in_views(frames, views: list[View], *, max_faces: int) -> dict[int, list[Face]]:
+def _regions(picture: int, frame: np.ndarray, known: dict[int, list[Face]]) -> Iterator[View]:
+  """Yields squares around the faces of the nearest searched frames before and after, where the whole is too coarse."""
+  before = max((i for i in known if i < picture), default=None)
+  after = min((i for i in known if i > picture), default=None)
+  taken: list[np.ndarray] = []
+  for face in (face for i in (before, after) if i is not None for face in known[i]):
+    centre, side = (face.box[:2] + face.box[2:]) / 2, REGION * float(max(face.box[2:] - face.box[:2]))
+    box = np.concatenate([centre - side / 2, centre + side / 2])
+    # The same place needs one look only, and a face that fills much of the frame is seen in the whole.
+    if side < max(frame.shape[:2]) * 0.75 and not (taken and overlaps(box, np.array(taken)).max() > 0.6):
+      taken.append(box)
+      yield View(picture, *box[:2].tolist(), side)
+
+
+def _find_in_views(frames, views: list[View]) -> dict[int, list[Face]]:
   """Returns the faces found in `views`, by the index of their picture."""
-  if not views:
-    return {}
   detections: dict[int, list[np.ndarray]] = {}
-  pictures = np.stack(
-    [cut_view(frames[view.picture], view, size=blazeface.FULL_RANGE_SIZE) for view in views]
-  )
   for size in (blazeface.SHORT_RANGE_SIZE, blazeface.FULL_RANGE_SIZE):
-    if size != blazeface.FULL_RANGE_SIZE:
-      inputs = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_AREA) for p in pictures])
-    else:
-      inputs = pictures
-    scores, values = blazeface.detect(inputs)
-    for view, row, column in zip(views, scores, values, strict=True):
-      sure = row >= MIN_SCORE
-      points = column[sure].reshape(-1, 8, 2) * (view.side / size) + (view.x, view.y)
-      rows = np.concatenate([row[sure, None], points.reshape(-1, 16)], 1)
+    group = [view for view in views if view.size == size]
+    if not group:
+      continue
+    scores, values = blazeface.detect(np.stack([cut_view(frames[view.picture], view) for view in group]))
+    for view, view_scores, view_values in zip(group, scores, values, strict=True):
+      sure = view_scores >= MIN_SCORE
+      points = view_values[sure].reshape(-1, 8, 2) * (view.side / size) + (view.x, view.y)
+      rows = np.concatenate([view_scores[sure, None], points.reshape(-1, 16)], 1)
       detections.setdefault(view.picture, []).append(rows)
   candidates = [
     (picture, row)
     for picture, rows in detections.items()
-    for row in merge_overlapping(np.concatenate(rows))[:max_faces]
+    for row in merge_overlapping(np.concatenate(rows))[: 2 * MAX_FACES]
   ]
   return _add_landmarks(frames, candidates)
 
 
-def cut_view(frame: np.ndarray, view: View, *, size: int) -> np.ndarray:
+def cut_view(frame: np.ndarray, view: View) -> np.ndarray:
   """Returns a view as uint8 [size, size, 3], averaged over areas where it is shrunk."""
+  size = view.size
   scale = size / view.side
   height, width = frame.shape[:2]
   x0, y0 = max(int(view.x), 0), max(int(view.y), 0)

@@ -5,23 +5,32 @@ Weights by Google (Apache-2.0, see weights/NOTICE).
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deepscan_jax.faces.network import (
+  Block,
   Layer,
-  activate,
   convolve,
   convolve_separably,
+  inner,
   load_layers,
+  prelu,
+  run_blocks,
   run_in_batches,
   shortcut,
+  take_blocks,
+  with_border,
 )
 
 MESH_SIZE = 192
-STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
+TRUNK_STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
+PRESENCE_STRIDES = (2,)
+LANDMARK_STRIDES = (2, 1, 1)
 
 
 def find_landmarks(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -34,34 +43,61 @@ def find_landmarks(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     landmarks float32 [batch, 468, 3], x and y in pixels of `images`, z (depth, smaller is nearer, 0 at the middle of the
     head) on the same scale; presence float32 [batch] in 0..1.
   """
-  return run_in_batches(functools.partial(_find_landmarks, load_layers("mesh")), images)
+  return run_in_batches(functools.partial(_find_landmarks, load_mesh()), images)
 
 
-@jax.jit
-def _find_landmarks(layers: tuple[Layer, ...], images: jax.Array) -> tuple[jax.Array, jax.Array]:
-  landmarks, logit = mesh(layers, images.astype(jnp.float32) / 255)
-  return landmarks, jax.nn.sigmoid(logit)
+@functools.cache
+def load_mesh() -> dict:
+  """Returns the weights that `mesh` takes."""
+  layers = load_layers("mesh")
+  stem = (next(layers), next(layers))
+  trunk = take_blocks(layers, TRUNK_STRIDES, layers_per_block=3)
+  # The file begins the landmarks' head with two blocks, then runs both heads side by side, presence first.
+  begin = list(itertools.islice(layers, 6))
+  rest = list(layers)
+  presence, landmarks = iter(rest[0::2]), iter(begin + rest[1::2])
+  return {
+    "stem": stem,
+    "trunk": trunk,
+    "presence": _load_head(presence, PRESENCE_STRIDES),
+    "landmarks": _load_head(landmarks, LANDMARK_STRIDES),
+  }
 
 
-def mesh(layers: tuple[Layer, ...], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _load_head(layers: Iterator[Layer], strides: tuple[int, ...]) -> dict:
+  return {
+    "runs": take_blocks(layers, strides, layers_per_block=3),
+    "narrow": (next(layers), next(layers)),
+    "last_run": take_blocks(layers, (1,), layers_per_block=3),
+    "output": next(layers),
+  }
+
+
+def mesh(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns landmarks [batch, 468, 3] and presence logits [batch] of pictures [batch, 192, 192, 3] in 0..1."""
-  trunk = iter(layers)
-  x = activate(convolve(x, next(trunk), stride=2), next(trunk))
-  for stride in STRIDES:
-    x = _block(x, trunk, stride)
-  # The file runs both heads side by side, presence first; only the landmarks' head begins with two blocks of its own.
-  faces = _block(_block(x, trunk, 2), trunk, 1)
-  heads = list(trunk)
-  logit = _head(_block(x, presence_head := iter(heads[0::2]), 2), presence_head)
-  landmarks = _head(_block(faces, landmark_head := iter(heads[1::2]), 1), landmark_head)
+  convolution, slopes = weights["stem"]
+  x = with_border(prelu(convolve(x, convolution, stride=2), slopes))
+  x = run_blocks(_block, x, TRUNK_STRIDES, weights["trunk"])
+  landmarks = _run_head(x, LANDMARK_STRIDES, weights["landmarks"])
+  logit = _run_head(x, PRESENCE_STRIDES, weights["presence"])
   return landmarks.reshape(-1, 468, 3), logit.reshape(-1)
 
 
-def _block(x: jax.Array, layers, stride: int) -> jax.Array:
-  y = convolve_separably(x, next(layers), next(layers), stride=stride)
-  return activate(y + shortcut(x, channels=y.shape[-1], stride=stride), next(layers))
+def _run_head(x: jax.Array, strides: tuple[int, ...], weights: dict) -> jax.Array:
+  x = run_blocks(_block, x, strides, weights["runs"])
+  convolution, slopes = weights["narrow"]
+  x = with_border(prelu(convolve(inner(x), convolution), slopes))
+  x = run_blocks(_block, x, (1,), weights["last_run"])
+  return convolve(inner(x), weights["output"], padding="VALID")
 
 
-def _head(x: jax.Array, layers) -> jax.Array:
-  x = activate(convolve(x, next(layers)), next(layers))
-  return convolve(_block(x, layers, 1), next(layers), padding="VALID")
+def _block(x: jax.Array, layers: Block, *, stride: int) -> jax.Array:
+  depthwise, pointwise, slopes = layers
+  y = convolve_separably(x, depthwise, pointwise, stride=stride)
+  return with_border(prelu(y + shortcut(x, channels=y.shape[-1], stride=stride), slopes))
+
+
+@jax.jit
+def _find_landmarks(weights: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  landmarks, logit = mesh(weights, images.astype(jnp.float32) / 255)
+  return landmarks, jax.nn.sigmoid(logit)

@@ -1,10 +1,18 @@
 """The few layers that the face networks are made of, and their stored weights.
 
-Activations are float32 [batch, height, width, channel]. Padding is TensorFlow's SAME. Weights are arguments, never
-constants of the compiled program: XLA would spend its time folding them.
+Activations are float32 [batch, height, width, channel], even in height and width. Padding is TensorFlow's SAME.
+What keeps these networks quick on a CPU, to run and to compile:
+- Depthwise convolutions are sums of shifted products; XLA's grouped convolution takes about thirty times as long.
+- Between blocks, activations carry a border of one zero pixel, written together with the block's result, so that no
+  depthwise convolution has to pad. `with_border` and `inner` add and remove it.
+- Consecutive blocks of one shape are a scan over their stacked weights, and compile as one block. Where the channels
+  grow within such a run, all of it has the channels of the last, the missing ones zero.
+- Weights are arguments, never constants of the compiled program, which XLA would spend its time folding.
 """
 
 import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -12,87 +20,153 @@ import jax.numpy as jnp
 import numpy as np
 
 WEIGHTS_PATH = Path(__file__).parent / "weights" / "faces.npz"
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+# One picture alone, or batches of eight: larger ones fall out of the CPU's cache and are no faster per picture.
+BATCH_SIZE = 8
 
 Layer = dict[str, np.ndarray]
+Block = tuple[Layer, ...]
 
 
-@functools.cache
-def load_layers(network: str) -> tuple[Layer, ...]:
-  """Returns the float32 layers of `network` ("short_range", "full_range" or "mesh"), in the order in which they run."""
+def load_layers(network: str) -> Iterator[Layer]:
+  """Yields the float32 layers of `network` ("short_range", "full_range" or "mesh"), in the order in which they run."""
   layers: dict[str, Layer] = {}
   with np.load(WEIGHTS_PATH) as stored:
     for name in sorted(stored.files):
       owner, index, part = name.split("/")
       if owner == network:
         layers.setdefault(index, {})[part] = stored[name].astype(np.float32)
-  return tuple(layers.values())
+  yield from layers.values()
 
 
-def run_in_batches(network, images: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Returns `network(images)` as numpy arrays, run on batches of a few fixed sizes so that little is compiled.
+def take_blocks(
+  layers: Iterator[Layer], strides: Sequence[int], *, layers_per_block: int
+) -> tuple[Block, ...]:
+  """Returns the next blocks, each run of equal strides stacked: every array gets a leading axis [block].
+
+  Arrays that are smaller than the largest of their run are filled up with zeros.
+  """
+  runs = []
+  for stride, run in itertools.groupby(strides):
+    blocks = [tuple(itertools.islice(layers, layers_per_block)) for _ in run]
+    if stride == 1:
+      blocks = [_accept_channels(block, _n_channels(blocks[-1])) for block in blocks]
+    runs.append(jax.tree.map(_stack, *blocks))
+  return tuple(runs)
+
+
+def run_blocks(block: Callable, x: jax.Array, strides: Sequence[int], runs: tuple[Block, ...]) -> jax.Array:
+  """Returns x after all blocks of `take_blocks`, each block(x, layers, stride=...); x carries a border."""
+  for (stride, _), layers in zip(itertools.groupby(strides), runs, strict=True):
+    if stride == 1:
+      x = widen(x, _n_channels(layers))
+      x, _ = jax.lax.scan(lambda x, one: (block(x, one, stride=1), None), x, layers)
+    else:
+      x = block(x, jax.tree.map(lambda values: values[0], layers), stride=stride)
+  return x
+
+
+def run_in_batches(network: Callable, images: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Returns `network(images)` as numpy arrays, run one by one or in eights, so that two shapes are compiled at most.
 
   Args:
     network: jitted function of [batch, ...] that returns a tuple of arrays [batch, ...].
     images: [batch, ...], at least one.
   """
+  size = 1 if len(images) == 1 else BATCH_SIZE
   outputs = []
-  for start in range(0, len(images), BATCH_SIZES[-1]):
-    part = images[start : start + BATCH_SIZES[-1]]
-    size = next(size for size in BATCH_SIZES if size >= len(part))
+  for start in range(0, len(images), size):
+    part = images[start : start + size]
     padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
     outputs.append([np.asarray(output)[: len(part)] for output in network(padded)])
   return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
 
 def convolve(x: jax.Array, layer: Layer, *, stride: int = 1, padding: str = "SAME") -> jax.Array:
-  """Returns a dense convolution; a kernel of two axes is a 1x1 convolution."""
+  """Returns a dense convolution of x (no border); a kernel of two axes is a 1x1 convolution."""
   kernel = layer["kernel"]
   if kernel.ndim == 2:
     return jnp.einsum("bhwi,io->bhwo", x, kernel) + layer["bias"]
   dimensions = ("NHWC", "HWIO", "NHWC")
-  return (
-    jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dimensions)
-    + layer["bias"]
-  )
-
-
-def convolve_depthwise(x: jax.Array, layer: Layer, *, stride: int = 1) -> jax.Array:
-  """Returns a convolution of each channel by itself, as a sum of shifted products.
-
-  XLA's own grouped convolution takes about thirty times as long on a CPU.
-  """
-  kernel = layer["kernel"]
-  size = kernel.shape[0]
-  height, width = (-(-length // stride) for length in x.shape[1:3])
-  pads = []
-  for length, n_out in zip(x.shape[1:3], (height, width), strict=True):
-    pad = max((n_out - 1) * stride + size - length, 0)
-    pads.append((pad // 2, pad - pad // 2))
-  # The barrier keeps XLA from folding the padding, with a branch per pixel, into each of the products.
-  x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
-  total = layer["bias"]
-  for row in range(size):
-    for column in range(size):
-      rows = slice(row, row + (height - 1) * stride + 1, stride)
-      columns = slice(column, column + (width - 1) * stride + 1, stride)
-      total = total + x[:, rows, columns] * kernel[row, column]
-  return total
+  y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dimensions)
+  return y + layer["bias"]
 
 
 def convolve_separably(x: jax.Array, depthwise: Layer, pointwise: Layer, *, stride: int = 1) -> jax.Array:
-  """Returns a depthwise convolution followed by a 1x1 convolution, nothing between them."""
-  return convolve(convolve_depthwise(x, depthwise, stride=stride), pointwise)
+  """Returns a 3x3 convolution of each channel by itself, then a 1x1 convolution; x has a border, the result none."""
+  kernel, total = depthwise["kernel"], depthwise["bias"]
+  height, width = ((length - 2) // stride for length in x.shape[1:3])
+  # SAME padding of even lengths: one pixel before and after at stride 1, only one after at stride 2.
+  start = stride - 1
+  for row in range(3):
+    for column in range(3):
+      rows = slice(start + row, start + row + (height - 1) * stride + 1, stride)
+      columns = slice(start + column, start + column + (width - 1) * stride + 1, stride)
+      total = total + x[:, rows, columns] * kernel[row, column]
+  return convolve(total, pointwise)
 
 
 def shortcut(x: jax.Array, *, channels: int, stride: int = 1) -> jax.Array:
-  """Returns the identity path of a residual block: 2x2 maximum when it halves, new channels at zero."""
+  """Returns the identity path of a block, without border: 2x2 maximum at stride 2, new channels at zero."""
+  x = inner(x)
   if stride == 2:
-    batch, height, width, n = x.shape
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, n).max((2, 4))
+    x = functools.reduce(jnp.maximum, [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)])
+  return widen(x, channels)
+
+
+def widen(x: jax.Array, channels: int) -> jax.Array:
+  """Returns x with zero channels appended until it has `channels`."""
   return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
 
 
-def activate(x: jax.Array, layer: Layer) -> jax.Array:
-  """Returns PReLU(x): x where positive, x times the channel's slope elsewhere."""
+def with_border(x: jax.Array) -> jax.Array:
+  """Returns x with one zero pixel around it."""
+  # The barrier keeps XLA from computing x anew, with a branch per pixel, in each of the nine products that read it.
+  return jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+
+
+def inner(x: jax.Array) -> jax.Array:
+  """Returns x without its border."""
+  return x[:, 1:-1, 1:-1]
+
+
+def double_size(x: jax.Array) -> jax.Array:
+  """Returns x (no border) at twice its height and width, bilinear: new pixel centres lie 1/4 beside the old ones."""
+  for axis in (1, 2):
+    n = x.shape[axis]
+    # Each line's neighbours; the first and the last line are their own.
+    padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
+    before, after = (jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i in (0, 2))
+    shape = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+    x = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1).reshape(shape)
+  return x
+
+
+def prelu(x: jax.Array, layer: Layer) -> jax.Array:
+  """Returns x where positive, x times its channel's slope elsewhere."""
   return jnp.where(x > 0, x, x * layer["slope"])
+
+
+def _n_channels(block: Block) -> int:
+  """Returns how many channels a block puts out."""
+  return next(iter(block[-1].values())).shape[-1]
+
+
+def _accept_channels(block: Block, channels: int) -> Block:
+  """Returns a block that takes `channels`, of which those that it did not know count nothing."""
+  depthwise, pointwise, *others = block
+  known = depthwise["bias"].shape[0]
+  depthwise = {part: _pad_axis(values, -1, channels - known) for part, values in depthwise.items()}
+  pointwise = {**pointwise, "kernel": _pad_axis(pointwise["kernel"], 0, channels - known)}
+  return (depthwise, pointwise, *others)
+
+
+def _pad_axis(values: np.ndarray, axis: int, n: int) -> np.ndarray:
+  pads = [(0, 0)] * values.ndim
+  pads[axis] = (0, n)
+  return np.pad(values, pads)
+
+
+def _stack(*arrays: np.ndarray) -> np.ndarray:
+  shape = np.max([array.shape for array in arrays], axis=0)
+  pads = [[(0, n - m) for n, m in zip(shape, array.shape, strict=True)] for array in arrays]
+  return np.stack([np.pad(array, pad) for array, pad in zip(arrays, pads, strict=True)])
