@@ -1,8 +1,9 @@
 """What every dataset builder shares: media files in, examples out.
 
-A builder says where its files are and what is known of each (`MediaFile`); this module decodes them, finds the faces, cuts
-the examples (through deepscan_jax.examples, exactly as the detector does) and writes them as array_record, without
-TensorFlow. What could not be used is listed in `rejected.jsonl` beside the data, with the reason.
+A builder says where its files are and what is known of each (`MediaFile`); this module decodes them, finds
+the faces, cuts
+the examples (through deepscan_jax.examples, exactly as the detector does) and writes them as array_record,
+without TensorFlow. What could not be used is listed in `rejected.jsonl` beside the data, with the reason.
 """
 
 import dataclasses
@@ -18,9 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from deepscan_jax import examples, media
 from etils import epath
 from tensorflow_datasets.core import dataset_metadata
+
+from deepscan_jax import examples, media
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -111,8 +113,12 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     del dl_manager  # Nothing is downloaded: the user points at the files.
     files = join_copies(self.media_files(self._media_paths))
     if not files:
-      raise ValueError(f"No pictures or videos in {', '.join(map(str, self._media_paths)) or 'an empty list of paths'}.")
-    return {name: self._generate_examples([f for f in files if split_of(f.group) == name]) for name, _ in SPLITS}
+      raise ValueError(
+        f"No pictures or videos in {', '.join(map(str, self._media_paths)) or 'an empty list of paths'}."
+      )
+    return {
+      name: self._generate_examples([f for f in files if split_of(f.group) == name]) for name, _ in SPLITS
+    }
 
   def _generate_examples(self, files: list[MediaFile]) -> Iterator[tuple[str, dict]]:
     pictures = [file for file in files if file.is_image]
@@ -126,10 +132,14 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     clips: list[tuple[MediaFile, media.Clip]] = []
     for file in files:
       try:
-        clips.append((file, media.decode_clip(file.path, trusted=True) if file.data is None else _picture(file.data)))
+        clips.append(
+          (file, media.decode_clip(file.path, trusted=True) if file.data is None else _picture(file.data))
+        )
       except media.MediaError as error:
         self._reject(file, error.reason, str(error))
-    for (file, _), subjects in zip(clips, examples.find_subjects_in_pictures([c for _, c in clips]), strict=True):
+    for (file, _), subjects in zip(
+      clips, examples.find_subjects_in_pictures([c for _, c in clips]), strict=True
+    ):
       yield from self._subject_examples(file, subjects)
 
   def _video_examples(self, file: MediaFile) -> Iterator[tuple[str, dict]]:
@@ -141,7 +151,9 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       return
     yield from self._subject_examples(file, examples.find_subjects(clip))
 
-  def _subject_examples(self, file: MediaFile, subjects: list[examples.Subject]) -> Iterator[tuple[str, dict]]:
+  def _subject_examples(
+    self, file: MediaFile, subjects: list[examples.Subject]
+  ) -> Iterator[tuple[str, dict]]:
     if not subjects:
       self._reject(file, "no_face", "No face was found.")
     for person, subject in enumerate(subjects):
@@ -151,14 +163,17 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._reject(file, "+".join(codes), f"No sighting of person {person} passes the quality gate.")
       for index, example in enumerate(cut):
         key = f"{file.id}#{person}.{index}"
-        yield key, {
-          **example,
-          "faces": [io.BytesIO(encode_png(crop)) for crop in example["faces"]],
-          "id": key,
-          "group": file.group,
-          "source": file.source,
-          "method": file.method,
-        }
+        yield (
+          key,
+          {
+            **example,
+            "faces": [io.BytesIO(encode_png(crop)) for crop in example["faces"]],
+            "id": key,
+            "group": file.group,
+            "source": file.source,
+            "method": file.method,
+          },
+        )
 
   def _reject(self, file: MediaFile, reason: str, message: str) -> None:
     self._rejected.append({"id": file.id, "reason": reason, "message": message})
@@ -209,7 +224,8 @@ def encode_png(image: np.ndarray) -> bytes:
 def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
   """Gives groups that share a (nearly) equal picture one common name, so that no copy crosses a split.
 
-  Copies are found by a 256-bit difference hash (signs of horizontal gradients at 16 x 16, after Krawetz, 2013).
+  Copies are found by a 256-bit difference hash (signs of horizontal gradients at 16 x 16, after Krawetz,
+  2013).
   """
   files = list(files)
   parent = {file.group: file.group for file in files}

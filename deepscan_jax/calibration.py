@@ -47,10 +47,11 @@ class Calibration:
 
 
 def fit_platt(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
-  """Platt scaling (Platt 1999): scale > 0 and offset that minimise the log loss of sigmoid(scale * logit + offset).
+  """Platt scaling (Platt 1999): scale > 0 and offset that minimise the log loss of sigmoid(scale * logit +
+  offset).
 
-  Each class counts half in all, so the probability is one for equally frequent classes. Targets are smoothed as in
-  Platt's paper, (n + 1) / (n + 2) and 1 / (n + 2), which keeps the fit finite on separable data.
+  Each class counts half in all, so the probability is one for equally frequent classes. Targets are smoothed
+  as in Platt's paper, (n + 1) / (n + 2) and 1 / (n + 2), which keeps the fit finite on separable data.
 
   Args:
     labels: [example] 0 or 1.
@@ -86,7 +87,8 @@ def calibrate(
 ) -> Calibration:
   """Fits a Calibration on validation scores.
 
-  Thresholds do not carry between sources: what is exceeded by 5 % of one source's real pictures is exceeded by 20 % of
+  Thresholds do not carry between sources: what is exceeded by 5 % of one source's real pictures is exceeded
+    by 20 % of
   another's. So the rate holds for the worst source, not for the mixture.
 
   Args:

@@ -116,7 +116,9 @@ def write_model_json(folder: str | Path, model: dict) -> None:
   """Replaces a model's facts (its calibration, say) and brings the manifest up to date."""
   folder = Path(folder)
   (folder / MODEL_FILE).write_text(json.dumps(model, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-  (folder / MANIFEST_FILE).write_text(json.dumps(_hashes(folder), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+  (folder / MANIFEST_FILE).write_text(
+    json.dumps(_hashes(folder), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+  )
 
 
 def read_model(folder: str | Path) -> dict:
@@ -138,7 +140,9 @@ def read_model(folder: str | Path) -> dict:
     raise CheckpointError(f"The model at {folder} is damaged ({error}); fetch or write it again.") from error
   actual = _hashes(folder)
   if actual != expected:
-    changed = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
+    changed = sorted(
+      name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)
+    )
     raise CheckpointError(
       f"The model at {folder} is damaged: {', '.join(changed[:3])} differ from the manifest; fetch or write it again."
     )
@@ -159,7 +163,9 @@ def read_params(folder: str | Path, abstract: Any) -> Any:
     try:
       return checkpointer.restore(Path(folder).absolute() / PARAMS_FOLDER, _abstract(abstract))
     except (ValueError, KeyError, FileNotFoundError) as error:
-      raise CheckpointError(f"The parameters at {folder} do not fit the network that its {MODEL_FILE} names.") from error
+      raise CheckpointError(
+        f"The parameters at {folder} do not fit the network that its {MODEL_FILE} names."
+      ) from error
 
 
 def _abstract(tree: Any) -> Any:
@@ -169,4 +175,6 @@ def _abstract(tree: Any) -> Any:
 
 def _hashes(folder: Path) -> dict[str, str]:
   files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
-  return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+  return {
+    path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+  }

@@ -1,7 +1,7 @@
 """The configuration of a run: frozen dataclasses, presets by name, overrides by text.
 
-A preset is a Python file with `get_config() -> Config` in experiments/ (or anywhere: give its path). Everything that a
-run depends on stands in its Config, which is stored as JSON in each checkpoint.
+A preset is a Python file with `get_config() -> Config` in experiments/ (or anywhere: give its path).
+Everything that a run depends on stands in its Config, which is stored as JSON in each checkpoint.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ class ModelConfig:
     features: width of a token.
     fusion: "attention", or "weighted" for the fixed ensemble that it has to beat.
     dropout: probability of dropping a feature of the pooled description in training.
-    modality_dropout: probability of hiding a present branch from the fusion in training; the last one is never hidden.
+    modality_dropout: probability of hiding a present branch from the fusion in training; the last one is
+      never hidden.
   """
 
   branches: tuple[str, ...] = ("spatial",)
@@ -45,9 +46,10 @@ class DataConfig:
 
   Attributes:
     datasets: names of prepared datasets under the data folder.
-    pseudofakes: make one self-blended twin of each real example; batches then hold pairs, real and fake in turn. Without
-      it the examples' own labels are used.
-    source_weights: (source, times) pairs: how often the examples of a source are seen in one pass; 1 where not named.
+    pseudofakes: make one self-blended twin of each real example; batches then hold pairs, real and fake in
+      turn. Without it the examples' own labels are used.
+    source_weights: (source, times) pairs: how often the examples of a source are seen in one pass; 1 where
+      not named.
     batch_size: images in a batch, both twins counted.
     workers: loader processes; 0 reads in a thread.
     validation_limit: at most so many validation pictures, evenly spread and always the same; 0 = all.
@@ -131,7 +133,9 @@ def load_preset(name_or_path: str) -> Config:
   else:
     known = preset_names()
     if name_or_path not in known:
-      raise ValueError(f"Unknown preset {name_or_path!r}; known presets: {', '.join(known)}, or a path ending in .py.")
+      raise ValueError(
+        f"Unknown preset {name_or_path!r}; known presets: {', '.join(known)}, or a path ending in .py."
+      )
     module = import_room(f"experiments.{name_or_path}")
   if not hasattr(module, "get_config"):
     raise ValueError(f"Preset {name_or_path} has no function get_config() that returns a Config.")
@@ -181,7 +185,9 @@ def _replace_at(node, path: list[str], value, full_path: str):
   fields = {field.name for field in dataclasses.fields(node)}
   head, *rest = path
   if head not in fields:
-    raise ValueError(f"No field {head!r} in {full_path!r}; {type(node).__name__} has {', '.join(sorted(fields))}.")
+    raise ValueError(
+      f"No field {head!r} in {full_path!r}; {type(node).__name__} has {', '.join(sorted(fields))}."
+    )
   if rest:
     child = getattr(node, head)
     if not dataclasses.is_dataclass(child):

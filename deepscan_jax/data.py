@@ -1,8 +1,10 @@
-"""From prepared datasets to batches: TFDS data sources, grain iterators, pseudo-fakes and augmentation on the way.
+"""From prepared datasets to batches: TFDS data sources, grain iterators, pseudo-fakes and augmentation on
+the way.
 
-Everything here is numpy: grain calls it in threads or in worker processes. A picture's random numbers come from the
-iterator's seed and position (training) or from the picture's own id (validation), so a resumed run draws what an
-uninterrupted one would have drawn, and every validation sees the same twins.
+Everything here is numpy: grain calls it in threads or in worker processes. A picture's random numbers come
+  from the
+iterator's seed and position (training) or from the picture's own id (validation), so a resumed run draws
+what an uninterrupted one would have drawn, and every validation sees the same twins.
 """
 
 import dataclasses
@@ -27,7 +29,8 @@ _TEXT_KEYS = ("id", "group", "source", "method")
 
 
 class ExampleSource:
-  """Random access to the examples of one split of several prepared datasets (picklable, so workers can have it).
+  """Random access to the examples of one split of several prepared datasets (picklable, so workers can have
+  it).
 
   Args:
     names: of datasets below data_dir, "real_only" or with a config, "real_only/mine".
@@ -48,7 +51,9 @@ class ExampleSource:
       labels = [text for name in names for text in _column(name, split, Path(data_dir), "source")]
       unknown = sorted(set(weights) - set(labels))
       if unknown:
-        raise ValueError(f"Sources {', '.join(unknown)} do not occur; there are {', '.join(sorted(set(labels)))}.")
+        raise ValueError(
+          f"Sources {', '.join(unknown)} do not occur; there are {', '.join(sorted(set(labels)))}."
+        )
       rows = [row for row, label in zip(rows, labels, strict=True) for _ in range(weights.get(label, 1))]
     if not rows:
       raise ValueError(f"Split {split!r} of {', '.join(names)} is empty.")
@@ -60,7 +65,9 @@ class ExampleSource:
   def __getitem__(self, index: int) -> dict:
     source, row = self._rows[index]
     element = self._sources[source][row]
-    text = {key: element[key].decode() if isinstance(element[key], bytes) else element[key] for key in _TEXT_KEYS}
+    text = {
+      key: element[key].decode() if isinstance(element[key], bytes) else element[key] for key in _TEXT_KEYS
+    }
     return {**element, **text, "faces": np.stack(element["faces"]), "label": np.int32(element["label"])}
 
 
@@ -74,12 +81,14 @@ def train_dataset(config: DataConfig, *, data_dir: str | Path, seed: int) -> gra
 
   Returns:
     Batches of crops [batch, frame, 224, 224, 3] uint8, crop_mask [batch, frame] bool, label [batch] int32,
-    example_mask [batch] bool, and with pseudo-fakes region [batch, frame, 14, 14] float32. With pseudo-fakes even rows
-    are real and the row after each is its twin.
+    example_mask [batch] bool, and with pseudo-fakes region [batch, frame, 14, 14] float32. With pseudo-fakes
+    even rows are real and the row after each is its twin.
   """
   twins = 2 if config.pseudofakes else 1
   if config.batch_size % twins:
-    raise ValueError(f"Batch size {config.batch_size} must be even: each real face comes with its pseudo-fake.")
+    raise ValueError(
+      f"Batch size {config.batch_size} must be even: each real face comes with its pseudo-fake."
+    )
   source = ExampleSource(config.datasets, "train", data_dir, source_weights=config.source_weights)
   dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   dataset = dataset.random_map(PairMaker(config) if config.pseudofakes else SingleMaker(config))
@@ -115,7 +124,9 @@ class SingleMaker(grain.transforms.RandomMap):
     return {key: np.asarray(value)[None] for key, value in one.items()} | {"example_mask": np.ones(1, bool)}
 
 
-def make_pair(element: dict, *, rng: np.random.Generator, config: DataConfig, degraded: bool) -> dict[str, np.ndarray]:
+def make_pair(
+  element: dict, *, rng: np.random.Generator, config: DataConfig, degraded: bool
+) -> dict[str, np.ndarray]:
   """A real example and its self-blended twin as two rows.
 
   Args:
@@ -125,8 +136,8 @@ def make_pair(element: dict, *, rng: np.random.Generator, config: DataConfig, de
     degraded: augment both alike as in training; else both are the plain evaluation crop.
 
   Returns:
-    crops [2, frame, 224, 224, 3] uint8, crop_mask [2, frame] bool, label [2] int32 = 0, 1, example_mask [2] bool,
-    region [2, frame, 14, 14] float32: how much of each place was blended in.
+    crops [2, frame, 224, 224, 3] uint8, crop_mask [2, frame] bool, label [2] int32 = 0, 1, example_mask [2]
+    bool, region [2, frame, 14, 14] float32: how much of each place was blended in.
   """
   rows: list[tuple] = []
   for face, landmarks in zip(element["faces"], element["landmarks"], strict=True):
@@ -201,8 +212,8 @@ def held_out_batches(
     batch_size: rows in a batch, both twins counted.
 
   Yields:
-    A batch as `train_dataset` gives them (example_mask False on padding), and for each pair or example in it a dict of
-    its id, group, source and method.
+    A batch as `train_dataset` gives them (example_mask False on padding), and for each pair or example in it
+    a dict of its id, group, source and method.
   """
   at_once = batch_size // held_out.rows
   count = min(limit, len(held_out)) if limit else len(held_out)

@@ -1,5 +1,5 @@
-"""Scores of held-out examples, single pictures in eval mode as the detector sees them; calibration and measurement of
-a model by them."""
+"""Scores of held-out examples, single pictures in eval mode as the detector sees them; calibration and
+measurement of a model by them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -130,20 +130,29 @@ def measure_model(detector: Detector, *, data_dir: str | Path, split: str = "tes
     split: "test", unless one looks at what calibration saw.
 
   Returns:
-    {"pairs": {kind: {"auc", "auc_interval", "accuracy", "paired_accuracy", "count"}}, "false_alarms": {source: {"rate",
-    "interval", "count"}}, "detected": {kind: rate}}: kinds are plain, degraded and all; false alarms are untouched real
-    pictures at or above the shipped threshold.
+    {"pairs": {kind: {"auc", "auc_interval", "accuracy", "paired_accuracy", "count"}}, "false_alarms":
+    {source: {"rate",
+    "interval", "count"}}, "detected": {kind: rate}}: kinds are plain, degraded and all; false alarms are
+    untouched real pictures at or above the shipped threshold.
   """
   scores = held_out_scores(detector, data_dir=data_dir, split=split)
   real, threshold = scores.pop("untouched"), detector.calibration.manipulated
-  figures: dict = {"split": split, "model": detector.metadata, "pairs": {}, "false_alarms": {}, "detected": {}}
+  figures: dict = {
+    "split": split,
+    "model": detector.metadata,
+    "pairs": {},
+    "false_alarms": {},
+    "detected": {},
+  }
   for kind, s in scores.items():
     figures["pairs"][kind] = {**s.summary(), "auc_interval": s.auc_interval(), "count": len(s.labels)}
     figures["detected"][kind] = float(np.mean(s.fake >= threshold))
   for source in np.unique(real.source):
     rows = real.rows((real.source == source) & (real.labels == 0))
     rate = metrics.false_positive_rate
-    interval = metrics.bootstrap_interval(lambda x: rate(x, threshold=threshold), rows.logits, groups=rows.group)
+    interval = metrics.bootstrap_interval(
+      lambda x: rate(x, threshold=threshold), rows.logits, groups=rows.group
+    )
     figures["false_alarms"][str(source)] = {
       "rate": rate(rows.logits, threshold=threshold),
       "interval": interval,
@@ -153,7 +162,8 @@ def measure_model(detector: Detector, *, data_dir: str | Path, split: str = "tes
 
 
 def held_out_scores(detector: Detector, *, data_dir: str | Path, split: str) -> dict[str, Scores]:
-  """Scores of a split by kind: "untouched" examples, and with pseudo-fakes "plain", "degraded" and "all" pairs.
+  """Scores of a split by kind: "untouched" examples, and with pseudo-fakes "plain", "degraded" and "all"
+  pairs.
 
   Without pseudo-fakes "all" is the same as "untouched".
   """

@@ -2,20 +2,20 @@
 
 An example is one window of one person's track, with fixed shapes and a mask:
 
-| key           | shape                 | dtype   | what                                                          |
-|---------------|-----------------------|---------|---------------------------------------------------------------|
-| faces         | [frame, 256, 256, 3]  | uint8   | stored crops, RGB (geometry: faces/align.py), black where hidden |
-| face_mask     | [frame]               | bool    | whether the crop is there                                     |
-| landmarks     | [frame, 468, 2]       | float32 | mesh points x, y in pixels of the stored crop                 |
-| frame_times_s | [frame]               | float32 | from the file's timestamps                                    |
-| label         | []                    | int32   | 0 real, 1 fake                                                |
+| key           | shape                | dtype   | what                                                  |
+|---------------|----------------------|---------|-------------------------------------------------------|
+| faces         | [frame, 256, 256, 3] | uint8   | stored crops, RGB (see faces/align.py); 0 where hidden |
+| face_mask     | [frame]              | bool    | whether the crop is there                             |
+| landmarks     | [frame, 468, 2]      | float32 | mesh points x, y in pixels of the stored crop         |
+| frame_times_s | [frame]              | float32 | from the file's timestamps                            |
+| label         | []                   | int32   | 0 real, 1 fake                                        |
 
 and what the network reads, `model_inputs(example)`:
 
-| key       | shape                | dtype | what                                  |
-|-----------|----------------------|-------|---------------------------------------|
-| crops     | [frame, 224, 224, 3] | uint8 | the central part of the stored crops  |
-| crop_mask | [frame]              | bool  | face_mask                             |
+| key       | shape                | dtype | what                                 |
+|-----------|----------------------|-------|--------------------------------------|
+| crops     | [frame, 224, 224, 3] | uint8 | the central part of the stored crops |
+| crop_mask | [frame]              | bool  | face_mask                            |
 
 Dataset builders and the detector both come through here, so that training and serving cannot drift apart.
 """
@@ -88,7 +88,9 @@ def windows(subject: Subject, *, frames_per_window: int = FRAMES_PER_WINDOW, lab
   """
   usable = np.flatnonzero(subject.usable)
   starts = range(0, len(usable), frames_per_window)
-  return [_window(subject, usable[start : start + frames_per_window], frames_per_window, label) for start in starts]
+  return [
+    _window(subject, usable[start : start + frames_per_window], frames_per_window, label) for start in starts
+  ]
 
 
 def model_inputs(example: dict) -> dict[str, np.ndarray]:
@@ -109,7 +111,9 @@ def stack(examples: list[dict[str, np.ndarray]], *, size: int | None = None) -> 
   size = size or len(examples)
   if not 0 < len(examples) <= size:
     raise ValueError(f"Cannot stack {len(examples)} examples into a batch of {size}.")
-  batch = {key: np.zeros((size, *np.shape(value)), np.asarray(value).dtype) for key, value in examples[0].items()}
+  batch = {
+    key: np.zeros((size, *np.shape(value)), np.asarray(value).dtype) for key, value in examples[0].items()
+  }
   for i, example in enumerate(examples):
     for key, value in example.items():
       batch[key][i] = value
@@ -117,8 +121,13 @@ def stack(examples: list[dict[str, np.ndarray]], *, size: int | None = None) -> 
 
 
 def _subjects(clip: Clip, found: list[list[faces.Face]]) -> list[Subject]:
-  subjects = [_subject(clip, track) for track in faces.group_tracks(found, clip.frame_times_s, shots=faces.find_shots(clip.frames))]
-  return sorted(subjects, key=lambda s: (-len(s.frame_times_s), float(s.frame_times_s[0]), float(s.boxes[0, 0])))
+  subjects = [
+    _subject(clip, track)
+    for track in faces.group_tracks(found, clip.frame_times_s, shots=faces.find_shots(clip.frames))
+  ]
+  return sorted(
+    subjects, key=lambda s: (-len(s.frame_times_s), float(s.frame_times_s[0]), float(s.boxes[0, 0]))
+  )
 
 
 def _subject(clip: Clip, track: faces.Track) -> Subject:

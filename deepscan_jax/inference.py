@@ -95,7 +95,11 @@ class Detector:
       clip = media.decode_clip(path, plan=media.SamplingPlan(frame_count=frames))
     with clock("hash_s"):
       facts = provenance.file_facts(path, clip=clip)
-    file = {**{k: facts[k] for k in ("name", "bytes", "sha256")}, "kind": clip.kind, "media": facts["container"]}
+    file = {
+      **{k: facts[k] for k in ("name", "bytes", "sha256")},
+      "kind": clip.kind,
+      "media": facts["container"],
+    }
     return self._judge_clip(clip, file, clock)
 
   def detect_images(self, images: np.ndarray) -> Verdict:
@@ -109,7 +113,9 @@ class Detector:
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-      raise ValueError(f"Images must be uint8 [picture, height, width, 3], got {images.dtype} {list(images.shape)}.")
+      raise ValueError(
+        f"Images must be uint8 [picture, height, width, 3], got {images.dtype} {list(images.shape)}."
+      )
     clip = media.Clip(
       kind="image",
       frames=images,
@@ -135,7 +141,9 @@ class Detector:
       count = min(total - start, BUCKETS[-1])
       size = next(bucket for bucket in BUCKETS if bucket >= count)
       batch = {
-        key: np.concatenate([value[start : start + count], np.zeros((size - count, *value.shape[1:]), value.dtype)])
+        key: np.concatenate(
+          [value[start : start + count], np.zeros((size - count, *value.shape[1:]), value.dtype)]
+        )
         for key, value in inputs.items()
       }
       parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], self._apply(self._variables, batch)))
@@ -155,7 +163,9 @@ class Detector:
       subjects = examples.find_subjects(clip)
       cut = [examples.model_inputs(e) for subject in subjects for e in examples.windows(subject)]
     if not cut:
-      people = tuple(_person(i, s, np.full(len(s.boxes), np.nan), None) for i, s in enumerate(subjects, start=1))
+      people = tuple(
+        _person(i, s, np.full(len(s.boxes), np.nan), None) for i, s in enumerate(subjects, start=1)
+      )
       return self._not_applicable(_why_not(subjects), people, clip, file, clock)
     with clock("model_s"):
       judged = self.judge(examples.stack(cut))
@@ -165,7 +175,9 @@ class Detector:
     self, subjects: list[examples.Subject], judged: Judgement, clip: media.Clip, file: dict, clock: "_Clock"
   ) -> Verdict:
     ends = np.cumsum([subject.usable.sum() for subject in subjects])
-    rows_of = [np.arange(end - subject.usable.sum(), end) for subject, end in zip(subjects, ends, strict=True)]
+    rows_of = [
+      np.arange(end - subject.usable.sum(), end) for subject, end in zip(subjects, ends, strict=True)
+    ]
     most = max(len(rows) for rows in rows_of)
     people, evidence, deciding, highest = [], [], None, -np.inf
     for number, (subject, rows) in enumerate(zip(subjects, rows_of, strict=True), start=1):
@@ -173,7 +185,9 @@ class Detector:
       by_sighting[subject.usable] = self.calibration.probability(judged.logits[rows])
       logit = float(judged.logits[rows].mean()) if len(rows) else None
       people.append(
-        _person(number, subject, by_sighting, None if logit is None else float(self.calibration.probability(logit)))
+        _person(
+          number, subject, by_sighting, None if logit is None else float(self.calibration.probability(logit))
+        )
       )
       evidence += _evidence(number, subject, judged, rows, by_sighting)
       if logit is not None and len(rows) >= _DECIDING_SHARE * most and logit > highest:
@@ -203,7 +217,12 @@ class Detector:
     )
 
   def _not_applicable(
-    self, reasons: tuple[Reason, ...], people: tuple[Person, ...], clip: media.Clip, file: dict, clock: "_Clock"
+    self,
+    reasons: tuple[Reason, ...],
+    people: tuple[Person, ...],
+    clip: media.Clip,
+    file: dict,
+    clock: "_Clock",
   ) -> Verdict:
     return Verdict(
       outcome=NOT_APPLICABLE,
@@ -264,7 +283,9 @@ def _apply(network: Network, variables: dict, batch: dict):
   )
 
 
-def _person(number: int, subject: examples.Subject, probabilities: np.ndarray, probability: float | None) -> Person:
+def _person(
+  number: int, subject: examples.Subject, probabilities: np.ndarray, probability: float | None
+) -> Person:
   sightings = tuple(
     Sighting(
       time_s=float(time_s),
@@ -309,7 +330,10 @@ def _why(outcome: str, person: Person, calibration: Calibration) -> tuple[Reason
     reasons.append(Reason("blending_traces", message))
   if person.judged < 3 <= len(person.sightings):
     reasons.append(
-      Reason("few_judged_frames", f"Only {person.judged} of {len(person.sightings)} sightings were good enough to judge.")
+      Reason(
+        "few_judged_frames",
+        f"Only {person.judged} of {len(person.sightings)} sightings were good enough to judge.",
+      )
     )
   return tuple(reasons)
 

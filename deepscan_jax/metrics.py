@@ -59,7 +59,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
   """The 95 % percentile interval of a metric, drawing whole groups with replacement.
 
-  Examples of one person or one source picture are not independent; drawing them one by one would flatter the interval.
+  Examples of one person or one source picture are not independent; drawing them one by one would flatter the
+  interval.
 
   Args:
     metric: f(*arrays) -> float.

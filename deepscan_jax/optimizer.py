@@ -9,11 +9,14 @@ from deepscan_jax.config import TrainConfig
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
   """Linear warm-up to config.learning_rate, then a half cosine that reaches 0 at config.steps."""
   warmup = min(config.warmup_steps, max(config.steps - 1, 0))
-  return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), 0.0)
+  return optax.warmup_cosine_decay_schedule(
+    0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), 0.0
+  )
 
 
 def create_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-  """Clipping by global norm, then AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or SGD with momentum 0.9.
+  """Clipping by global norm, then AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or SGD with momentum
+  0.9.
 
   Weight decay leaves out everything one-dimensional: biases, norms and the attention's probe.
 

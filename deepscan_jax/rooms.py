@@ -1,6 +1,7 @@
 """Finds the rooms that lie beside the library: experiments/, datasets/ and launch/.
 
-Installed, they are deepscan_jax.experiments and so on (setup.py says why); in a bare checkout they are top-level folders.
+Installed, they are deepscan_jax.experiments and so on (setup.py says why); in a bare checkout they are
+top-level folders.
 """
 
 import importlib

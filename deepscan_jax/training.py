@@ -1,7 +1,9 @@
 """The training loop: from a configuration to a model, resumable to the bit.
 
-`train_step` is pure and runs under jit on one device or under pmap on many, with the same result. What is random in a
-step is derived from the seed and the step's number, so a resumed run repeats what an uninterrupted one would have done.
+`train_step` is pure and runs under jit on one device or under pmap on many, with the same result. What is
+random in a
+step is derived from the seed and the step's number, so a resumed run repeats what an uninterrupted one would
+have done.
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ from deepscan_jax.losses import Sum, detector_losses
 from deepscan_jax.models.detector import Detector
 from deepscan_jax.models.pretrained import load_imagenet
 from deepscan_jax.optimizer import create_optimizer, learning_rate_schedule
-from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, split_batch
+from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, replicate, split_batch
 from deepscan_jax.version import __version__
 
 _DROPOUT, _MODALITY = 0, 1
@@ -73,8 +75,8 @@ class FitResult:
 def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResult:
   """Trains a detector, going on where an earlier run in the same workdir stopped.
 
-  Writes workdir/config.json, workdir/scalars.jsonl, workdir/checkpoints/ (to go on) and workdir/best/ (the model with the
-  best validation metric, loadable by `load_detector`). The test split is never opened.
+  Writes workdir/config.json, workdir/scalars.jsonl, workdir/checkpoints/ (to go on) and workdir/best/ (the
+  model with the best validation metric, loadable by `load_detector`). The test split is never opened.
 
   Args:
     config: of the run.
@@ -95,6 +97,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     state = _restore(checkpoints, last, state, batches)
     record = checkpoints.meta(last)["record"]
     logging.info("Going on at step %d of %s.", last, workdir)
+  state = replicate(state)
   step_fn = parallel_step(functools.partial(train_step, model=model, optimizer=optimizer, config=config))
   predict = make_predict(config)
   log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
@@ -161,7 +164,10 @@ def train_step(
       output, batch, gamma=config.train.focal_gamma, smoothing=config.train.label_smoothing
     )
     # Divided by the weight of all devices, so that the devices' gradients add up to that of the whole batch.
-    scale = {name: _loss_weight(name, config) / jnp.maximum(total(loss.weight), 1e-6) for name, loss in losses.items()}
+    scale = {
+      name: _loss_weight(name, config) / jnp.maximum(total(loss.weight), 1e-6)
+      for name, loss in losses.items()
+    }
     return sum(scale[name] * loss.total for name, loss in losses.items()), (losses, output.logit)
 
   gradients, (losses, logit) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -182,14 +188,28 @@ def train_step(
 
 def create_state(config: Config) -> TrainState:
   """The state before the first step; with train.pretrained the backbone carries ImageNet weights."""
-  variables = jax.jit(functools.partial(Detector(config.model).init, train=False))(
-    jax.random.key(config.seed), abstract_batch(1, zeros=True)
-  )
-  params, batch_stats = variables["params"], variables["batch_stats"]
-  if config.train.pretrained and "spatial" in params:
+  imagenet = None
+  if config.train.pretrained and "spatial" in config.model.branches:
     imagenet = load_imagenet(config.model.backbone)
-    params["spatial"]["backbone"] = _matching(params["spatial"]["backbone"], imagenet["params"])
-    batch_stats["spatial"]["backbone"] = _matching(batch_stats["spatial"]["backbone"], imagenet["batch_stats"])
+
+  def initialise(key: jax.Array) -> dict:
+    variables = Detector(config.model).lazy_init(key, abstract_batch(1), train=False)
+    if imagenet is not None:
+      # Not asked for, not compiled: random numbers for a whole backbone take half a minute to compile.
+      for collection in ("params", "batch_stats"):
+        variables[collection]["spatial"].pop("backbone")
+    return variables
+
+  variables = jax.jit(initialise)(jax.random.key(config.seed))
+  params, batch_stats = variables["params"], variables["batch_stats"]
+  if imagenet is not None:
+    expected = jax.eval_shape(
+      functools.partial(Detector(config.model).init, train=False), jax.random.key(0), abstract_batch(1)
+    )
+    for ours, collection in ((params, "params"), (batch_stats, "batch_stats")):
+      ours["spatial"]["backbone"] = _matching(
+        expected[collection]["spatial"]["backbone"], imagenet[collection]
+      )
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -199,14 +219,13 @@ def create_state(config: Config) -> TrainState:
   )
 
 
-def abstract_batch(size: int, *, zeros: bool = False) -> dict:
-  """Shapes and dtypes of what the network reads (or zeros of that shape), one frame to a window."""
+def abstract_batch(size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of what the network reads, one frame to a window."""
   side = examples.faces.EVAL_SIZE
-  shapes = {
+  return {
     "crops": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW, side, side, 3), jnp.uint8),
     "crop_mask": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW), jnp.bool_),
   }
-  return {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items()} if zeros else shapes
 
 
 def make_predict(config: Config):
@@ -225,8 +244,8 @@ def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path
   """Figures on the validation split, single pictures in eval mode.
 
   Returns:
-    "auc", "accuracy" and, with pseudo-fakes, "paired_accuracy" of plain and degraded pairs pooled, and the same of each
-    kind as "plain_auc" and so on.
+    "auc", "accuracy" and, with pseudo-fakes, "paired_accuracy" of plain and degraded pairs pooled, and the
+    same of each kind as "plain_auc" and so on.
   """
   source = data.ExampleSource(config.data.datasets, "validation", data_dir)
   score = functools.partial(
@@ -255,7 +274,9 @@ def _claim_workdir(config: Config, workdir: Path) -> None:
     there = json.loads(file.read_text(encoding="utf-8"))
     if there != wanted:
       changed = ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in _differences(there, wanted))
-      raise ValueError(f"{workdir} holds a run of another configuration ({changed}); choose another --workdir.")
+      raise ValueError(
+        f"{workdir} holds a run of another configuration ({changed}); choose another --workdir."
+      )
   workdir.mkdir(parents=True, exist_ok=True)
   file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 
@@ -268,7 +289,9 @@ def _differences(a, b, path: str = ""):
     yield path, a, b
 
 
-def _save(checkpoints: RunCheckpoints, step: int, state: TrainState, batches, config: Config, record: dict) -> None:
+def _save(
+  checkpoints: RunCheckpoints, step: int, state: TrainState, batches, config: Config, record: dict
+) -> None:
   # Copied, because the next step donates these very buffers while the checkpoint is still being written.
   state = jax.tree.map(jnp.copy, state)
   rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
@@ -307,7 +330,9 @@ def _finite(sums: dict[str, Sum], step: int) -> dict[str, float]:
   values = {name: float(s.total) / max(float(s.weight), 1e-6) for name, s in sums.items()}
   broken = [name for name, value in values.items() if not math.isfinite(value)]
   if broken:
-    raise TrainingError(f"The loss is not finite at step {step} ({', '.join(broken)}); lower train.learning_rate.")
+    raise TrainingError(
+      f"The loss is not finite at step {step} ({', '.join(broken)}); lower train.learning_rate."
+    )
   return values
 
 
@@ -319,4 +344,7 @@ def _loss_weight(name: str, config: Config) -> float:
 
 def _matching(ours: dict, theirs: dict) -> dict:
   """Theirs, without what we have no place for (the ImageNet classifier)."""
-  return {key: _matching(value, theirs[key]) if isinstance(value, dict) else theirs[key] for key, value in ours.items()}
+  return {
+    key: _matching(value, theirs[key]) if isinstance(value, dict) else jnp.asarray(theirs[key], value.dtype)
+    for key, value in ours.items()
+  }

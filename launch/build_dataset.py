@@ -3,8 +3,8 @@
     deepscan build_dataset --name=real_only --media=/path/to/photos --media=/path/to/faces.tar --data_dir=data
     deepscan build_dataset --name=real_fake_folder --media=/path/with/real/and/fake --data_dir=data
 
-Files that could not be used are listed in rejected.jsonl beside the data, each with the reason. A dataset that is there
-already is left as it is; --overwrite builds it again.
+Files that could not be used are listed in rejected.jsonl beside the data, each with the reason. A dataset
+that is there already is left as it is; --overwrite builds it again.
 """
 
 import json
@@ -31,7 +31,9 @@ def main(argv: Sequence[str]) -> int:
 
   from deepscan_jax.rooms import import_room
 
-  known = sorted(path.parent.name for path in Path(import_room("datasets").__path__[0]).glob("*/*_dataset_builder.py"))
+  known = sorted(
+    path.parent.name for path in Path(import_room("datasets").__path__[0]).glob("*/*_dataset_builder.py")
+  )
   if _NAME.value not in known:
     raise app.UsageError(f"Unknown dataset {_NAME.value!r}; there are {', '.join(known)}.")
   builder = import_room(f"datasets.{_NAME.value}.{_NAME.value}_dataset_builder").Builder(
@@ -46,8 +48,13 @@ def main(argv: Sequence[str]) -> int:
     print(f"{split:<12}{info.num_examples:>8} examples")
   rejected = folder / "rejected.jsonl"
   if rejected.exists():
-    reasons = Counter(json.loads(line)["reason"] for line in rejected.read_text(encoding="utf-8").splitlines())
-    print(f"{'not used':<12}{sum(reasons.values()):>8} " + ", ".join(f"{r}: {n}" for r, n in reasons.most_common()))
+    reasons = Counter(
+      json.loads(line)["reason"] for line in rejected.read_text(encoding="utf-8").splitlines()
+    )
+    print(
+      f"{'not used':<12}{sum(reasons.values()):>8} "
+      + ", ".join(f"{r}: {n}" for r, n in reasons.most_common())
+    )
   print(f"written to  {folder}")
   return 0
 

@@ -3,8 +3,8 @@
     deepscan train --preset=default --data_dir=data --workdir=runs/default
     deepscan train --preset=default --set=train.steps=500 --set=data.batch_size=16 --workdir=runs/short
 
-The same command again goes on where the last saved step was. The best model of the run, by a metric on the validation
-split, lies in WORKDIR/best and is used with `deepscan detect --model_path=WORKDIR/best`.
+The same command again goes on where the last saved step was. The best model of the run, by a metric on the
+validation split, lies in WORKDIR/best and is used with `deepscan detect --model_path=WORKDIR/best`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where build_dataset wrote t
 def main(argv: Sequence[str]) -> int:
   """Trains as the flags say; returns the exit code."""
   if argv[1:]:
-    raise app.UsageError(f"Unexpected argument {argv[1]!r}; fields of the preset are changed by --set=path=value.")
+    raise app.UsageError(
+      f"Unexpected argument {argv[1]!r}; fields of the preset are changed by --set=path=value."
+    )
   if not _WORKDIR.value:
     raise app.UsageError("Say where the run may write: --workdir=FOLDER.")
   logging.set_verbosity(logging.INFO)

@@ -21,7 +21,9 @@ class Builder(MediaBuilder):
     """
     for root in paths:
       if not any((root / folder).is_dir() for folder in _LABELS):
-        raise FileNotFoundError(f"{root} has no folder real/ or fake/; put the media there, or use real_only.")
+        raise FileNotFoundError(
+          f"{root} has no folder real/ or fake/; put the media there, or use real_only."
+        )
       for folder, label in _LABELS.items():
         if not (root / folder).is_dir():
           continue

@@ -8,7 +8,8 @@ from deepscan_jax import examples
 
 from ..media_builder import MediaBuilder, MediaFile, walk_media
 
-# UTKFace: age_gender_race_date; pictures of one page were fetched within one minute (the date's first 12 digits).
+# UTKFace: age_gender_race_date; pictures of one page were fetched within one minute (the date's first 12
+# digits).
 _UTKFACE = re.compile(r"^\d+_\d_(?:\d_)?(?P<minute>\d{12})\d*\.")
 # Lists such as 0_0_lizi_0006.jpg carry a person's name.
 _NAMED = re.compile(r"^\d+_\d+_(?P<person>[a-z]+)_\d+\.")

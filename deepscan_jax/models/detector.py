@@ -51,7 +51,9 @@ class Detector(nn.Module):
       branch = BRANCHES[name](self.config, self.axis_name)
       missing = [key for key in branch.INPUTS if key not in batch]
       if missing:
-        raise ValueError(f"Branch {name!r} reads {', '.join(missing)}; the batch has {', '.join(sorted(batch))}.")
+        raise ValueError(
+          f"Branch {name!r} reads {', '.join(missing)}; the batch has {', '.join(sorted(batch))}."
+        )
       branches[name] = branch(batch, train=train)
     if self.config.fusion == "weighted":
       logit, weights = weighted_ensemble(branches)

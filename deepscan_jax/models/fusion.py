@@ -31,7 +31,8 @@ def weighted_ensemble(branches: dict[str, BranchOutput]) -> tuple[jax.Array, jax
 class AttentionFusion(nn.Module):
   """A learned probe attends over the tokens of all branches that are present.
 
-  The fused logit is the branches' logits, averaged by the attention that each branch drew, plus a correction read from
+  The fused logit is the branches' logits, averaged by the attention that each branch drew, plus a correction
+  read from
   the attended tokens that starts at zero: training begins at an ensemble and departs from it where that pays.
   The probe is itself a token that is always valid, so the attention is finite when nothing else is.
 

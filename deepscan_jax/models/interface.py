@@ -1,7 +1,9 @@
 """The contract of a branch, and the shape of what the detector answers.
 
-A branch reads only the keys in its INPUTS, never writes into the batch, returns the same type in train and eval, and
-zeroes what its mask hides before the first multiplication: a mask alone lets NaN through (0 * NaN = NaN). A missing
+A branch reads only the keys in its INPUTS, never writes into the batch, returns the same type in train and
+eval, and
+zeroes what its mask hides before the first multiplication: a mask alone lets NaN through (0 * NaN = NaN). A
+  missing
 modality is data, not an error: zeros and a False mask.
 """
 
@@ -41,7 +43,8 @@ class DetectorOutput:
   Attributes:
     logit: [batch] float32; positive speaks for fake. 0 where no branch is present.
     branches: each branch's own output by name.
-    weights: [batch, branch] float32, the share of the fusion's attention that each branch got, in the branches' order.
+    weights: [batch, branch] float32, the share of the fusion's attention that each branch got, in the
+      branches' order.
   """
 
   logit: jax.Array

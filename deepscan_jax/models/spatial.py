@@ -13,7 +13,8 @@ _REGION_FEATURES = 128
 
 
 class SpatialBranch(nn.Module):
-  """An EfficientNet with channel and spatial attention, a region head, and a comparison of inside with outside.
+  """An EfficientNet with channel and spatial attention, a region head, and a comparison of inside with
+  outside.
 
   Attributes:
     backbone: an `EfficientNet` variant.
@@ -38,13 +39,15 @@ class SpatialBranch(nn.Module):
       train: dropout on; needs the rng "dropout".
 
     Returns:
-      tokens [batch, frame, features]; logit, the mean over the frames present; maps "region" [batch, frame, rows,
-      columns], the logit of each place lying in a blended region, and "frame_logit" [batch, frame].
+      tokens [batch, frame, features]; logit, the mean over the frames present; maps "region" [batch, frame,
+      rows, columns], the logit of each place lying in a blended region, and "frame_logit" [batch, frame].
     """
     mask = batch["crop_mask"]
     crops = hide(batch["crops"], mask)
     frames = crops.shape[1]
-    images = (einops.rearrange(crops, "batch frame ... -> (batch frame) ...").astype(jnp.float32) - 127.0) / 128.0
+    images = (
+      einops.rearrange(crops, "batch frame ... -> (batch frame) ...").astype(jnp.float32) - 127.0
+    ) / 128.0
     maps = EfficientNet(self.backbone, axis_name=self.axis_name, name="backbone")(images, train=train)
     description, region = RegionHead(name="region_head")(maps)
     description = nn.relu(nn.Dense(self.features, name="describe")(description))
@@ -66,9 +69,12 @@ class SpatialBranch(nn.Module):
 class RegionHead(nn.Module):
   """Where a face may have been blended, and how that place differs from the rest of the same picture.
 
-  A picture has its own noise, compression and light, so a single statistic says little; the difference between the
-  suspected region and its surroundings is what a forgery cannot avoid. The region map is trained on the blend masks
-  of pseudo-fakes (the use of masks as supervision: Dang et al., CVPR 2020, arXiv:1910.01717); attention as in CBAM.
+  A picture has its own noise, compression and light, so a single statistic says little; the difference
+  between the
+  suspected region and its surroundings is what a forgery cannot avoid. The region map is trained on the
+  blend masks
+  of pseudo-fakes (the use of masks as supervision: Dang et al., CVPR 2020, arXiv:1910.01717); attention as
+  in CBAM.
   """
 
   @nn.compact
