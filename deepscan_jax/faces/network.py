@@ -1,12 +1,14 @@
 """The few layers that the face networks are made of, and their stored weights.
 
-Activations are float32 [batch, height, width, channel], even in height and width. Padding is TensorFlow's SAME.
-What keeps these networks quick on a CPU, to run and to compile:
-- Depthwise convolutions are sums of shifted products; XLA's grouped convolution takes about thirty times as long.
-- Between blocks, activations carry a border of one zero pixel, written together with the block's result, so that no
-  depthwise convolution has to pad. `with_border` and `inner` add and remove it.
-- Consecutive blocks of one shape are a scan over their stacked weights, and compile as one block. Where the channels
-  grow within such a run, all of it has the channels of the last, the missing ones zero.
+Activations are float32 [batch, height, width, channel], even in height and width. Padding is TensorFlow's
+SAME. What keeps these networks quick on a CPU, to run and to compile:
+
+- Depthwise convolutions are sums of shifted products; XLA's grouped convolution takes about thirty times as
+  long.
+- Between blocks, activations carry a border of one zero pixel, written together with the block's result, so
+  that no depthwise convolution has to pad. `with_border` and `inner` add and remove it.
+- Consecutive blocks of one shape are a scan over their stacked weights, and compile as one block. Where the
+  channels grow within such a run, all of it has the channels of the last, the missing ones zero.
 - Weights are arguments, never constants of the compiled program, which XLA would spend its time folding.
 """
 
@@ -20,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 WEIGHTS_PATH = Path(__file__).parent / "weights" / "faces.npz"
-# One picture alone, or batches of eight: larger ones fall out of the CPU's cache and are no faster per picture.
+# One picture alone, or batches of eight: larger ones fall out of the CPU's cache and are no faster per
+# picture.
 BATCH_SIZE = 8
 
 Layer = dict[str, np.ndarray]
@@ -28,7 +31,7 @@ Block = tuple[Layer, ...]
 
 
 def load_layers(network: str) -> Iterator[Layer]:
-  """Yields the float32 layers of `network` ("short_range", "full_range" or "mesh"), in the order in which they run."""
+  """Yields the float32 layers of "short_range", "full_range" or "mesh", in the order in which they run."""
   layers: dict[str, Layer] = {}
   with np.load(WEIGHTS_PATH) as stored:
     for name in sorted(stored.files):
@@ -66,7 +69,7 @@ def run_blocks(block: Callable, x: jax.Array, strides: Sequence[int], runs: tupl
 
 
 def run_in_batches(network: Callable, images: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Returns `network(images)` as numpy arrays, run one by one or in eights, so that two shapes are compiled at most.
+  """Returns `network(images)` as numpy arrays; one picture runs alone, more in eights: two shapes at most.
 
   Args:
     network: jitted function of [batch, ...] that returns a tuple of arrays [batch, ...].
@@ -92,7 +95,7 @@ def convolve(x: jax.Array, layer: Layer, *, stride: int = 1, padding: str = "SAM
 
 
 def convolve_separably(x: jax.Array, depthwise: Layer, pointwise: Layer, *, stride: int = 1) -> jax.Array:
-  """Returns a 3x3 convolution of each channel by itself, then a 1x1 convolution; x has a border, the result none."""
+  """Returns a 3x3 convolution of each channel, then a 1x1 convolution; x has a border, the result none."""
   kernel, total = depthwise["kernel"], depthwise["bias"]
   height, width = ((length - 2) // stride for length in x.shape[1:3])
   # SAME padding of even lengths: one pixel before and after at stride 1, only one after at stride 2.
@@ -120,7 +123,8 @@ def widen(x: jax.Array, channels: int) -> jax.Array:
 
 def with_border(x: jax.Array) -> jax.Array:
   """Returns x with one zero pixel around it."""
-  # The barrier keeps XLA from computing x anew, with a branch per pixel, in each of the nine products that read it.
+  # The barrier keeps XLA from computing x anew, with a branch per pixel, in each of the nine products that
+  # read it.
   return jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
 
 
@@ -130,7 +134,7 @@ def inner(x: jax.Array) -> jax.Array:
 
 
 def double_size(x: jax.Array) -> jax.Array:
-  """Returns x (no border) at twice its height and width, bilinear: new pixel centres lie 1/4 beside the old ones."""
+  """Returns x (no border) at twice its size, bilinear: new pixels lie 1/4 beside the old centres."""
   for axis in (1, 2):
     n = x.shape[axis]
     # Each line's neighbours; the first and the last line are their own.

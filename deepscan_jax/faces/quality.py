@@ -6,7 +6,7 @@ import math
 import cv2
 import numpy as np
 
-from deepscan_jax.faces.align import STORED_MARGIN, STORED_SIZE, apply, face_size, face_transform
+from deepscan_jax.faces.align import STORED_MARGIN, STORED_SIZE, apply, face_size, face_transform, resize
 
 # Below, too few pixels of the face are its own: the model's 224 px would be almost all interpolation.
 MIN_SIZE_PX = 48
@@ -15,12 +15,13 @@ MAX_YAW = 60.0
 MAX_PITCH = 45.0
 MIN_BRIGHTNESS = 30
 MAX_BRIGHTNESS = 230
-MAX_CLIPPED = 0.4
-# The face's side, in pixels, at which sharpness is measured: finer detail is noise and compression as often as skin.
+MAX_CLIPPED = 0.5
+# The face's side, in pixels, at which sharpness is measured: finer detail is noise and compression as often
+# as skin.
 SHARPNESS_SIZE = 96
 
 # Degrees that the mesh shows for a level head: its forehead-to-chin line leans.
-LEVEL_PITCH = 0.0
+LEVEL_PITCH = -9.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,10 @@ class FaceQuality:
   """What can make the verdict on a face unreliable.
 
   size_px: the longer side of the face in source pixels (L of align.py).
-  sharpness: variance of the Laplacian over variance of the brightness, of the face at 96 px or its own smaller size. 0 is a flat blur; see MIN_SHARPNESS.
-  yaw, pitch, roll: degrees. Yaw is positive when the person turns to their own left, pitch when they look up, roll when
-    the head leans clockwise in the picture.
+  sharpness: variance of the Laplacian over variance of the brightness, of the face at 96 px or its own
+    smaller size; 0 is a flat blur.
+  yaw, pitch, roll: degrees. Yaw is positive when the person turns to their own left, pitch when they look
+    up, roll when the head leans clockwise in the picture.
   brightness: mean of the face, 0..255.
   clipped: fraction of the face's pixels that are nearly black or nearly white.
   """
@@ -58,7 +60,7 @@ def measure_quality(crop: np.ndarray, landmarks: np.ndarray) -> FaceQuality:
   hull = cv2.convexHull(apply(face_transform(landmarks), landmarks[:, :2]).astype(np.float32))
   cv2.fillConvexPoly(inside, hull.round().astype(np.int32), 1)
   # Exactly black is what lies outside of the frame; a dark face still has noise above it.
-  inside &= crop.any(-1)
+  inside[grey == 0] = 0
   face = grey[inside > 0]
   yaw, pitch, roll = head_angles(landmarks)
   return FaceQuality(
@@ -75,7 +77,8 @@ def measure_quality(crop: np.ndarray, landmarks: np.ndarray) -> FaceQuality:
 def quality_problems(quality: FaceQuality) -> tuple[str, ...]:
   """Returns why a face should not be judged, as machine codes; empty when it may be.
 
-  "face_too_small", "face_too_blurred", "extreme_pose", "bad_exposure", by the thresholds at the head of this module.
+  "face_too_small", "face_too_blurred", "extreme_pose", "bad_exposure", by the thresholds at the head of this
+  module.
   """
   checks = {
     "face_too_small": quality.size_px < MIN_SIZE_PX,
@@ -105,7 +108,7 @@ def _sharpness(grey: np.ndarray, inside: np.ndarray, size_px: float) -> float:
   # Never measure an enlarged face: interpolation has no detail to offer.
   scale = min(SHARPNESS_SIZE, size_px) / (STORED_SIZE / (1 + 2 * STORED_MARGIN))
   side = max(round(STORED_SIZE * scale), 8)
-  small = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
+  small = resize(grey, width=side, height=side).astype(np.float32)
   # One pixel less all round: the border of the frame is an edge of its own.
   within = (
     cv2.erode(cv2.resize(inside, (side, side), interpolation=cv2.INTER_NEAREST), np.ones((3, 3), np.uint8))

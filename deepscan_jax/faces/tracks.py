@@ -1,18 +1,19 @@
 """Tracks: the faces of a video, each followed over the sampled frames.
 
-Frames may lie from a fraction of a second to several seconds apart, so a face is followed by place and size, not by
-overlap alone: what counts is how far it moved, in widths of the face, and how much it grew. The assignment of each frame's
-faces to the open tracks is optimal (Kuhn 1955, the Hungarian method). A shot change ends all tracks.
+Frames may lie from a fraction of a second to several seconds apart, so a face is followed by place and size,
+not by overlap alone: what counts is how far it moved, in widths of the face, and how much it grew. The
+assignment of each frame's faces to the open tracks is optimal (Kuhn 1955, the Hungarian method). A shot
+change ends all tracks.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from deepscan_jax.faces.align import resize
 from deepscan_jax.faces.detection import Face, overlaps
 
 # Between two sightings a face may move this many of its widths, plus MOVE_PER_S for each second between them.
@@ -29,7 +30,7 @@ SHOT_CORRELATION = 0.4
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-  """One person followed through a video: frame_indices int64 [n], ascending, and the face in each of those frames."""
+  """One person through a video: frame_indices int64 [n], ascending, and the face in each of them."""
 
   frame_indices: np.ndarray
   faces: tuple[Face, ...]
@@ -46,7 +47,8 @@ def group_tracks(
   Args:
     faces_per_frame: the faces of every sampled frame, in order of time.
     frame_times_s: [frame] seconds, ascending.
-    shots: optional int [frame], the number of each frame's shot (see `find_shots`); no track goes on from one shot into the next.
+    shots: optional int [frame], the number of each frame's shot (see `find_shots`); no track goes on from one
+    shot into the next.
 
   Raises:
     ValueError: when the lengths differ.
@@ -66,7 +68,8 @@ def group_tracks(
         for track in alive
       ]
     ).reshape(len(alive), len(faces))
-    # An impossible pair costs more than any number of possible ones, so it is taken only where nothing else is left.
+    # An impossible pair costs more than any number of possible ones, so it is taken only where nothing else
+    # is left.
     pairs = zip(*linear_sum_assignment(np.where(np.isfinite(costs), costs, 1e6)), strict=True)
     followed = {column: alive[row] for row, column in pairs if np.isfinite(costs[row, column])}
     for column, face in enumerate(faces):
@@ -80,10 +83,10 @@ def group_tracks(
 
 
 def find_shots(frames: np.ndarray) -> np.ndarray:
-  """Returns the number of each frame's shot, from 0: it goes up where the colours of the picture change at once.
+  """Returns the number of each frame's shot, from 0, one more wherever the colours change at once.
 
-  Two frames belong to one shot while the correlation of their colours over a 4x4 grid of 4x4x4-bin RGB histograms
-  is at least SHOT_CORRELATION, whatever moves in them.
+  Two frames belong to one shot while the correlation of their colours over a 4x4 grid of 4x4x4-bin RGB
+  histograms is at least SHOT_CORRELATION, whatever moves in them.
 
   Args:
     frames: uint8 [time, height, width, 3].
@@ -114,7 +117,7 @@ def _cost(before: Face, after: Face, seconds: float) -> float:
 
 
 def _colours(frame: np.ndarray) -> np.ndarray:
-  small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
+  small = resize(frame, width=64, height=64)
   bins = (small // 64).astype(np.int64) @ (16, 4, 1)
   cells = bins.reshape(4, 16, 4, 16).transpose(0, 2, 1, 3).reshape(16, -1)
   return np.bincount((cells + 64 * np.arange(16)[:, None]).ravel(), minlength=16 * 64).astype(np.float64)
