@@ -55,6 +55,8 @@ _COEFFICIENTS = {
   "lite2": (1.1, 1.2, 260, 0.3),
   "lite3": (1.2, 1.4, 280, 0.3),
   "lite4": (1.4, 1.8, 300, 0.3),
+  # Not of the paper: a Lite member for tests, one block to a stage, which compiles in seconds and has no weights.
+  "pico": (0.25, 0.25, 224, 0.2),
 }
 
 # Table 1 of the paper: kernel size, repeats, output channels, expand ratio, stride of the first repeat
@@ -74,7 +76,7 @@ class EfficientNet(nn.Module):
   """Feature maps of normalised images [batch, height, width, 3] float.
 
   Attributes:
-    variant: "b0" to "b7" or "lite0" to "lite4".
+    variant: "b0" to "b7", "lite0" to "lite4", or "pico", which is for tests.
     num_classes: adds "logits" [batch, num_classes] over the pooled head; None for none.
     frozen_norm: the batch norms use their running statistics in training too (see layers.BatchNorm).
     axis_name: the pmap axis over which batch statistics are averaged.
@@ -161,19 +163,21 @@ class InvertedResidual(nn.Module):
 
 
 def family_member(variant: str) -> FamilyMember:
-  """Returns the channels and blocks of a variant ("b0" to "b7", "lite0" to "lite4").
+  """Returns the channels and blocks of a variant ("b0" to "b7", "lite0" to "lite4", "pico").
 
   Widths are rounded to multiples of 8 (never below 90 % of the exact width), repeats upwards. A Lite member keeps
-  the stem (32) and the head (1280) of B0 and does not repeat its first and last stage. ValueError for another name.
+  the stem (32) and the head (1280) of B0 and does not repeat its first and last stage; pico, which is for tests, is a Lite member that scales both ends as
+  well. ValueError for another name.
   """
   if variant not in _COEFFICIENTS:
     raise ValueError(f"Unknown EfficientNet variant {variant!r}; there are {', '.join(_COEFFICIENTS)}.")
   width, depth, image_size, dropout = _COEFFICIENTS[variant]
-  lite = variant.startswith("lite")
+  lite = not variant.startswith("b")
+  fixed_ends = variant.startswith("lite")
   blocks: list[BlockSpec] = []
-  channels_in = stem = 32 if lite else _round_channels(32 * width)
+  channels_in = stem = 32 if fixed_ends else _round_channels(32 * width)
   for index, (kernel_size, repeats, channels, expand_ratio, stride) in enumerate(_STAGES):
-    if not (lite and index in (0, len(_STAGES) - 1)):
+    if not (fixed_ends and index in (0, len(_STAGES) - 1)):
       repeats = math.ceil(repeats * depth)
     channels = _round_channels(channels * width)
     for repeat in range(repeats):
@@ -192,7 +196,7 @@ def family_member(variant: str) -> FamilyMember:
     image_size=image_size,
     stem_channels=stem,
     blocks=tuple(blocks),
-    head_channels=1280 if lite else _round_channels(1280 * width),
+    head_channels=1280 if fixed_ends else _round_channels(1280 * width),
     dropout=dropout,
   )
 
