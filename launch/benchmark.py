@@ -1,0 +1,348 @@
+"""Times detect or a training step stage by stage, side by side with what it should be measured against.
+
+    deepscan benchmark detect --media=clip.mp4
+    deepscan benchmark train --output_json=train.json
+
+Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a busy machine
+disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding, PyTorch (the `benchmark` extra)
+for the network, with the layout that is faster for PyTorch. A row is {benchmark, case, ours_s, reference_s, ratio, limit_s,
+device, threads}; `limit_s` is what the stage may take, where there is a promise.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+CASES = ("detect", "train")
+
+_MEDIA = flags.DEFINE_string(
+  "media", None, "detect: the video to time; without it a clip is made.", allow_override=True
+)
+_FRAMES = flags.DEFINE_integer("frames", 32, "detect: frames looked at.", lower_bound=1, allow_override=True)
+_BATCH = flags.DEFINE_integer("batch", 32, "train: pictures in a batch.", lower_bound=2, allow_override=True)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each side.", lower_bound=1, allow_override=True)
+_COLD = flags.DEFINE_boolean(
+  "cold", True, "detect: also time the command from its start.", allow_override=True
+)
+_OUTPUT_JSON = flags.DEFINE_string("output_json", None, "Write the rows to this file.", allow_override=True)
+
+# Promises, in seconds or as a multiple of the reference.
+_TOTAL_OVER_DECODE = 2.2
+_COLD_FIRST_S, _COLD_CACHED_S = 15.0, 6.0
+_FORWARD_RATIO, _TRAIN_RATIO = 1.0, 1.2
+_PEAK_MEMORY_GB = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One timing; `reference_s`, `ratio` and `limit_s` are None where there is nothing to compare with."""
+
+  benchmark: str
+  case: str
+  ours_s: float
+  reference_s: float | None
+  ratio: float | None
+  limit_s: float | None
+  device: str
+  threads: int
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the benchmark named by argv[1]; returns the exit code."""
+  if len(argv) != 2 or argv[1] not in CASES:
+    raise app.UsageError(f"Say which benchmark to run: {' or '.join(CASES)}.")
+  rows = benchmark_detect() if argv[1] == "detect" else benchmark_train()
+  print(table(rows))
+  if _OUTPUT_JSON.value:
+    Path(_OUTPUT_JSON.value).write_text(json.dumps([dataclasses.asdict(r) for r in rows], indent=2) + "\n")
+  return 0
+
+
+def benchmark_detect() -> list[Row]:
+  """The stages of detect in a warm process, the network against PyTorch, and the command from a cold start."""
+  import numpy as np
+
+  from deepscan_jax import examples, faces, load_detector, media
+
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(_MEDIA.value) if _MEDIA.value else _make_clip(Path(folder) / "clip.mp4")
+    plan = media.SamplingPlan(frame_count=_FRAMES.value)
+    detector = load_detector()
+    clip = media.decode_clip(path, plan=plan)
+    subjects = examples.find_subjects(clip)
+    batch = examples.stack([examples.model_inputs(e) for s in subjects for e in examples.windows(s)])
+    detector.judge(batch)
+    chosen = set(_frame_numbers(path, len(clip.frames)))
+
+    reference, ours = in_turns(
+      lambda: _decode_alone(path, chosen), lambda: media.decode_clip(path, plan=plan), repeats=_REPEATS.value
+    )
+    find = in_turns(lambda: faces.find_faces(clip.frames), repeats=_REPEATS.value)[0]
+    crops = in_turns(lambda: examples.find_subjects(clip), repeats=_REPEATS.value)[0] - find
+    model = in_turns(lambda: detector.judge(batch), repeats=_REPEATS.value)[0]
+    total, alone = in_turns(
+      lambda: detector.detect(path, frames=_FRAMES.value),
+      lambda: _decode_alone(path, chosen),
+      repeats=_REPEATS.value,
+    )
+    count = len(batch["crop_mask"])
+    rows = [
+      _row("detect", f"decode {len(clip.frames)} frames (reference: PyAV alone)", ours, reference),
+      _row("detect", "find faces and landmarks", find),
+      _row("detect", "tracks, crops, quality", max(crops, 0.0)),
+      _row("detect", f"model on {count} crops", model),
+      _row("detect", "all after decoding", find + max(crops, 0.0) + model, limit_s=ours),
+      _row("detect", "total, warm (reference: PyAV alone)", total, alone, limit_s=_TOTAL_OVER_DECODE * alone),
+    ]
+    crops32 = np.resize(batch["crops"], (32, *batch["crops"].shape[1:]))[:, 0]
+    rows += _network_rows(crops32)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    if _COLD.value:
+      cold, warm, peak = _cold_starts(path)
+      rows.append(_row("detect", "command, first time", cold, limit_s=_COLD_FIRST_S))
+      rows.append(_row("detect", "command, compiled before", warm, limit_s=_COLD_CACHED_S))
+    print(f"peak memory of detect: {peak:.2f} GB (limit {_PEAK_MEMORY_GB} GB)", file=sys.stderr)
+  return rows
+
+
+def benchmark_train() -> list[Row]:
+  """One step of the default preset, and one of its backbone alone against PyTorch: forward, backward, AdamW."""
+  import jax
+  import numpy as np
+
+  from deepscan_jax import training
+  from deepscan_jax.config import load_preset
+  from deepscan_jax.models.detector import Detector
+  from deepscan_jax.optimizer import create_optimizer
+  from deepscan_jax.parallel import AXIS, parallel_step, replicate, split_batch
+
+  size = _BATCH.value
+  rng = np.random.default_rng(0)
+  config = load_preset("default")
+  batch = {
+    "crops": rng.integers(0, 256, (size, 1, 224, 224, 3), dtype=np.uint8),
+    "crop_mask": np.ones((size, 1), bool),
+    "label": np.arange(size, dtype=np.int32) % 2,
+    "example_mask": np.ones(size, bool),
+    "region": rng.random((size, 1, 14, 14), np.float32),
+  }
+  step = parallel_step(
+    functools.partial(
+      training.train_step,
+      model=Detector(config.model, axis_name=AXIS),
+      optimizer=create_optimizer(config.train),
+      config=config,
+    )
+  )
+  held = [replicate(training.create_state(config))]
+
+  def full_step() -> None:
+    held[0], sums = step(held[0], split_batch(batch))
+    jax.block_until_ready(sums)
+
+  rows = _backbone_step_rows(batch["crops"][:, 0], batch["label"])
+  full_step()
+  seconds = in_turns(full_step, repeats=_REPEATS.value)[0]
+  rows.append(_row("train", f"step of the default preset, batch {size}", seconds))
+  return rows
+
+
+def in_turns(*functions: Callable[[], object], repeats: int) -> list[float]:
+  """Seconds of the fastest of `repeats` runs of each function, taken in turns after one warm-up each."""
+  for function in functions:
+    function()
+  best = [float("inf")] * len(functions)
+  for _ in range(repeats):
+    for i, function in enumerate(functions):
+      started = time.perf_counter()
+      function()
+      best[i] = min(best[i], time.perf_counter() - started)
+  return best
+
+
+def table(rows: Sequence[Row]) -> str:
+  """The rows for people."""
+  width = max(len(row.case) for row in rows)
+  lines = [f"{'':<{width}}  {'ours':>9}  {'reference':>9}  {'ratio':>6}  {'limit':>9}"]
+  for row in rows:
+    seconds = [
+      f"{s:8.3f}s" if s is not None else f"{'-':>9}" for s in (row.ours_s, row.reference_s, row.limit_s)
+    ]
+    ratio = f"{row.ratio:6.2f}" if row.ratio is not None else f"{'-':>6}"
+    lines.append(f"{row.case:<{width}}  {seconds[0]}  {seconds[1]}  {ratio}  {seconds[2]}")
+  return "\n".join([*lines, f"{rows[0].device}, {rows[0].threads} threads"])
+
+
+def _row(benchmark: str, case: str, ours: float, reference: float | None = None, *, limit_s=None) -> Row:
+  import jax
+
+  return Row(
+    benchmark=benchmark,
+    case=case,
+    ours_s=ours,
+    reference_s=reference,
+    ratio=None if reference is None else ours / reference,
+    limit_s=limit_s,
+    device=jax.devices()[0].device_kind,
+    threads=len(os.sched_getaffinity(0)),
+  )
+
+
+def _network_rows(crops) -> list[Row]:
+  """The backbone on 32 crops, the same parameters in both."""
+  import jax
+  import numpy as np
+
+  from deepscan_jax.models.efficientnet import EfficientNet
+
+  reference_torch = _reference_torch()
+  if reference_torch is None:
+    return []
+  images = (crops.astype(np.float32) - 127) / 128
+  network = EfficientNet("lite0", num_classes=1)
+  variables = _initialised(network, images)
+  apply = jax.jit(lambda variables, x: network.apply(variables, x, train=False)["logits"])
+
+  def theirs_in(channels_last: bool):
+    model = reference_torch.EfficientNet("lite0", num_classes=1).load_variables(variables)
+    return functools.partial(reference_torch.make_forward(model, channels_last=channels_last), images)
+
+  seconds = in_turns(
+    lambda: np.asarray(apply(variables, images)), theirs_in(False), theirs_in(True), repeats=_REPEATS.value
+  )
+  ours, theirs = seconds[0], min(seconds[1:])
+  return [
+    _row("detect", "network on 32 crops (reference: PyTorch)", ours, theirs, limit_s=_FORWARD_RATIO * theirs)
+  ]
+
+
+def _backbone_step_rows(crops, labels) -> list[Row]:
+  """One optimiser step of the backbone with a single logit, the same in both."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  import optax
+
+  from deepscan_jax.models.efficientnet import EfficientNet
+
+  reference_torch = _reference_torch()
+  if reference_torch is None:
+    return []
+  images, targets = (crops.astype(np.float32) - 127) / 128, labels.astype(np.float32)
+  network = EfficientNet("lite0", num_classes=1)
+  variables = _initialised(network, images)
+  optimizer = optax.adamw(5e-4, weight_decay=0.01)
+
+  def loss(params, x, y):
+    logits = network.apply({"params": params, "batch_stats": variables["batch_stats"]}, x, train=False)[
+      "logits"
+    ]
+    return optax.losses.sigmoid_binary_cross_entropy(logits[:, 0], y).mean()
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, opt_state, x, y):
+    value, gradients = jax.value_and_grad(loss)(params, x, y)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, value
+
+  params = jax.tree.map(jnp.copy, variables["params"])
+  held = [(params, optimizer.init(params))]
+
+  def ours() -> None:
+    params, opt_state, value = step(*held[0], images, targets)
+    held[0] = (params, opt_state)
+    jax.block_until_ready(value)
+
+  def theirs_in(channels_last: bool):
+    model = reference_torch.EfficientNet("lite0", num_classes=1).load_variables(variables)
+    f = reference_torch.make_train_step(
+      model, channels_last=channels_last, learning_rate=5e-4, weight_decay=0.01
+    )
+    return functools.partial(f, images, targets)
+
+  seconds = in_turns(ours, theirs_in(False), theirs_in(True), repeats=_REPEATS.value)
+  mine, theirs = seconds[0], min(seconds[1:])
+  case = f"step of the backbone, batch {len(images)} (reference: PyTorch)"
+  return [_row("train", case, mine, theirs, limit_s=_TRAIN_RATIO * theirs)]
+
+
+def _initialised(network, images) -> dict:
+  import jax
+
+  shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+  return jax.jit(lambda key: network.lazy_init(key, shape, train=False))(jax.random.key(0))
+
+
+def _reference_torch():
+  if importlib.util.find_spec("torch") is None:
+    print(
+      "PyTorch is not installed (the `benchmark` extra), so nothing is compared with it.", file=sys.stderr
+    )
+    return None
+  from . import reference_torch
+
+  return reference_torch
+
+
+def _frame_numbers(path: Path, count: int) -> list[int]:
+  """The frames that PyAV alone converts: as many as ours, as evenly spread."""
+  import av
+  import numpy as np
+
+  with av.open(str(path)) as container:
+    total = sum(1 for _ in container.decode(video=0))
+  return np.linspace(0, total - 1, count).astype(int).tolist()
+
+
+def _decode_alone(path: Path, chosen: set[int]) -> list:
+  """What decoding costs without us: PyAV, one thread, every frame decoded, the chosen ones as RGB arrays."""
+  import av
+
+  with av.open(str(path)) as container:
+    container.streams.video[0].thread_count = 1
+    frames = container.decode(video=0)
+    return [frame.to_ndarray(format="rgb24") for i, frame in enumerate(frames) if i in chosen]
+
+
+def _cold_starts(path: Path) -> tuple[float, float, float]:
+  """Seconds of the command with an empty and with a filled cache of compiled programs, and its peak memory in GB."""
+  with tempfile.TemporaryDirectory() as cache:
+    command = [
+      sys.executable,
+      "-m",
+      f"{__package__}.detect",
+      "--quiet",
+      f"--compilation_cache_dir={cache}",
+      str(path),
+    ]
+    seconds = []
+    for _ in range(2):
+      started = time.perf_counter()
+      subprocess.run(command, check=True)
+      seconds.append(time.perf_counter() - started)
+  return *seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+
+
+def _make_clip(path: Path) -> Path:
+  """A 10 s 1080p clip of a moving portrait, as the demo moves it."""
+  import cv2
+  import numpy as np
+
+  from . import demo
+
+  there = [cv2.resize(frame, (1080, 1080)) for frame in demo.move_camera(demo.sample_portrait())]
+  moves = (there + there[::-1]) * 2
+  frames = [np.pad(frame, ((0, 0), (420, 420), (0, 0)), mode="edge") for frame in moves[:250]]
+  demo.write_clip(path, frames)
+  return path
