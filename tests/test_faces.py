@@ -33,7 +33,7 @@ def oracle_files() -> Path:
 
 
 def run_oracle(name: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Scores [batch, anchor] and values [batch, anchor, 16]; or presence [batch, 1], landmarks [batch, 468, 3]."""
+  """Scores [batch, anchor], values [batch, anchor, 16]; or presence [batch, 1], landmarks [batch, 468, 3]."""
   from ai_edge_litert.interpreter import Interpreter
 
   interpreter = Interpreter(str(oracle_files() / convert_weights.SOURCES[name]), num_threads=1)
@@ -255,6 +255,23 @@ def test_says_which_pictures_it_takes(picture):
     faces.find_faces([picture])
 
 
+def test_after_prepare_a_video_compiles_nothing():
+  faces.prepare()
+  compilations = []
+
+  def listen(event: str, seconds: float, **_) -> None:
+    if "compile" in event:
+      compilations.append((event, seconds))
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    found = faces.find_faces(np.stack([portrait()] * 3))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert [len(some) for some in found] == [1, 1, 1]
+  assert compilations == []
+
+
 def test_overlapping_detections_become_one():
   rows = np.zeros((3, 17), np.float32)
   rows[:, 0] = 0.6, 0.9, 0.8
@@ -446,7 +463,7 @@ def test_outlines_are_simple_polygons_of_the_mesh(name):
   assert len(set(outline)) == len(outline)
   assert all(0 <= index < regions.N_LANDMARKS for index in outline)
   points = faces.crop_face(portrait(), portrait_face().landmarks)[1][list(outline)]
-  # In drawing order the points enclose an area; in a wrong one, loops cancel out and fill far less of the hull.
+  # In drawing order the points enclose an area; in a wrong one, loops cancel out and enclose far less.
   hull = cv2.contourArea(cv2.convexHull(points))
   assert cv2.contourArea(points) > 0.5 * hull > 0
 

@@ -9,7 +9,7 @@ from deepscan_jax.faces.align import (
   face_size,
   face_transform,
 )
-from deepscan_jax.faces.detection import Face, find_faces
+from deepscan_jax.faces.detection import Face, find_faces, prepare
 from deepscan_jax.faces.quality import FaceQuality, measure_quality, quality_problems
 from deepscan_jax.faces.tracks import Track, find_shots, group_tracks
 
@@ -28,5 +28,6 @@ __all__ = [
   "find_shots",
   "group_tracks",
   "measure_quality",
+  "prepare",
   "quality_problems",
 ]

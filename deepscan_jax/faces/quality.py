@@ -10,11 +10,15 @@ from deepscan_jax.faces.align import STORED_MARGIN, STORED_SIZE, apply, face_siz
 
 # Below, too few pixels of the face are its own: the model's 224 px would be almost all interpolation.
 MIN_SIZE_PX = 48
+# Real pictures (200 of each of three sources) lie above 0.02 in 99 of 100 cases; faces blurred by a Gaussian
+# of 2 % of their size have a median of 0.010, of 3 % one of 0.005.
 MIN_SHARPNESS = 0.008
+# Beyond, half of the face is hidden and the mesh guesses it.
 MAX_YAW = 60.0
 MAX_PITCH = 45.0
+# Far outside of what those pictures show: brightness 43 to 230, clipped at most 0.43.
 MIN_BRIGHTNESS = 30
-MAX_BRIGHTNESS = 230
+MAX_BRIGHTNESS = 235
 MAX_CLIPPED = 0.5
 # The face's side, in pixels, at which sharpness is measured: finer detail is noise and compression as often
 # as skin.

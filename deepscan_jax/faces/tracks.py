@@ -28,7 +28,7 @@ MAX_GAP_FRAMES = 3
 SHOT_CORRELATION = 0.4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Track:
   """One person through a video: frame_indices int64 [n], ascending, and the face in each of them."""
 
