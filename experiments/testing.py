@@ -1,4 +1,5 @@
-"""The smallest run there is, for tests: a few steps from random weights, seconds on a CPU, no useful score."""
+"""The smallest run there is, for tests: a few steps from random weights, seconds on a CPU, no useful
+score."""
 
 from deepscan_jax.config import Config, DataConfig, TrainConfig
 

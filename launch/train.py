@@ -27,9 +27,12 @@ def main(argv: Sequence[str]) -> int:
     raise app.UsageError("Say where the run may write: --workdir=FOLDER.")
   logging.set_verbosity(logging.INFO)
 
+  from deepscan_jax import compilation_cache
   from deepscan_jax.config import load_preset, override
+  from deepscan_jax.evaluation import calibrate_model
   from deepscan_jax.training import TrainingError, fit
 
+  compilation_cache.switch_on()
   config = load_preset(_PRESET.value)
   for assignment in _SET.value:
     config = override(config, assignment)
@@ -37,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     result = fit(config, workdir=_WORKDIR.value, data_dir=_DATA_DIR.value)
   except TrainingError as error:
     raise app.UsageError(str(error)) from error
+  calibrate_model(f"{_WORKDIR.value}/best", data_dir=_DATA_DIR.value)
   print(f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}")
   print(f"the model: {_WORKDIR.value}/best")
   return 0
