@@ -3,10 +3,11 @@
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark train --output_json=train.json
 
-Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a busy machine
-disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding, PyTorch (the `benchmark` extra)
-for the network, with the layout that is faster for PyTorch. A row is {benchmark, case, ours_s, reference_s, ratio, limit_s,
-device, threads}; `limit_s` is what the stage may take, where there is a promise.
+Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
+busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
+PyTorch (the `benchmark` extra) for the network, with the layout that is faster for PyTorch. A row is
+{benchmark, case, ours_s, reference_s, ratio, limit_s, device, threads}; `limit_s` is what the stage may take,
+where there is a promise.
 """
 
 import dataclasses
@@ -70,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def benchmark_detect() -> list[Row]:
-  """The stages of detect in a warm process, the network against PyTorch, and the command from a cold start."""
+  """The stages of detect in a warm process, the network against PyTorch, and the command from a cold
+  start."""
   import numpy as np
 
   from deepscan_jax import examples, faces, load_detector, media
@@ -117,7 +119,8 @@ def benchmark_detect() -> list[Row]:
 
 
 def benchmark_train() -> list[Row]:
-  """One step of the default preset, and one of its backbone alone against PyTorch: forward, backward, AdamW."""
+  """One step of the default preset, and one of its backbone alone against PyTorch: forward, backward,
+  AdamW."""
   import jax
   import numpy as np
 
@@ -316,7 +319,8 @@ def _decode_alone(path: Path, chosen: set[int]) -> list:
 
 
 def _cold_starts(path: Path) -> tuple[float, float, float]:
-  """Seconds of the command with an empty and with a filled cache of compiled programs, and its peak memory in GB."""
+  """Seconds of the command with an empty and with a filled cache of compiled programs, and its peak memory in
+  GB."""
   with tempfile.TemporaryDirectory() as cache:
     command = [
       sys.executable,

@@ -2,8 +2,9 @@
 
     deepscan calibrate --model_path=runs/default/best --data_dir=data
 
-The threshold of "likely manipulated" is set so that at most --false_positive_rate of the real pictures of any source reach
-it. The model's calibration is replaced, and with it the model's sha256. Golden scores, if stored, go with the old one.
+The threshold of "likely manipulated" is set so that at most --false_positive_rate of the real pictures of any
+source reach it. The model's calibration is replaced, and with it the model's sha256. Golden scores, if
+stored, go with the old one.
 """
 
 import json

@@ -2,9 +2,10 @@
 
     deepscan evaluate --model_path=runs/default/best --data_dir=data --split=test
 
-Pairs are held-out real pictures and their self-blended twins, every picture scored on its own: "plain" as the detector
-crops them, "degraded" after the blur, noise and compression of training, "all" both. False alarms are untouched real
-pictures at or above the model's threshold. Intervals come from a bootstrap over groups (one person or occasion).
+Pairs are held-out real pictures and their self-blended twins, every picture scored on its own: "plain" as the
+detector crops them, "degraded" after the blur, noise and compression of training, "all" both. False alarms
+are untouched real pictures at or above the model's threshold. Intervals come from a bootstrap over groups
+(one person or occasion).
 """
 
 import json
