@@ -1,9 +1,9 @@
 """What every dataset builder shares: media files in, examples out.
 
 A builder says where its files are and what is known of each (`MediaFile`); this module decodes them, finds
-the faces, cuts
-the examples (through deepscan_jax.examples, exactly as the detector does) and writes them as array_record,
-without TensorFlow. What could not be used is listed in `rejected.jsonl` beside the data, with the reason.
+the faces, cuts the examples (through deepscan_jax.examples, exactly as the detector does) and writes them as
+array_record, without TensorFlow. What could not be used is listed in `rejected.jsonl` beside the data, with
+the reason.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -71,7 +72,7 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
 
   def __init__(self, *, media_paths: Iterable[str | Path] = (), frames_per_clip: int = 32, **kwargs):
     self._media_paths = tuple(Path(path) for path in media_paths)
@@ -199,7 +200,7 @@ def split_of(group: str) -> str:
 
 
 def walk_media(root: Path) -> Iterator[tuple[str, Path | None, bytes | None]]:
-  """The pictures and videos below a folder, or the pictures in a tar file, as (name, path, bytes), sorted by name."""
+  """(name, path, bytes) of the media below a folder, or of the pictures in a tar file, in order of name."""
   if root.is_dir():
     for path in sorted(root.rglob("*")):
       if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
@@ -224,8 +225,7 @@ def encode_png(image: np.ndarray) -> bytes:
 def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
   """Gives groups that share a (nearly) equal picture one common name, so that no copy crosses a split.
 
-  Copies are found by a 256-bit difference hash (signs of horizontal gradients at 16 x 16, after Krawetz,
-  2013).
+  Copies are found by a 256-bit difference hash: signs of horizontal gradients at 16 x 16 (Krawetz 2013).
   """
   files = list(files)
   parent = {file.group: file.group for file in files}

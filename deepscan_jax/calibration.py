@@ -1,9 +1,8 @@
-"""From logits to probabilities and outcomes: fitted on validation data, stored with the model, never on test data."""
+"""From logits to probabilities and outcomes: fitted on validation data alone, stored with the model."""
 
 import dataclasses
 
 import numpy as np
-from scipy.optimize import minimize
 
 from deepscan_jax import metrics
 from deepscan_jax.verdict import INCONCLUSIVE, LIKELY_AUTHENTIC, LIKELY_MANIPULATED, Thresholds
@@ -47,8 +46,7 @@ class Calibration:
 
 
 def fit_platt(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
-  """Platt scaling (Platt 1999): scale > 0 and offset that minimise the log loss of sigmoid(scale * logit +
-  offset).
+  """Platt scaling (Platt 1999): scale > 0 and offset of least log loss of sigmoid(scale * logit + offset).
 
   Each class counts half in all, so the probability is one for equally frequent classes. Targets are smoothed
   as in Platt's paper, (n + 1) / (n + 2) and 1 / (n + 2), which keeps the fit finite on separable data.
@@ -60,6 +58,8 @@ def fit_platt(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
   Raises:
     ValueError: one of the classes is missing.
   """
+  from scipy.optimize import minimize  # Takes a while to import, and detect does without.
+
   labels, logits = np.asarray(labels, bool), np.asarray(logits, np.float64)
   fakes, reals = labels.sum(), (~labels).sum()
   if not fakes or not reals:
@@ -88,8 +88,7 @@ def calibrate(
   """Fits a Calibration on validation scores.
 
   Thresholds do not carry between sources: what is exceeded by 5 % of one source's real pictures is exceeded
-    by 20 % of
-  another's. So the rate holds for the worst source, not for the mixture.
+  by 20 % of another's. So the rate holds for the worst source, not for the mixture.
 
   Args:
     labels, logits: [example], for the probability.

@@ -1,8 +1,8 @@
 """Checkpoints: the only module that imports orbax.
 
-Two forms. A run's checkpoint holds everything that training needs to go on (params, train, data, meta). A model is
-what the detector loads: a folder with `params/` (orbax), `model.json` (name, version, configuration, calibration) and
-`manifest.json` (sha256 of every file), verified before anything is read.
+Two forms. A run's checkpoint holds everything that training needs to go on (params, train, data, meta). A
+model is what the detector loads: a folder with `params/` (orbax), `model.json` (name, version, configuration,
+calibration) and `manifest.json` (sha256 of every file), verified before anything is read.
 """
 
 import hashlib
@@ -144,7 +144,8 @@ def read_model(folder: str | Path) -> dict:
       name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)
     )
     raise CheckpointError(
-      f"The model at {folder} is damaged: {', '.join(changed[:3])} differ from the manifest; fetch or write it again."
+      f"The model at {folder} is damaged: {', '.join(changed[:3])} differ from the manifest; "
+      "fetch or write it again."
     )
   return {**model, "sha256": hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()}
 

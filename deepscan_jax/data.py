@@ -1,10 +1,8 @@
-"""From prepared datasets to batches: TFDS data sources, grain iterators, pseudo-fakes and augmentation on
-the way.
+"""From prepared datasets to batches: TFDS data sources, grain iterators, pseudo-fakes and augmentation.
 
 Everything here is numpy: grain calls it in threads or in worker processes. A picture's random numbers come
-  from the
-iterator's seed and position (training) or from the picture's own id (validation), so a resumed run draws
-what an uninterrupted one would have drawn, and every validation sees the same twins.
+from the iterator's seed and position (training) or from the picture's own id (validation), so a resumed run
+draws what an uninterrupted one would have drawn, and every validation sees the same twins.
 """
 
 import dataclasses
@@ -29,8 +27,7 @@ _TEXT_KEYS = ("id", "group", "source", "method")
 
 
 class ExampleSource:
-  """Random access to the examples of one split of several prepared datasets (picklable, so workers can have
-  it).
+  """Random access to the examples of one split of several prepared datasets; workers get it pickled.
 
   Args:
     names: of datasets below data_dir, "real_only" or with a config, "real_only/mine".
@@ -250,4 +247,3 @@ def _directory(name: str, data_dir: Path) -> Path:
 
 def _open(name: str, split: str, data_dir: Path):
   return tfds.builder_from_directory(_directory(name, data_dir)).as_data_source(split)
-

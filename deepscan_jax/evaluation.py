@@ -1,7 +1,10 @@
-"""Scores of held-out examples, single pictures in eval mode as the detector sees them; calibration and
-measurement of a model by them."""
+"""Scores of held-out examples, single pictures in eval mode as the detector sees them.
+
+Models are calibrated and measured by them.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +44,7 @@ class Scores:
     return self.logits[self.labels == 1]
 
   def summary(self) -> dict[str, float]:
-    """AUC with every picture on its own, accuracy at logit 0, and how often a fake scores above its own twin."""
+    """AUC of single pictures, accuracy at logit 0, and how often a fake scores above its own twin."""
     figures = {
       "auc": metrics.auc(self.labels, self.logits),
       "accuracy": metrics.accuracy(self.labels, self.logits),
@@ -131,9 +134,8 @@ def measure_model(detector: Detector, *, data_dir: str | Path, split: str = "tes
 
   Returns:
     {"pairs": {kind: {"auc", "auc_interval", "accuracy", "paired_accuracy", "count"}}, "false_alarms":
-    {source: {"rate",
-    "interval", "count"}}, "detected": {kind: rate}}: kinds are plain, degraded and all; false alarms are
-    untouched real pictures at or above the shipped threshold.
+    {source: {"rate", "interval", "count"}}, "detected": {kind: rate}}: kinds are plain, degraded and all;
+    false alarms are untouched real pictures at or above the shipped threshold.
   """
   scores = held_out_scores(detector, data_dir=data_dir, split=split)
   real, threshold = scores.pop("untouched"), detector.calibration.manipulated
@@ -147,25 +149,23 @@ def measure_model(detector: Detector, *, data_dir: str | Path, split: str = "tes
   for kind, s in scores.items():
     figures["pairs"][kind] = {**s.summary(), "auc_interval": s.auc_interval(), "count": len(s.labels)}
     figures["detected"][kind] = float(np.mean(s.fake >= threshold))
+  false_alarms = functools.partial(metrics.false_positive_rate, threshold=threshold)
   for source in np.unique(real.source):
     rows = real.rows((real.source == source) & (real.labels == 0))
-    rate = metrics.false_positive_rate
-    interval = metrics.bootstrap_interval(
-      lambda x: rate(x, threshold=threshold), rows.logits, groups=rows.group
-    )
     figures["false_alarms"][str(source)] = {
-      "rate": rate(rows.logits, threshold=threshold),
-      "interval": interval,
+      "rate": false_alarms(rows.logits),
+      "interval": metrics.bootstrap_interval(false_alarms, rows.logits, groups=rows.group),
       "count": len(rows.logits),
     }
   return figures
 
 
 def held_out_scores(detector: Detector, *, data_dir: str | Path, split: str) -> dict[str, Scores]:
-  """Scores of a split by kind: "untouched" examples, and with pseudo-fakes "plain", "degraded" and "all"
-  pairs.
+  """Scores of a split by kind: of untouched examples, and of pairs where the model's data has pseudo-fakes.
 
-  Without pseudo-fakes "all" is the same as "untouched".
+  Returns:
+    {"untouched", "plain", "degraded", "all"}: "all" is plain and degraded pairs together. Without
+    pseudo-fakes {"untouched", "all"}, both the same.
   """
   config = detector.config.data
   source = data.ExampleSource(config.datasets, split, data_dir)

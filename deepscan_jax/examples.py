@@ -70,7 +70,7 @@ def find_subjects(clip: Clip) -> list[Subject]:
 
 
 def find_subjects_in_pictures(clips: list[Clip]) -> list[list[Subject]]:
-  """As `find_subjects` for many pictures at once, which may differ in size; one list of people per picture."""
+  """As `find_subjects` for many pictures at once, which may differ in size: a list of people for each."""
   found = faces.find_faces([clip.frames[0] for clip in clips]) if clips else []
   return [_subjects(clip, [seen]) for clip, seen in zip(clips, found, strict=True)]
 

@@ -13,6 +13,7 @@ import numpy as np
 from deepscan_jax import checkpoints, examples, faces, media, provenance
 from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import Config, from_dict
+from deepscan_jax.faces.quality import MIN_SIZE_PX
 from deepscan_jax.models.detector import Detector as Network
 from deepscan_jax.verdict import (
   LIKELY_MANIPULATED,
@@ -32,7 +33,9 @@ BUCKETS = (1, 2, 4, 8, 16, 32)
 # Somebody seen in fewer than this share of the frames of the person seen most does not decide for the file.
 _DECIDING_SHARE = 0.1
 _REASONS = {
-  "face_too_small": "The largest face is {size_px:.0f} px across; {min_size} px are needed. Use a larger copy.",
+  "face_too_small": (
+    "The largest face is {size_px:.0f} px across; {min_size} px are needed. Use a larger copy."
+  ),
   "face_too_blurred": "The faces are too blurred to be judged. Use a sharper copy.",
   "extreme_pose": "The faces are turned too far away from the camera to be judged.",
   "bad_exposure": "The faces are too dark or too bright to be judged.",
@@ -71,7 +74,8 @@ class Detector:
     facts = checkpoints.read_model(folder)
     if calibrated and "calibration" not in facts:
       raise checkpoints.CheckpointError(
-        f"The model at {folder} has no calibration; run `deepscan calibrate --model_path={folder}` on its data first."
+        f"The model at {folder} has no calibration; "
+        f"run `deepscan calibrate --model_path={folder}` on its data first."
       )
     self.metadata = {key: facts[key] for key in ("name", "version", "sha256")}
     self.config: Config = from_dict(facts["config"])
@@ -243,7 +247,7 @@ def load_detector(path: str | Path | None = None) -> Detector:
   """Returns a Detector.
 
   Args:
-    path: folder of a model, such as WORKDIR/best of a training; None for the model that comes with the package.
+    path: folder of a model, such as WORKDIR/best of a training; None for the one that comes with the package.
 
   Raises:
     CheckpointError: the model is missing, damaged or not calibrated.
@@ -257,7 +261,7 @@ def _default_detector() -> Detector:
 
 
 def detect(path: str | Path, *, frames: int = 32) -> Verdict:
-  """Judges one file with the model that comes with the package, which is loaded once. See `Detector.detect`."""
+  """As `Detector.detect` with the model that comes with the package, which is loaded once."""
   return _default_detector().detect(path, frames=frames)
 
 
@@ -343,7 +347,7 @@ def _why_not(subjects: list[examples.Subject]) -> tuple[Reason, ...]:
     return (Reason("no_face", "No face was found; this model judges faces only."),)
   codes = sorted({code for subject in subjects for reasons in subject.reasons for code in reasons})
   size = max(q.size_px for subject in subjects for q in subject.quality)
-  facts = {"size_px": size, "min_size": faces.MIN_SIZE_PX}
+  facts = {"size_px": size, "min_size": MIN_SIZE_PX}
   return tuple(Reason(code, _REASONS[code].format(**facts)) for code in codes)
 
 

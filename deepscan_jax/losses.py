@@ -1,5 +1,7 @@
-"""Losses as (weighted sum, weight) pairs, so that devices, hosts and masks add up exactly: loss = sum of
-sums / sum of weights, never a mean of means."""
+"""Losses as (weighted sum, weight) pairs, so that devices, hosts and masks add up exactly.
+
+The loss is the sum of the sums over the sum of the weights, never a mean of means.
+"""
 
 from typing import NamedTuple
 
@@ -20,8 +22,7 @@ class Sum(NamedTuple):
 def focal_loss(
   logits: jax.Array, labels: jax.Array, weights: jax.Array, *, gamma: float, label_smoothing: float = 0.0
 ) -> Sum:
-  """Binary focal loss (Lin et al. 2017, arXiv:1708.02002): -(1 - p_t)^gamma log p_t; gamma 0 is cross
-  entropy.
+  """Binary focal loss, -(1 - p_t)^gamma log p_t (Lin et al. 2017, arXiv:1708.02002); gamma 0: cross entropy.
 
   Args:
     logits: [batch] float; positive speaks for fake.
@@ -53,8 +54,7 @@ def region_loss(region_logits: jax.Array, region: jax.Array, weights: jax.Array)
 def detector_losses(
   output: DetectorOutput, batch: dict[str, jax.Array], *, gamma: float, smoothing: float
 ) -> dict:
-  """All losses of a batch by name: "fused", "branch_<name>" weighted by presence, and "region" where it is
-  known.
+  """All losses of a batch by name: "fused", "branch_<name>" weighted by presence, "region" where it is known.
 
   Args:
     output: of the detector on this batch.

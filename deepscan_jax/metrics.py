@@ -1,9 +1,9 @@
 """Metrics of scores against labels in plain numpy; label 1 = fake, higher score = more likely fake."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -18,6 +18,8 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
   Returns:
     0..1, or NaN where one of the classes is missing.
   """
+  from scipy.stats import rankdata  # Takes a while to import, and detect does without.
+
   labels = np.asarray(labels, bool)
   fakes, reals = int(labels.sum()), int((~labels).sum())
   if not fakes or not reals:
@@ -76,7 +78,7 @@ def bootstrap_interval(
   _, member = np.unique(np.asarray(groups), return_inverse=True)
   order = np.argsort(member, kind="stable")
   bounds = np.searchsorted(member[order], np.arange(member.max() + 2))
-  rows_of = [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+  rows_of = [order[a:b] for a, b in itertools.pairwise(bounds)]
   values = []
   for _ in range(draws):
     rows = np.concatenate([rows_of[g] for g in rng.integers(len(rows_of), size=len(rows_of))])

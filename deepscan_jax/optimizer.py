@@ -15,10 +15,10 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
 
 
 def create_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-  """Clipping by global norm, then AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or SGD with momentum
-  0.9.
+  """Clipping by global norm, then AdamW or SGD with momentum 0.9.
 
-  Weight decay leaves out everything one-dimensional: biases, norms and the attention's probe.
+  AdamW is that of Loshchilov and Hutter 2019 (arXiv:1711.05101). Weight decay leaves out everything
+  one-dimensional: biases, norms and the attention's probe.
 
   Raises:
     ValueError: an unknown optimizer name.

@@ -1,4 +1,4 @@
-"""The only place that counts devices: batches are split over local devices by pmap, the state has no device axis."""
+"""The only place that counts devices: pmap splits batches over local ones, the state has no device axis."""
 
 from collections.abc import Callable
 
@@ -35,13 +35,13 @@ def parallel_step(step: Callable) -> Callable:
 
 
 def replicate(state):
-  """The state as `parallel_step` returns it, on all local devices: put in this way, the step is compiled only once."""
+  """The state as `parallel_step` returns it, on all local devices, so that the step is compiled only once."""
   mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
   return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def parallel_map(function: Callable) -> Callable:
-  """Turns f(variables, batch) into the same over all local devices; the result has the device axis in front."""
+  """Turns f(variables, batch) into the same over all local devices; results have the device axis in front."""
   return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0))
 
 

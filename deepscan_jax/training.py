@@ -1,9 +1,8 @@
 """The training loop: from a configuration to a model, resumable to the bit.
 
 `train_step` is pure and runs under jit on one device or under pmap on many, with the same result. What is
-random in a
-step is derived from the seed and the step's number, so a resumed run repeats what an uninterrupted one would
-have done.
+random in a step is derived from the seed and the step's number, so a resumed run repeats what an
+uninterrupted one would have done.
 """
 
 import dataclasses
@@ -64,7 +63,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-  """How a run ended: its state, the best validation metric, the step it was reached at, and why training stopped."""
+  """How a run ended: its state, the best validation metric and its step, and why training stopped."""
 
   state: TrainState
   best: float

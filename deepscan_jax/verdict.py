@@ -84,7 +84,7 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-  """Calibrated probabilities at which outcomes change, with the false-alarm rate they were set to on validation.
+  """Calibrated probabilities at which outcomes change, and the false-alarm rate that they were set to.
 
   Below `inconclusive` the outcome is likely_authentic, from `manipulated` on it is likely_manipulated.
   """
@@ -101,8 +101,8 @@ class Verdict:
   Attributes:
     outcome: one of OUTCOMES.
     deepfake_probability: calibrated, 0..1; None where the outcome is not_applicable (never 0.5 in its place).
-    frame_consistency_score: 1 - 2 * (mean absolute deviation of the frames' probabilities from their median), of the
-      person that decides, 0..1; None with fewer than two judged frames.
+    frame_consistency_score: 1 - 2 * (mean absolute deviation of the frames' probabilities from their median),
+      of the person that decides, 0..1; None with fewer than two judged frames.
     reasons: why; empty for a plain verdict.
     branches: by name.
     people: everybody who was followed, the most suspicious first.
@@ -133,7 +133,7 @@ class Verdict:
 
   @property
   def confidence(self) -> float | None:
-    """The calibrated probability of the side that is named: max(p, 1 - p); None where nothing could be judged."""
+    """Calibrated probability of the side that is named, max(p, 1 - p); None where nothing could be judged."""
     if self.deepfake_probability is None:
       return None
     return max(self.deepfake_probability, 1.0 - self.deepfake_probability)
@@ -196,16 +196,16 @@ class Verdict:
 
 RECOMMENDATIONS = {
   LIKELY_AUTHENTIC: (
-    "No sign of a manipulated face was found. That is not proof of authenticity: methods that this model was not "
-    "trained for pass unseen. Check the source before you rely on the file."
+    "No sign of a manipulated face was found. That is not proof of authenticity: methods that this model was "
+    "not trained for pass unseen. Check the source before you rely on the file."
   ),
   INCONCLUSIVE: (
-    "The evidence is too weak to call it either way. Look for an earlier or better copy of the file, and have a person "
-    "look at the marked frames."
+    "The evidence is too weak to call it either way. Look for an earlier or better copy of the file, and "
+    "have a person look at the marked frames."
   ),
   LIKELY_MANIPULATED: (
-    "Treat the file as possibly manipulated: look at the marked frames and regions, find the original, and do not rest "
-    "a decision on this score alone."
+    "Treat the file as possibly manipulated: look at the marked frames and regions, find the original, and "
+    "do not rest a decision on this score alone."
   ),
   NOT_APPLICABLE: "This file holds nothing that the model can judge; the reasons say what is missing.",
 }

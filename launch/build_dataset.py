@@ -15,11 +15,17 @@ from pathlib import Path
 
 from absl import app, flags
 
-_NAME = flags.DEFINE_string("name", "real_only", "A builder: a folder in datasets/.")
-_MEDIA = flags.DEFINE_multi_string("media", [], "A folder or tar file of media; may be given several times.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared datasets are written.")
-_FRAMES = flags.DEFINE_integer("frames_per_clip", 32, "Frames looked at in each video.", lower_bound=1)
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Build again what is there.")
+_NAME = flags.DEFINE_string("name", "real_only", "A builder: a folder in datasets/.", allow_override=True)
+_MEDIA = flags.DEFINE_multi_string(
+  "media", [], "A folder or tar file of media; may be given several times.", allow_override=True
+)
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", "data", "Where prepared datasets are written.", allow_override=True
+)
+_FRAMES = flags.DEFINE_integer(
+  "frames_per_clip", 32, "Frames looked at in each video.", lower_bound=1, allow_override=True
+)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Build again what is there.", allow_override=True)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,10 +11,18 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-_PRESET = flags.DEFINE_string("preset", "default", "A preset in experiments/, or the path of a Python file.")
-_SET = flags.DEFINE_multi_string("set", [], "Change one field: train.steps=500; may be given several times.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, scalars, the best model.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where build_dataset wrote the datasets.")
+_PRESET = flags.DEFINE_string(
+  "preset", "default", "A preset in experiments/, or the path of a Python file.", allow_override=True
+)
+_SET = flags.DEFINE_multi_string(
+  "set", [], "Change one field: train.steps=500; may be given several times.", allow_override=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of this run: checkpoints, scalars, the best model.", allow_override=True
+)
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", "data", "Where build_dataset wrote the datasets.", allow_override=True
+)
 
 
 def main(argv: Sequence[str]) -> int:

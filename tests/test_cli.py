@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from absl import app, flags
-from deepscan_jax.launch import __main__ as dispatcher
-from deepscan_jax.launch import detect
 
 from deepscan_jax import compilation_cache, doctor, media, report, verdict
+from deepscan_jax.launch import __main__ as dispatcher
+from deepscan_jax.launch import detect
 from deepscan_jax.verdict import Person, Reason, Sighting, Thresholds, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]

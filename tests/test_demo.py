@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deepscan_jax.launch import demo
 
 from deepscan_jax import media
+from deepscan_jax.launch import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "deepscan_jax" / "weights" / "default"

@@ -1,4 +1,4 @@
-"""Joins the branches: attention of a learned probe over all present tokens, or the fixed ensemble it has to beat."""
+"""Joins the branches: a learned probe's attention over their tokens, or the fixed ensemble it has to beat."""
 
 import einops
 import flax.linen as nn
@@ -32,9 +32,9 @@ class AttentionFusion(nn.Module):
   """A learned probe attends over the tokens of all branches that are present.
 
   The fused logit is the branches' logits, averaged by the attention that each branch drew, plus a correction
-  read from
-  the attended tokens that starts at zero: training begins at an ensemble and departs from it where that pays.
-  The probe is itself a token that is always valid, so the attention is finite when nothing else is.
+  read from the attended tokens that starts at zero: training begins at an ensemble and departs from it where
+  that pays. The probe is itself a token that is always valid, so the attention is finite when nothing else
+  is.
 
   Attributes:
     heads: attention heads; must divide the token width.
@@ -46,7 +46,7 @@ class AttentionFusion(nn.Module):
 
   @nn.compact
   def __call__(self, branches: dict[str, BranchOutput], *, train: bool) -> tuple[jax.Array, jax.Array]:
-    """Returns logit [batch], 0 where nothing is present, and the attention's share per branch [batch, branch]."""
+    """Returns logit [batch], 0 where nothing is present, and the branches' shares [batch, branch]."""
     present = jnp.stack([branch.present for branch in branches.values()], axis=1)
     if train and self.modality_dropout > 0:
       present = drop_modalities(self.make_rng("modality"), present, rate=self.modality_dropout)

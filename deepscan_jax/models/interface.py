@@ -1,10 +1,8 @@
 """The contract of a branch, and the shape of what the detector answers.
 
 A branch reads only the keys in its INPUTS, never writes into the batch, returns the same type in train and
-eval, and
-zeroes what its mask hides before the first multiplication: a mask alone lets NaN through (0 * NaN = NaN). A
-  missing
-modality is data, not an error: zeros and a False mask.
+eval, and zeroes what its mask hides before the first multiplication: a mask alone lets NaN through (0 * NaN =
+NaN). A missing modality is data, not an error: zeros and a False mask.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The spatial branch: looks at each face crop alone, for traces of blending and for regions that do not belong."""
+"""The spatial branch: looks at each face crop alone, for traces of blending and regions that do not fit."""
 
 import einops
 import flax.linen as nn
@@ -13,8 +13,7 @@ _REGION_FEATURES = 128
 
 
 class SpatialBranch(nn.Module):
-  """An EfficientNet with channel and spatial attention, a region head, and a comparison of inside with
-  outside.
+  """An EfficientNet with channel and spatial attention, a region head, and inside compared with outside.
 
   Attributes:
     backbone: an `EfficientNet` variant.
@@ -70,11 +69,9 @@ class RegionHead(nn.Module):
   """Where a face may have been blended, and how that place differs from the rest of the same picture.
 
   A picture has its own noise, compression and light, so a single statistic says little; the difference
-  between the
-  suspected region and its surroundings is what a forgery cannot avoid. The region map is trained on the
-  blend masks
-  of pseudo-fakes (the use of masks as supervision: Dang et al., CVPR 2020, arXiv:1910.01717); attention as
-  in CBAM.
+  between the suspected region and its surroundings is what a forgery cannot avoid. The region map is trained
+  on the blend masks of pseudo-fakes (the use of masks as supervision: Dang et al., CVPR 2020,
+  arXiv:1910.01717); attention as in CBAM.
   """
 
   @nn.compact
