@@ -1,7 +1,7 @@
 """PyTorch networks that `deepscan benchmark` times ours against; needs the `benchmark` extra (torch).
 
-The same EfficientNet as deepscan_jax.models.efficientnet, written with torch.nn alone. `load_variables` copies our
-parameters into it, so that a benchmark compares two programs that compute the same numbers, and a test can say so.
+The same EfficientNet as deepscan_jax.models.efficientnet, written with torch.nn alone. `load_variables` copies
+our parameters into it, so that a benchmark compares two programs that compute the same numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NORM_EPSILON = 1e-3  # as in the TensorFlow original; torch's own default is 1e-
 
 
 class ConvNorm(nn.Module):
-  """A convolution padded as TensorFlow's SAME, batch normalisation on running statistics, and an activation."""
+  """A convolution padded as TensorFlow's SAME, batch normalisation, and an activation."""
 
   def __init__(
     self,
@@ -147,8 +147,8 @@ def make_train_step(
 ) -> Callable[[np.ndarray, np.ndarray], float]:
   """Returns a function (images, labels) -> loss that takes one AdamW step on the mean logistic loss.
 
-  Statistics of batch normalisation stay frozen, its scale and bias are trained: what our default preset does. The
-  model needs num_classes=1; labels are [batch] float 0 or 1.
+  Statistics of batch normalisation stay frozen, its scale and bias are trained, as in our default preset.
+  The model needs num_classes=1; labels are [batch] float 0 or 1.
   """
   model = _in_layout(model, channels_last).eval()
   optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)

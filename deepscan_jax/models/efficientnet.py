@@ -1,9 +1,9 @@
 """The EfficientNet family in Flax: B0 to B7 and Lite0 to Lite4, as feature extractors at several strides.
 
-Mingxing Tan and Quoc V. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019
-(https://arxiv.org/abs/1905.11946). The Lite members leave out squeeze-and-excitation, use relu6 instead of swish and
-do not scale stem and head. Padding and the epsilon of the norms are those of the TensorFlow original, so that its
-ImageNet weights fit (models/pretrained.py).
+Mingxing Tan and Quoc V. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
+2019 (https://arxiv.org/abs/1905.11946). The Lite members leave out squeeze-and-excitation, use relu6 instead
+of swish and do not scale stem and head. Padding and the epsilon of the norms are those of the TensorFlow
+original, so that its ImageNet weights fit (models/pretrained.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deepscan_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-  """One inverted-residual block: kernel_size, stride, expand_ratio, output channels, squeezed channels (0: none)."""
+  """The sizes of one inverted-residual block; `reduced` is the width of its squeeze-excitation, 0 for none."""
 
   kernel_size: int
   stride: int
@@ -55,7 +55,7 @@ _COEFFICIENTS = {
   "lite2": (1.1, 1.2, 260, 0.3),
   "lite3": (1.2, 1.4, 280, 0.3),
   "lite4": (1.4, 1.8, 300, 0.3),
-  # Not of the paper: a Lite member for tests, one block to a stage, which compiles in seconds and has no weights.
+  # Not of the paper: a Lite member for tests, one block to a stage; it compiles in seconds and has no weights.
   "pico": (0.25, 0.25, 224, 0.2),
 }
 
@@ -80,7 +80,7 @@ class EfficientNet(nn.Module):
     num_classes: adds "logits" [batch, num_classes] over the pooled head; None for none.
     frozen_norm: the batch norms use their running statistics in training too (see layers.BatchNorm).
     axis_name: the pmap axis over which batch statistics are averaged.
-    drop_path: stochastic depth; the last block is left out this often in training, earlier ones less, linearly.
+    drop_path: stochastic depth; how often training leaves out the last block; earlier ones less, linearly.
   """
 
   variant: str = "lite0"
@@ -94,13 +94,13 @@ class EfficientNet(nn.Module):
     """Returns the maps by stride, the last ("head") after the final pointwise convolution.
 
     Args:
-      images: [batch, height, width, 3] float, (pixel - 127) / 128 where ImageNet weights of a Lite member are used.
-      train: whether blocks drop out, and statistics are taken from the batch unless frozen_norm. With dropout the
-        rng "dropout" is needed.
+      images: [batch, height, width, 3] float; (pixel - 127) / 128 for the ImageNet weights of a Lite member.
+      train: whether blocks drop out, and statistics are taken from the batch unless frozen_norm. With
+        dropout the rng "dropout" is needed.
 
     Returns:
-      {"stride4", "stride8", "stride16", "stride32", "head"}: [batch, rows, columns, channel] each; with num_classes
-      also "logits" [batch, num_classes].
+      {"stride4", "stride8", "stride16", "stride32", "head"}: [batch, rows, columns, channel] each; with
+      num_classes also "logits" [batch, num_classes].
     """
     member = family_member(self.variant)
     activation = nn.relu6 if member.lite else nn.silu
@@ -132,7 +132,7 @@ class EfficientNet(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-  """One MBConv block: pointwise expansion, depthwise convolution, squeeze-excite, linear pointwise projection."""
+  """One MBConv block: pointwise expansion, depthwise convolution, squeeze-excite, pointwise projection."""
 
   spec: BlockSpec
   activation: layers.Activation
@@ -142,7 +142,7 @@ class InvertedResidual(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Maps [batch, height, width, channel] to the block's channels, height and width divided by its stride."""
+    """Returns [batch, height / stride, width / stride, channel] for x [batch, height, width, channel]."""
     spec = self.spec
     norm = {"frozen_norm": self.frozen_norm, "axis_name": self.axis_name}
     channels = x.shape[-1] * spec.expand_ratio
@@ -165,9 +165,9 @@ class InvertedResidual(nn.Module):
 def family_member(variant: str) -> FamilyMember:
   """Returns the channels and blocks of a variant ("b0" to "b7", "lite0" to "lite4", "pico").
 
-  Widths are rounded to multiples of 8 (never below 90 % of the exact width), repeats upwards. A Lite member keeps
-  the stem (32) and the head (1280) of B0 and does not repeat its first and last stage; pico, which is for tests, is a Lite member that scales both ends as
-  well. ValueError for another name.
+  Widths are rounded to multiples of 8 (never below 90 % of the exact width), repeats upwards. A Lite member
+  keeps the stem (32) and the head (1280) of B0 and does not repeat its first and last stage; pico, which is
+  for tests, is a Lite member that scales both ends as well. ValueError for another name.
   """
   if variant not in _COEFFICIENTS:
     raise ValueError(f"Unknown EfficientNet variant {variant!r}; there are {', '.join(_COEFFICIENTS)}.")

@@ -121,8 +121,8 @@ class DepthwiseConv(nn.Module):
 class BatchNorm(nn.Module):
   """Batch normalisation whose statistics can be frozen while scale and bias are trained.
 
-  A batch that holds each face beside its forged twin leaks the answer through batch statistics: frozen, training
-  sees exactly what evaluation of a single picture sees.
+  A batch that holds each face beside its forged twin leaks the answer through batch statistics: frozen,
+  training sees exactly what evaluation of a single picture sees.
 
   Attributes:
     frozen: the running statistics are used, and left alone, in training too.
@@ -159,8 +159,8 @@ class BatchNorm(nn.Module):
   def affine(self, channels: int) -> tuple[jax.Array, jax.Array]:
     """Returns (scale, shift) [channel]: normalisation by the running statistics is x * scale + shift.
 
-    A convolution that multiplies its kernel by the scale has the norm for the price of a bias, and the gradients
-    of scale and bias stay right.
+    A convolution that multiplies its kernel by the scale has the norm for the price of a bias, and the
+    gradients of scale and bias stay right.
     """
     scale, bias, mean, var = self._variables(channels)
     factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
@@ -192,7 +192,7 @@ class SqueezeExcite(nn.Module):
 class ChannelAttention(nn.Module):
   """Which channels matter: CBAM's first half (Woo et al. 2018, https://arxiv.org/abs/1807.06521, equation 2).
 
-  One shared two-layer network sees the averages and the maxima over space; the sum of its two answers is squashed.
+  One shared two-layer network sees averages and maxima over space; the sum of its two answers is squashed.
 
   Attributes:
     reduction: the hidden layer has channels / reduction units, at least one.
@@ -251,7 +251,7 @@ class DropPath(nn.Module):
 
 
 def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Returns x [..., in channel] times kernel [in channel, out channel]: a 1x1 convolution as a matrix product."""
+  """Returns x [..., in channel] times kernel [in channel, out channel], which is a 1x1 convolution."""
   return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
@@ -261,7 +261,7 @@ def depthwise_conv(
   """Returns each channel of x convolved with its own kernel.
 
   XLA computes a grouped convolution on CPUs up to thirty times slower than the same sum written as shifted
-  multiply-adds, so there it is written as that, its gradient too; other platforms get the grouped convolution.
+  multiply-adds, so there it is written as that, its gradient too; elsewhere it is the grouped convolution.
 
   Args:
     x: [batch, height, width, channel] float.
@@ -277,7 +277,8 @@ def depthwise_conv(
   """
   if x.ndim != 4 or kernel.ndim != 3 or x.shape[-1] != kernel.shape[-1]:
     raise ValueError(
-      f"x must be [batch, height, width, channel] and kernel [height, width, channel]; got {x.shape} and {kernel.shape}."
+      "x must be [batch, height, width, channel] and kernel [height, width, channel]; "
+      f"got {x.shape} and {kernel.shape}."
     )
   if stride not in (1, 2):
     raise ValueError(f"The stride of a depthwise convolution is 1 or 2; got {stride}.")
@@ -359,7 +360,7 @@ def _shifted_sum(x, kernel, *, stride, pads):
 
 
 def _input_gradient(kernel, cotangent, shape, stride, pads):
-  """The transposed convolution: each phase of the stride is a dense sum of its own, then they are interleaved."""
+  """The transposed convolution: a dense sum for each phase of the stride, then the phases interleaved."""
   batch, height, width, channels = shape
   size = kernel.shape[0]
   rows, columns = -(-height // stride), -(-width // stride)
@@ -383,7 +384,7 @@ def _input_gradient(kernel, cotangent, shape, stride, pads):
 
 
 def _phases(size, stride, before):
-  """For each input position modulo the stride: the kernel taps that meet it, and where in the output they do."""
+  """For each input position modulo the stride: the kernel taps that meet it, and at which output they do."""
   return [
     [(tap, (phase + before - tap) // stride) for tap in range(size) if (phase + before - tap) % stride == 0]
     for phase in range(stride)
@@ -391,17 +392,17 @@ def _phases(size, stride, before):
 
 
 def _reach(phases, length, available):
-  """How far windows of this length at the taps' offsets reach beyond the start and the end of what is there."""
+  """How far windows of this length at the taps' offsets reach beyond the start and the end."""
   offsets = [offset for phase in phases for _, offset in phase]
   return max(0, -min(offsets)), max(0, max(offsets) + length - available)
 
 
 def _kernel_gradient(x, cotangent, size, stride, pads):
-  """Sums over blocks of one image, some rows and some channels, so that a block stays in the cache for all taps.
+  """Sums over blocks of one image, some rows and some channels: a block stays in the cache for all taps.
 
-  Within a block every tap is an elementwise sum over the rows; columns are summed at the end. Each step computes on the
-  block that the step before has copied: were it sliced where it is used, XLA would merge the slicing with its moving
-  offset into the sums and no longer vectorise them (eight times slower).
+  Within a block every tap is an elementwise sum over the rows; columns are summed at the end. Each step
+  computes on the block that the step before has copied: were it sliced where it is used, XLA would merge the
+  slicing with its moving offset into the sums and no longer vectorise them (four times slower).
   """
   batch, out_height, out_width, channels = cotangent.shape
   blocks = -(-out_height // _BLOCK_ROWS)
@@ -445,5 +446,5 @@ def _kernel_gradient(x, cotangent, size, stride, pads):
 
 
 def _largest_divisor(number, limit):
-  """The largest divisor of number that vector registers like (a multiple of 8), up to limit; else number itself."""
+  """The largest divisor of number that is a multiple of 8 (a vector) and at most limit; else number itself."""
   return max((d for d in range(8, limit + 1, 8) if number % d == 0), default=number)

