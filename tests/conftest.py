@@ -6,6 +6,37 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+from pathlib import Path
+
+import face_media
+import pytest
 from absl import flags
 
+from deepscan_jax import compilation_cache
+from deepscan_jax.rooms import import_room
+
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  # Compiling is most of the work: programs that many tests need are compiled once, and kept for the next run.
+  folder = config.cache.mkdir("compiled")
+  folder.chmod(0o700)
+  compilation_cache.switch_on(str(folder))
+
+
+@pytest.fixture(scope="session")
+def real_media(tmp_path_factory) -> Path:
+  """A folder of real pictures and one clip of two sources, with files that cannot be used among them."""
+  return face_media.write_real_media(tmp_path_factory.mktemp("real_media"))
+
+
+@pytest.fixture(scope="session")
+def prepared_dataset(real_media, tmp_path_factory) -> Path:
+  """The data folder in which real_only was built from `real_media`."""
+  data_dir = tmp_path_factory.mktemp("data")
+  builder = import_room("datasets.real_only.real_only_dataset_builder").Builder(
+    media_paths=[real_media], frames_per_clip=face_media.CLIP_SAMPLES, data_dir=data_dir
+  )
+  builder.prepare()
+  return data_dir

@@ -1,0 +1,97 @@
+"""What tests use in place of large things: a branch that compiles in a second, variables without an init."""
+
+import contextlib
+import functools
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepscan_jax import data
+from deepscan_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepscan_jax.models import detector
+from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
+from deepscan_jax.models.layers import BatchNorm
+
+
+class TinyBranch(nn.Module):
+  """A branch like the spatial one, with a mean over 16 x 16 pixels in place of a network."""
+
+  INPUTS = ("crops", "crop_mask")
+
+  features: int = 8
+  dropout: float = 0.0
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
+    mask = batch["crop_mask"]
+    crops = hide(batch["crops"], mask).astype(jnp.float32) / 128 - 1
+    places = einops.reduce(
+      crops,
+      "batch frame (rows row) (columns column) colour -> batch frame rows columns colour",
+      "mean",
+      rows=data.REGION_SIZE,
+      columns=data.REGION_SIZE,
+    )
+    places = BatchNorm(axis_name=self.axis_name, name="norm")(places, train=train)
+    tokens = nn.relu(nn.Dense(self.features, name="describe")(places.mean(axis=(2, 3))))
+    tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
+    frame_logit = hide(nn.Dense(1, name="classify")(tokens)[..., 0], mask)
+    region = nn.Dense(1, name="region")(places)[..., 0]
+    return BranchOutput(
+      tokens=hide(tokens, mask),
+      token_mask=mask,
+      logit=masked_mean(frame_logit, mask),
+      maps={"region": hide(region, mask), "frame_logit": frame_logit},
+    )
+
+
+@contextlib.contextmanager
+def tiny_branch():
+  """Inside, a configuration may name the branch "tiny"."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(
+      detector.BRANCHES,
+      "tiny",
+      lambda config, axis_name: TinyBranch(config.features, config.dropout, axis_name, name="tiny"),
+    )
+    yield
+
+
+def tiny_config(**train) -> Config:
+  """A run of the tiny branch; train changes fields of its TrainConfig."""
+  settings = {"steps": 4, "warmup_steps": 1, "validate_every": 2, "save_every": 2, "pretrained": False}
+  return Config(
+    name="tiny",
+    model=ModelConfig(branches=("tiny",), features=8, dropout=0.2),
+    data=DataConfig(batch_size=8, validation_limit=4),
+    train=TrainConfig(**settings | train),
+  )
+
+
+def tiny_batch(size: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+  """A training batch of noise: reals and fakes in turn, all valid."""
+  rng = np.random.default_rng(seed)
+  return {
+    "crops": rng.integers(0, 256, (size, 1, 224, 224, 3), dtype=np.uint8),
+    "crop_mask": np.ones((size, 1), bool),
+    "label": np.arange(size, dtype=np.int32) % 2,
+    "example_mask": np.ones(size, bool),
+    "region": rng.random((size, 1, data.REGION_SIZE, data.REGION_SIZE), np.float32),
+  }
+
+
+def random_variables(module: nn.Module, *inputs, seed: int = 0, **settings) -> dict:
+  """Variables of a module, drawn by numpy: compiling an initialiser takes longer than what is tested."""
+  shapes = jax.eval_shape(functools.partial(module.init, **settings), jax.random.key(0), *inputs)
+  rng = np.random.default_rng(seed)
+
+  def draw(path, shape) -> np.ndarray:
+    values = rng.normal(size=shape.shape) / np.sqrt(max(np.prod(shape.shape[:-1]), 1))
+    return np.asarray(1 + np.abs(values) if path[-1].key in ("var", "scale") else values, shape.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
