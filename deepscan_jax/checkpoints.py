@@ -150,28 +150,34 @@ def read_model(folder: str | Path) -> dict:
   return {**model, "sha256": hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()}
 
 
-def read_params(folder: str | Path, abstract: Any) -> Any:
-  """Returns the parameters of a model.
+def read_params(folder: str | Path) -> Any:
+  """Returns the parameters of a model, as a tree of arrays on the first local device.
 
   Args:
-    folder: checked before by `read_model`.
-    abstract: tree of jax.ShapeDtypeStruct, as from jax.eval_shape of the Detector's init.
+    folder: checked before by `read_model`, so that configuration and parameters are known to belong together.
 
   Raises:
-    CheckpointError: the parameters are not those of this network.
+    CheckpointError: the parameters cannot be read.
   """
+  path = Path(folder).absolute() / PARAMS_FOLDER
   with ocp.StandardCheckpointer() as checkpointer:
     try:
-      return checkpointer.restore(Path(folder).absolute() / PARAMS_FOLDER, _abstract(abstract))
-    except (ValueError, KeyError, FileNotFoundError) as error:
+      # What was saved says its own shapes: tracing the network for them would take longer than the reading.
+      saved = checkpointer.metadata(path).item_metadata.tree
+      return checkpointer.restore(path, _abstract(saved))
+    except (ValueError, KeyError, AttributeError, FileNotFoundError) as error:
       raise CheckpointError(
-        f"The parameters at {folder} do not fit the network that its {MODEL_FILE} names."
+        f"The parameters at {path} cannot be read; fetch or write the model again."
       ) from error
 
 
 def _abstract(tree: Any) -> Any:
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+    tree,
+    is_leaf=lambda x: hasattr(x, "shape"),
+  )
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +34,8 @@ DEFAULT_MODEL = Path(__file__).parent / "weights" / "default"
 BUCKETS = (1, 2, 4, 8, 16, 32)
 # Somebody seen in fewer than this share of the frames of the person seen most does not decide for the file.
 _DECIDING_SHARE = 0.1
+# A file that cannot be opened is refused within this time; a video takes longer to decode.
+_EARLY_FAILURE_S = 0.3
 _REASONS = {
   "face_too_small": (
     "The largest face is {size_px:.0f} px across; {min_size} px are needed. Use a larger copy."
@@ -80,9 +84,11 @@ class Detector:
     self.metadata = {key: facts[key] for key in ("name", "version", "sha256")}
     self.config: Config = from_dict(facts["config"])
     self.calibration = Calibration(**facts["calibration"]) if calibrated else None
-    network = Network(self.config.model)
-    self._variables = load_variables(folder, self.config)
-    self._apply = jax.jit(functools.partial(_apply, network))
+    self._variables = checkpoints.read_params(folder)
+    self._apply = jax.jit(functools.partial(_apply, Network(self.config.model)))
+    self._programs: dict[int, jax.stages.Compiled] = {}
+    self._compiling = threading.Lock()
+    self._ready_for_videos = False
 
   def detect(self, path: str | Path, *, frames: int = 32) -> Verdict:
     """Judges one file.
@@ -95,8 +101,7 @@ class Detector:
       MediaError: the file cannot be read; the message says why.
     """
     clock = _Clock()
-    with clock("decode_s"):
-      clip = media.decode_clip(path, plan=media.SamplingPlan(frame_count=frames))
+    clip = self._decode(path, frames, clock)
     with clock("hash_s"):
       facts = provenance.file_facts(path, clip=clip)
     file = {
@@ -143,14 +148,15 @@ class Detector:
     parts = []
     for start in range(0, total, BUCKETS[-1]):
       count = min(total - start, BUCKETS[-1])
-      size = next(bucket for bucket in BUCKETS if bucket >= count)
+      size = _bucket(count)
       batch = {
         key: np.concatenate(
           [value[start : start + count], np.zeros((size - count, *value.shape[1:]), value.dtype)]
         )
         for key, value in inputs.items()
       }
-      parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], self._apply(self._variables, batch)))
+      answer = self._program(size)(self._variables, batch)
+      parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], answer))
     logit, branch_logits, weights, region = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     return Judgement(
       logits=logit.astype(np.float64),
@@ -158,6 +164,36 @@ class Detector:
       branch_weights={name: weights[:, i].astype(np.float64) for i, name in enumerate(branch_logits)},
       region=region,
     )
+
+  def _decode(self, path: str | Path, frames: int, clock: "_Clock") -> media.Clip:
+    """Decodes in the child process, and meanwhile compiles here what a video will need."""
+    plan = media.SamplingPlan(frame_count=frames)
+    with ThreadPoolExecutor(3) as pool:
+      with clock("decode_s"):
+        decoding = pool.submit(media.decode_clip, path, plan=plan)
+        # What fails, fails early: nobody should wait for a compiler to hear that a file is empty.
+        wait([decoding], timeout=_EARLY_FAILURE_S)
+        compiling = []
+        if not self._ready_for_videos and not decoding.done():
+          size = _bucket(min(frames, BUCKETS[-1]))
+          compiling = [pool.submit(faces.prepare), pool.submit(self._program, size)]
+        clip = decoding.result()
+      with clock("compile_s"):
+        for task in compiling:
+          task.result()
+          self._ready_for_videos = True
+    return clip
+
+  def _program(self, size: int) -> jax.stages.Compiled:
+    with self._compiling:
+      if size not in self._programs:
+        side = faces.EVAL_SIZE
+        batch = {
+          "crops": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW, side, side, 3), np.uint8),
+          "crop_mask": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW), np.bool_),
+        }
+        self._programs[size] = self._apply.lower(self._variables, batch).compile()
+      return self._programs[size]
 
   def _judge_clip(self, clip: media.Clip, file: dict, clock: "_Clock") -> Verdict:
     if clip.kind == "audio":
@@ -265,15 +301,8 @@ def detect(path: str | Path, *, frames: int = 32) -> Verdict:
   return _default_detector().detect(path, frames=frames)
 
 
-def load_variables(folder: str | Path, config: Config) -> dict:
-  """Returns {"params", "batch_stats"} of a model whose facts were read before."""
-  side = faces.EVAL_SIZE
-  batch = {
-    "crops": jax.ShapeDtypeStruct((1, examples.FRAMES_PER_WINDOW, side, side, 3), np.uint8),
-    "crop_mask": jax.ShapeDtypeStruct((1, examples.FRAMES_PER_WINDOW), np.bool_),
-  }
-  init = functools.partial(Network(config.model).init, train=False)
-  return checkpoints.read_params(folder, jax.eval_shape(init, jax.random.key(0), batch))
+def _bucket(count: int) -> int:
+  return next(bucket for bucket in BUCKETS if bucket >= count)
 
 
 def _apply(network: Network, variables: dict, batch: dict):
