@@ -1,7 +1,9 @@
 """What tests use in place of large things: a branch that compiles in a second, variables without an init."""
 
 import contextlib
+import dataclasses
 import functools
+from pathlib import Path
 
 import einops
 import flax.linen as nn
@@ -10,11 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepscan_jax import data
+from deepscan_jax import checkpoints, data, training
+from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from deepscan_jax.models import detector
 from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
 from deepscan_jax.models.layers import BatchNorm
+
+CALIBRATION = Calibration(
+  scale=1.5, offset=0.1, inconclusive=-50.0, manipulated=50.0, false_positive_rate=0.05
+)
 
 
 class TinyBranch(nn.Module):
@@ -95,3 +102,15 @@ def random_variables(module: nn.Module, *inputs, seed: int = 0, **settings) -> d
     return np.asarray(1 + np.abs(values) if path[-1].key in ("var", "scale") else values, shape.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def write_model(folder: Path, *, calibration: Calibration | None = CALIBRATION) -> Path:
+  """Saves a model of the tiny branch with random parameters; returns the folder."""
+  config = tiny_config()
+  with tiny_branch():
+    variables = random_variables(detector.Detector(config.model), training.abstract_batch(1), train=False)
+    facts = training.model_facts(config, {"best": 0.5})
+    if calibration:
+      facts["calibration"] = dataclasses.asdict(calibration)
+    checkpoints.save_model(folder, params=variables, model=facts)
+  return folder

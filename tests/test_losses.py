@@ -1,0 +1,82 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepscan_jax import losses
+from deepscan_jax.models.interface import BranchOutput, DetectorOutput
+
+
+def sigmoid(x: float) -> float:
+  return 1 / (1 + math.exp(-x))
+
+
+def plain_focal(logits, labels, weights, *, gamma, smoothing) -> float:
+  total = 0.0
+  for logit, label, weight in zip(logits, labels, weights, strict=True):
+    p = sigmoid(logit)
+    target = label * (1 - smoothing) + smoothing / 2
+    p_target = p * target + (1 - p) * (1 - target)
+    entropy = -(target * math.log(p) + (1 - target) * math.log(1 - p))
+    total += weight * (1 - p_target) ** gamma * entropy
+  return total
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_loss_is_its_formula(gamma, smoothing):
+  rng = np.random.default_rng(0)
+  logits, labels, weights = rng.normal(size=9) * 2, rng.integers(0, 2, 9), rng.random(9)
+  got = losses.focal_loss(
+    jnp.array(logits), jnp.array(labels), jnp.array(weights), gamma=gamma, label_smoothing=smoothing
+  )
+  expected = plain_focal(logits, labels, weights, gamma=gamma, smoothing=smoothing)
+  np.testing.assert_allclose(got.total, expected, rtol=1e-5)
+  np.testing.assert_allclose(got.weight, weights.sum(), rtol=1e-6)
+
+
+def test_an_example_of_no_weight_does_not_count_even_if_it_is_nan():
+  got = losses.focal_loss(jnp.array([1.0, jnp.nan]), jnp.array([1, 0]), jnp.array([1.0, 0.0]), gamma=0.0)
+  np.testing.assert_allclose(got.total, -math.log(sigmoid(1.0)), rtol=1e-5)
+  assert got.weight == 1
+
+
+def test_region_loss_is_a_mean_over_places():
+  rng = np.random.default_rng(0)
+  logits, region, weights = rng.normal(size=(2, 3, 4, 5)), rng.random((2, 3, 4, 5)), rng.random((2, 3))
+  total = 0.0
+  for b in range(2):
+    for f in range(3):
+      places = [
+        -(t * math.log(sigmoid(x)) + (1 - t) * math.log(1 - sigmoid(x)))
+        for x, t in zip(logits[b, f].ravel(), region[b, f].ravel(), strict=True)
+      ]
+      total += weights[b, f] * sum(places) / len(places)
+  got = losses.region_loss(jnp.array(logits), jnp.array(region), jnp.array(weights))
+  np.testing.assert_allclose(got.total, total, rtol=1e-5)
+  np.testing.assert_allclose(got.weight, weights.sum(), rtol=1e-6)
+
+
+def test_each_branch_counts_where_it_is_present_and_padding_never():
+  def branch(present, maps=None):
+    mask = jnp.array(present)[:, None]
+    return BranchOutput(jnp.zeros((4, 1, 2)), mask, jnp.where(mask[:, 0], 2.0, 0.0), maps or {})
+
+  spatial = branch([True, True, False, True], {"region": jnp.zeros((4, 1, 3, 3))})
+  audio = branch([False, True, False, True])
+  output = DetectorOutput(jnp.full(4, 2.0), {"spatial": spatial, "audio": audio}, jnp.zeros((4, 2)))
+  batch = {
+    "label": jnp.ones(4, jnp.int32),
+    "example_mask": jnp.array([True, True, True, False]),
+    "region": jnp.ones((4, 1, 3, 3)),
+  }
+  found = losses.detector_losses(output, batch, gamma=0.0, smoothing=0.0)
+  weights = {name: float(loss.weight) for name, loss in found.items()}
+  assert weights == {"fused": 2, "branch_spatial": 2, "region": 2, "branch_audio": 1}
+  one = -math.log(sigmoid(2.0))
+  np.testing.assert_allclose(found["fused"].total, 2 * one, rtol=1e-5)
+  np.testing.assert_allclose(found["branch_audio"].total, one, rtol=1e-5)
+  np.testing.assert_allclose(found["region"].total, 2 * math.log(2), rtol=1e-5)
+  del batch["region"]
+  assert "region" not in losses.detector_losses(output, batch, gamma=0.0, smoothing=0.0)
