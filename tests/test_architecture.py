@@ -1,0 +1,127 @@
+"""Which way imports point. Read from the sources, so that an import inside of a function counts too."""
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "deepscan_jax"
+TRAINING = {"training", "evaluation", "losses", "optimizer", "data"}
+SERVING = {"inference", "report", "verdict", "calibration", "doctor"}
+# Modules (or packages) of the library, and what none of their files may import from the library.
+FORBIDDEN = {
+  "config": TRAINING | SERVING | {"models", "faces", "media", "examples", "checkpoints", "parallel"},
+  "media": TRAINING | SERVING | {"models", "faces", "examples", "config"},
+  "media_decoder": {""},
+  "provenance": TRAINING | SERVING | {"models", "faces", "examples", "config"},
+  "faces": TRAINING | SERVING | {"models", "media", "examples", "config", "checkpoints"},
+  "examples": TRAINING | SERVING | {"models", "checkpoints", "augment", "pseudofakes"},
+  "pseudofakes": TRAINING | SERVING | {"models", "media", "examples", "config"},
+  "augment": TRAINING | SERVING | {"models", "media", "examples", "config"},
+  "models": TRAINING
+  | SERVING
+  | {"faces", "media", "examples", "augment", "pseudofakes", "checkpoints", "parallel"},
+  "losses": {"data", "training", "evaluation", "inference", "examples", "media", "faces"},
+  "metrics": {""},
+  "data": SERVING | {"models", "training", "evaluation", "losses", "checkpoints", "parallel", "media"},
+  "parallel": TRAINING | SERVING | {"models", "config"},
+  "checkpoints": TRAINING | SERVING | {"models", "config", "examples"},
+  "verdict": TRAINING | {"inference", "models", "media", "faces", "report"},
+  "report": TRAINING | {"inference", "models", "media", "faces"},
+  "inference": {"training", "data", "augment", "pseudofakes", "evaluation", "losses", "optimizer", "report"},
+}
+# Who may use a package at all, of the modules of the library.
+ONLY = {
+  "orbax": {"checkpoints"},
+  "optax": {"losses", "optimizer", "training"},
+  "tensorflow_datasets": {"data"},
+  "av": {"media_decoder", "augment", "doctor"},
+  "PIL": {"media_decoder"},
+  "torch": set(),
+  "tensorflow": set(),
+}
+
+
+def modules(folder: Path = LIBRARY) -> list[Path]:
+  return sorted(folder.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+  """The path's name below its room: "models.fusion"."""
+  return ".".join(path.relative_to(LIBRARY).with_suffix("").parts).removesuffix(".__init__")
+
+
+@functools.cache
+def imports(path: Path) -> set[str]:
+  """The full names that a source imports; "from a import b" counts as a.b."""
+  package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+      base = ".".join(part for part in (above, node.module) if part)
+      found |= {f"{base}.{alias.name}" for alias in node.names}
+  return found
+
+
+def reaches(name: str, target: str) -> bool:
+  return name == target or name.startswith(f"{target}.")
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_imports_point_the_right_way(room):
+  files = [path for path in modules() if reaches(module_name(path), room)]
+  assert files, f"there is no {room}"
+  for path in files:
+    for name in imports(path):
+      for target in FORBIDDEN[room]:
+        wrong = f"deepscan_jax.{target}".rstrip(".")
+        assert not reaches(name, wrong), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("package", ONLY)
+def test_a_package_is_used_in_its_own_modules_only(package):
+  users = {module_name(path) for path in modules() if any(reaches(name, package) for name in imports(path))}
+  assert users <= ONLY[package]
+
+
+def test_the_library_never_imports_the_rooms_beside_it():
+  for path in modules():
+    for name in imports(path):
+      assert name.split(".")[0] not in ("launch", "experiments", "datasets"), f"{path.name} imports {name}"
+      for room in ("launch", "experiments", "datasets"):
+        assert not reaches(name, f"deepscan_jax.{room}"), f"{path.name} imports {name}"
+
+
+def test_dataset_builders_never_see_models_or_training():
+  for path in modules(ROOT / "datasets"):
+    for name in imports(path):
+      for target in ("models", "checkpoints", "inference", "pseudofakes", "augment", *sorted(TRAINING)):
+        assert not reaches(name, f"deepscan_jax.{target}"), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("name", ["data", "augment", "pseudofakes.image"])
+def test_what_runs_in_loader_workers_is_numpy(name):
+  path = LIBRARY / Path(*name.split(".")).with_suffix(".py")
+  assert not [x for x in imports(path) if x.split(".")[0] in ("jax", "flax", "optax")]
+
+
+def test_only_parallel_counts_devices():
+  for path in modules():
+    source = ast.parse(path.read_text(encoding="utf-8"))
+    used = {node.attr for node in ast.walk(source) if isinstance(node, ast.Attribute)}
+    counts = used & {"device_count", "local_device_count", "process_count", "pmap"}
+    assert not counts or module_name(path) == "parallel", f"{path.name} uses {counts}"
+
+
+def test_nothing_is_called_by_a_name_that_says_nothing():
+  for folder in ("deepscan_jax", "launch", "datasets", "experiments"):
+    for path in modules(ROOT / folder):
+      assert path.stem not in ("utils", "helpers", "common", "misc"), path
+      for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+          assert not node.name.endswith("Manager") and not node.name.startswith("Base"), node.name
