@@ -10,6 +10,7 @@ which is what FFmpeg-made files without a mark hold. Sample aspect ratio is repo
 tone-mapped.
 """
 
+import fcntl
 import json
 import math
 import mmap
@@ -52,6 +53,8 @@ CRASHED = (
 )
 # The child's answer is a few kilobytes; more than this can only come from a decoder that was taken over.
 ANSWER_BYTES = 4 << 20
+# A child that has answered ends at once; one that goes on is up to something else.
+ENDING_S = 5.0
 CHILD_COMMAND = "from media_decoder import run_child; run_child()"
 
 
@@ -139,10 +142,14 @@ def _open_regular_file(path: str | os.PathLike) -> int:
 def _shared_memory(size: int):
   """An unnamed file in memory; pages cost nothing before they are written."""
   if hasattr(os, "memfd_create"):
-    region = os.fdopen(os.memfd_create("deepscan-frames", os.MFD_CLOEXEC), "r+b", buffering=0)
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    region = os.fdopen(os.memfd_create("deepscan-frames", flags), "r+b", buffering=0)
   else:
     region = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the caller closes it
   region.truncate(size)
+  if hasattr(os, "memfd_create"):
+    # A child that was taken over could cut the memory off under our reading, which would kill this process.
+    fcntl.fcntl(region, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
   return region
 
 
@@ -194,7 +201,9 @@ def _decode_in_child(file: int, region: int, *, plan: SamplingPlan, budget: Budg
   try:
     answer = _read_answer(child.stdout, seconds=budget.wall_s)
     if answer is not None:
-      child.wait()
+      child.wait(timeout=ENDING_S)
+  except subprocess.TimeoutExpired:
+    answer = None
   finally:
     child.kill()
     child.wait()
@@ -202,10 +211,7 @@ def _decode_in_child(file: int, region: int, *, plan: SamplingPlan, budget: Budg
   if answer is None or child.returncode == -signal.SIGXCPU:
     raise MediaError("timeout", "Decoding took longer than the limit allows; cut or shrink the file first.")
   if child.returncode != 0:
-    raise MediaError(
-      "decoder_crash",
-      "The decoder gave up on this file, so it is damaged or hostile; convert it to mp4 and retry.",
-    )
+    raise MediaError("decoder_crash", CRASHED)
   try:
     reply = json.loads(answer)
     if "result" in reply:

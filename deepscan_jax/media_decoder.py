@@ -935,7 +935,9 @@ def _limit_this_process(budget: Budget, *, parent: int):
   ):
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(limit, (value, value))
+    # At the hard limit of processor time the kernel kills as it does for any reason; the soft one says why.
+    soft = max(value - 1, 1) if limit == resource.RLIMIT_CPU else value
+    resource.setrlimit(limit, (soft, value))
 
   def leave_if_orphaned(*_):
     if os.getppid() != parent:
