@@ -3,8 +3,8 @@
     deepscan calibrate --model_path=runs/default/best --data_dir=data
 
 The threshold of "likely manipulated" is set so that at most --false_positive_rate of the real pictures of any
-source reach it. The model's calibration is replaced, and with it the model's sha256. Golden scores, if
-stored, go with the old one.
+source reach it. The model's calibration is replaced, and with it the model's sha256. Golden scores, which
+are logits, stay right.
 """
 
 import json

@@ -5,8 +5,8 @@
 
 Exit codes: 0 nothing failed (warnings are told), 1 something failed, 2 wrong usage.
 
-For maintainers: `deepscan doctor --model_path=deepscan_jax/weights --write_golden` stores what this machine
-computes with the checkpoint, for every later doctor to compare its own scores with.
+For maintainers: `deepscan doctor --model_path=deepscan_jax/weights/default --write_golden` stores what this
+machine computes with the checkpoint, for every later doctor to compare its own scores with.
 """
 
 import dataclasses
