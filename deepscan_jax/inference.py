@@ -81,9 +81,14 @@ class Detector:
         f"The model at {folder} has no calibration; "
         f"run `deepscan calibrate --model_path={folder}` on its data first."
       )
-    self.metadata = {key: facts[key] for key in ("name", "version", "sha256")}
-    self.config: Config = from_dict(facts["config"])
-    self.calibration = Calibration(**facts["calibration"]) if calibrated else None
+    try:
+      self.metadata = {key: facts[key] for key in ("name", "version", "sha256")}
+      self.config: Config = from_dict(facts["config"])
+      self.calibration = Calibration(**facts["calibration"]) if calibrated else None
+    except (KeyError, TypeError, ValueError) as error:
+      raise checkpoints.CheckpointError(
+        f"The model at {folder} was written by another version of deepscan_jax ({error}); train it again."
+      ) from error
     self._variables = checkpoints.read_params(folder)
     self._apply = jax.jit(functools.partial(_apply, Network(self.config.model)))
     self._programs: dict[int, jax.stages.Compiled] = {}

@@ -10,7 +10,7 @@ Results go to stdout, progress to stderr.
 
 Exit codes:
     0    every file was answered ("not applicable", where there is nothing to judge, is an answer)
-    1    a defect of this program
+    1    a defect of this program; files on which it did not show are answered
     2    wrong usage: a flag, or a place that cannot be written
     3    with --fail_on=fake: at least one file is likely manipulated (also if others could not be read)
     4    some files could not be read; the others were answered
@@ -25,12 +25,16 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags
 
 PARTIAL, UNREADABLE, FLAGGED, NO_MODEL = 4, 5, 3, 6
+INTERNAL_ERROR = 1
+# The code of the answer for a file on which this program failed.
+DEFECT = "internal_error"
 KINDS = ("video", "image", "audio")
 
 _PATHS = {
@@ -147,6 +151,11 @@ def detect(
     except media.MediaError as error:
       answer = report.Unread(name=asked.path.name, code=error.reason, message=str(error))
       print(f"deepscan: {name}: {report.printable(str(error))}", file=sys.stderr)
+    except Exception as error:  # ours, whatever it is: the other files are answered all the same
+      traceback.print_exc()
+      message = f"A defect of this program ({type(error).__name__}) kept the file from being judged."
+      answer = report.Unread(name=asked.path.name, code=DEFECT, message=message)
+      print(f"deepscan: {name}: {message} Please report it with the lines above.", file=sys.stderr)
     else:
       found = answer.file.get("kind")
       if asked.kind and found and asked.kind != found:
@@ -180,6 +189,8 @@ def exit_code(answers: Sequence, *, fail_on_fake: bool = False) -> int:
     getattr(answer, "outcome", None) == verdict.LIKELY_MANIPULATED for answer in answers
   ):
     return FLAGGED
+  if any(getattr(answer, "code", None) == DEFECT for answer in answers):
+    return INTERNAL_ERROR
   if unread == len(answers):
     return UNREADABLE
   return PARTIAL if unread else 0

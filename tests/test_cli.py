@@ -20,12 +20,14 @@ SCORES = {"fake": (verdict.LIKELY_MANIPULATED, 0.9), "real": (verdict.LIKELY_AUT
 
 
 class FakeDetector:
-  """Answers by the file's name: fake.mp4, real.jpg, empty.jpg (no face); anything else cannot be read."""
+  """Answers by the file's name: fake.mp4, real.jpg, empty.jpg (no face), defect.mp4; others cannot be read."""
 
   metadata = {"name": "default", "version": "1", "sha256": "ab" * 32}  # noqa: RUF012
 
   def detect(self, path, *, frames=32):
     stem = Path(path).stem
+    if stem == "defect":
+      raise ValueError("shapes do not fit")
     if stem not in ("fake", "real", "empty"):
       raise media.MediaError("truncated", f"{Path(path).name} ends too early.")
     outcome, probability = SCORES.get(stem, (verdict.NOT_APPLICABLE, None))
@@ -137,6 +139,8 @@ def test_help_lists_flags_with_defaults():
     (["broken.mp4", "fake.mp4"], False, 4),
     (["broken.mp4"], False, 5),
     (["broken.mp4", "worse.mp4"], True, 5),
+    (["defect.mp4", "real.jpg"], False, 1),
+    (["defect.mp4", "fake.mp4"], True, 3),
   ],
 )
 def test_exit_codes_of_detect(names, fail_on_fake, code):
@@ -152,6 +156,15 @@ def test_a_bad_file_gives_one_sentence_and_the_others_are_answered(tmp_path, cap
   first, second, third = json.loads(table.read_text())
   assert (first["is_deepfake"], second["error"]["code"], third["is_deepfake"]) == (True, "truncated", False)
   assert "Could not be read" in page.read_text()
+
+
+def test_a_defect_on_one_file_is_told_and_the_others_are_answered(tmp_path, capsys):
+  table = tmp_path / "r.json"
+  assert answer("defect.mp4", "real.jpg", output_json=str(table)) == 1
+  told = capsys.readouterr()
+  assert "Traceback" in told.err and "Likely authentic" in told.out
+  first, second = json.loads(table.read_text())
+  assert first["error"]["code"] == "internal_error" and second["is_deepfake"] is False
 
 
 def test_json_goes_to_stdout_alone(capsys):
