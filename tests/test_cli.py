@@ -20,7 +20,7 @@ SCORES = {"fake": (verdict.LIKELY_MANIPULATED, 0.9), "real": (verdict.LIKELY_AUT
 
 
 class FakeDetector:
-  """Answers by the file's name: fake.mp4, real.jpg, empty.jpg (no face), defect.mp4; others cannot be read."""
+  """Answers by name: fake.mp4, real.jpg, empty.jpg (no face), defect.mp4; anything else cannot be read."""
 
   metadata = {"name": "default", "version": "1", "sha256": "ab" * 32}  # noqa: RUF012
 
