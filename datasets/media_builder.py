@@ -13,6 +13,7 @@ import io
 import json
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -117,11 +118,23 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       raise ValueError(
         f"No pictures or videos in {', '.join(map(str, self._media_paths)) or 'an empty list of paths'}."
       )
-    return {
-      name: self._generate_examples([f for f in files if split_of(f.group) == name]) for name, _ in SPLITS
-    }
+    by_split = {name: [file for file in files if split_of(file.group) == name] for name, _ in SPLITS}
+    # A small dataset may have no group in a split, and TFDS refuses to write an empty one.
+    return {name: self._generate_examples(chosen) for name, chosen in by_split.items() if chosen}
 
   def _generate_examples(self, files: list[MediaFile]) -> Iterator[tuple[str, dict]]:
+    rejected_before, used = len(self._rejected), False
+    for example in self._examples_of(files):
+      used = True
+      yield example
+    if not used:
+      reasons = Counter(row["reason"] for row in self._rejected[rejected_before:])
+      raise ValueError(
+        f"None of the {len(files)} files of a split can be used "
+        f"({', '.join(f'{reason}: {count}' for reason, count in reasons.items())}); give more media."
+      )
+
+  def _examples_of(self, files: list[MediaFile]) -> Iterator[tuple[str, dict]]:
     pictures = [file for file in files if file.is_image]
     for start in range(0, len(pictures), _PICTURES_AT_ONCE):
       yield from self._picture_examples(pictures[start : start + _PICTURES_AT_ONCE])

@@ -245,5 +245,7 @@ def _directory(name: str, data_dir: Path) -> Path:
   return versions[-1]
 
 
-def _open(name: str, split: str, data_dir: Path):
-  return tfds.builder_from_directory(_directory(name, data_dir)).as_data_source(split)
+def _open(name: str, split: str, data_dir: Path) -> Sequence[dict]:
+  builder = tfds.builder_from_directory(_directory(name, data_dir))
+  # A small dataset may have no group in a split.
+  return builder.as_data_source(split) if split in builder.info.splits else ()

@@ -166,7 +166,10 @@ class Detector:
     return Judgement(
       logits=logit.astype(np.float64),
       branch_logits={name: x.astype(np.float64) for name, x in branch_logits.items()},
-      branch_weights={name: weights[:, i].astype(np.float64) for i, name in enumerate(branch_logits)},
+      # Not in the order of branch_logits: a dict that comes out of jit is sorted by its keys.
+      branch_weights={
+        name: weights[:, i].astype(np.float64) for i, name in enumerate(self.config.model.branches)
+      },
       region=region,
     )
 

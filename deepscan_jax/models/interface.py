@@ -41,8 +41,8 @@ class DetectorOutput:
   Attributes:
     logit: [batch] float32; positive speaks for fake. 0 where no branch is present.
     branches: each branch's own output by name.
-    weights: [batch, branch] float32, the share of the fusion's attention that each branch got, in the
-      branches' order.
+    weights: [batch, branch] float32, each branch's share of the fusion's attention, in the order of
+      the configuration (that of `branches` is lost where jit returns it).
   """
 
   logit: jax.Array
