@@ -104,9 +104,11 @@ def random_variables(module: nn.Module, *inputs, seed: int = 0, **settings) -> d
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def write_model(folder: Path, *, calibration: Calibration | None = CALIBRATION) -> Path:
+def write_model(
+  folder: Path, *, calibration: Calibration | None = CALIBRATION, config: Config | None = None
+) -> Path:
   """Saves a model of the tiny branch with random parameters; returns the folder."""
-  config = tiny_config()
+  config = config or tiny_config()
   with tiny_branch():
     variables = random_variables(detector.Detector(config.model), training.abstract_batch(1), train=False)
     facts = training.model_facts(config, {"best": 0.5})
