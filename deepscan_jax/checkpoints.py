@@ -108,8 +108,12 @@ def save_model(folder: str | Path, *, params: Any, model: dict) -> None:
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(fresh / PARAMS_FOLDER, params)
   write_model_json(fresh, model)
-  shutil.rmtree(folder, ignore_errors=True)
+  old = folder.with_name(folder.name + ".old")
+  shutil.rmtree(old, ignore_errors=True)
+  if folder.exists():
+    folder.rename(old)
   fresh.rename(folder)
+  shutil.rmtree(old, ignore_errors=True)
 
 
 def write_model_json(folder: str | Path, model: dict) -> None:

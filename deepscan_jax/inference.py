@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from deepscan_jax.config import Config, from_dict
 from deepscan_jax.faces.quality import MIN_SIZE_PX
 from deepscan_jax.models.detector import Detector as Network
 from deepscan_jax.verdict import (
+  INCONCLUSIVE,
   LIKELY_MANIPULATED,
   NOT_APPLICABLE,
   BranchVerdict,
@@ -32,7 +34,10 @@ from deepscan_jax.verdict import (
 DEFAULT_MODEL = Path(__file__).parent / "weights" / "default"
 # Batches are padded to one of these sizes, so that few programs are compiled.
 BUCKETS = (1, 2, 4, 8, 16, 32)
-# Somebody seen in fewer than this share of the frames of the person seen most does not decide for the file.
+# Who decides for the file: somebody judged in at least so many frames, or, if nobody was, in as many as
+# anybody; and in this share of the frames of the person judged most. A cut makes a new track of the same
+# person, and the highest of many short tracks is high by chance.
+_DECIDING_FRAMES = 4
 _DECIDING_SHARE = 0.1
 # A file that cannot be opened is refused within this time; a video takes longer to decode.
 _EARLY_FAILURE_S = 0.3
@@ -106,9 +111,13 @@ class Detector:
       MediaError: the file cannot be read; the message says why.
     """
     clock = _Clock()
+    before = _file_state(path)
     clip = self._decode(path, frames, clock)
     with clock("hash_s"):
       facts = provenance.file_facts(path, clip=clip)
+    if _file_state(path) != before:
+      message = f"{Path(path).name} was changed while it was read; try again once it is complete."
+      raise media.MediaError("changed_while_read", message)
     file = {
       **{k: facts[k] for k in ("name", "bytes", "sha256")},
       "kind": clip.kind,
@@ -163,6 +172,10 @@ class Detector:
       answer = self._program(size)(self._variables, batch)
       parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], answer))
     logit, branch_logits, weights, region = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    if not np.isfinite(logit).all():
+      raise checkpoints.CheckpointError(
+        "The model gives scores that are not numbers; train or fetch it again."
+      )
     return Judgement(
       logits=logit.astype(np.float64),
       branch_logits={name: x.astype(np.float64) for name, x in branch_logits.items()},
@@ -189,7 +202,7 @@ class Detector:
       with clock("compile_s"):
         for task in compiling:
           task.result()
-          self._ready_for_videos = True
+        self._ready_for_videos |= bool(compiling)
     return clip
 
   def _program(self, size: int) -> jax.stages.Compiled:
@@ -226,22 +239,16 @@ class Detector:
     rows_of = [
       np.arange(end - subject.usable.sum(), end) for subject, end in zip(subjects, ends, strict=True)
     ]
-    most = max(len(rows) for rows in rows_of)
-    people, evidence, deciding, highest = [], [], None, -np.inf
+    people, evidence = [], []
     for number, (subject, rows) in enumerate(zip(subjects, rows_of, strict=True), start=1):
       by_sighting = np.full(len(subject.boxes), np.nan)
       by_sighting[subject.usable] = self.calibration.probability(judged.logits[rows])
-      logit = float(judged.logits[rows].mean()) if len(rows) else None
-      people.append(
-        _person(
-          number, subject, by_sighting, None if logit is None else float(self.calibration.probability(logit))
-        )
-      )
+      whole = float(self.calibration.probability(judged.logits[rows].mean())) if len(rows) else None
+      people.append(_person(number, subject, by_sighting, whole))
       evidence += _evidence(number, subject, judged, rows, by_sighting)
-      if logit is not None and len(rows) >= _DECIDING_SHARE * most and logit > highest:
-        deciding, highest = number - 1, logit
+    deciding = _deciding(rows_of, judged.logits)
     rows, person = rows_of[deciding], people[deciding]
-    outcome = self.calibration.outcome(highest)
+    outcome = self.calibration.outcome(float(judged.logits[rows].mean()))
     branches = {
       name: BranchVerdict(
         probability=float(self.calibration.probability(logits[rows].mean())),
@@ -253,9 +260,9 @@ class Detector:
       outcome=outcome,
       deepfake_probability=person.deepfake_probability,
       frame_consistency_score=frame_consistency(self.calibration.probability(judged.logits[rows])),
-      reasons=_why(outcome, person, self.calibration),
+      reasons=_why(outcome, person, people, self.calibration),
       branches=branches,
-      people=tuple(sorted(people, key=lambda p: (-(p.deepfake_probability or -1.0), p.id))),
+      people=tuple(sorted(people, key=_most_suspicious_first)),
       thresholds=self.calibration.thresholds,
       model=self.metadata,
       file=file,
@@ -309,6 +316,15 @@ def detect(path: str | Path, *, frames: int = 32) -> Verdict:
   return _default_detector().detect(path, frames=frames)
 
 
+def _file_state(path: str | Path) -> tuple[int, ...] | None:
+  """What changes when a file is replaced or written to; a hash must be of the very bytes that were judged."""
+  try:
+    state = os.stat(path)
+  except OSError:
+    return None  # The decoder will say what is wrong.
+  return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
 def _bucket(count: int) -> int:
   return next(bucket for bucket in BUCKETS if bucket >= count)
 
@@ -358,17 +374,46 @@ def _evidence(
   ]
 
 
-def _why(outcome: str, person: Person, calibration: Calibration) -> tuple[Reason, ...]:
+def _deciding(rows_of: list[np.ndarray], logits: np.ndarray) -> int:
+  """The index of the person with the highest mean logit among those who are seen enough to decide for the
+  file."""
+  most = max(len(rows) for rows in rows_of)
+  needed = max(min(_DECIDING_FRAMES, most), _DECIDING_SHARE * most)
+  candidates = [i for i, rows in enumerate(rows_of) if len(rows) >= needed]
+  return max(candidates, key=lambda i: logits[rows_of[i]].mean())
+
+
+def _most_suspicious_first(person: Person) -> tuple[float, int]:
+  return (-1.0 if person.deepfake_probability is None else person.deepfake_probability) * -1, person.id
+
+
+def _why(outcome: str, person: Person, people: list[Person], calibration: Calibration) -> tuple[Reason, ...]:
   reasons = []
+  thresholds = calibration.thresholds
   if outcome == LIKELY_MANIPULATED:
     seen = [s for s in person.sightings if s.probability is not None]
-    over = sum(s.probability >= calibration.thresholds.manipulated for s in seen)
+    over = sum(s.probability >= thresholds.manipulated for s in seen)
     top = max(seen, key=lambda s: s.probability)
     message = (
       f"Traces of a blended face in {over} of {len(seen)} judged frames of person {person.id}, strongest at "
       f"{top.time_s:.2f} s."
     )
     reasons.append(Reason("blending_traces", message))
+  if outcome == INCONCLUSIVE:
+    message = (
+      f"The probability {person.deepfake_probability:.2f} lies between {thresholds.inconclusive:.2f}, below "
+      f"which a file is called authentic, and {thresholds.manipulated:.2f}, from which on it is called "
+      "manipulated."
+    )
+    reasons.append(Reason("between_thresholds", message))
+  for other in people:
+    suspicious = (other.deepfake_probability or 0.0) >= thresholds.manipulated
+    if suspicious and other is not person and outcome != LIKELY_MANIPULATED:
+      message = (
+        f"Person {other.id} scores {other.deepfake_probability:.2f}, but was judged in {other.judged} frames "
+        "only, too few to decide for the file; look at them."
+      )
+      reasons.append(Reason("brief_person_suspicious", message))
   if person.judged < 3 <= len(person.sightings):
     reasons.append(
       Reason(

@@ -5,6 +5,7 @@ random in a step is derived from the seed and the step's number, so a resumed ru
 uninterrupted one would have done.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -102,29 +103,33 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
   schedule = learning_rate_schedule(config.train)
   shown: dict[str, float] = {}
-  stopped = "all steps done"
-  for step in range(int(state.step) + 1, config.train.steps + 1):
-    if _stop_reason(record, config):
-      break
-    state, sums = step_fn(state, split_batch(next(batches)))
-    if step % _LOG_EVERY == 0 or step == config.train.steps:
-      shown = shown | _finite(sums, step)
-      log.write(step, {f"train/{k}": v for k, v in shown.items()} | {"learning_rate": schedule(step)})
-    if step % config.train.validate_every == 0 or step == config.train.steps:
-      figures = validate(config, predict, state, data_dir=data_dir)
-      log.write(step, {f"validation/{k}": v for k, v in figures.items()})
-      shown |= {"auc": figures["auc"], "accuracy": figures["accuracy"]}
-      record = _note(record, figures, step, config)
-      if record["best_step"] == step:
-        save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
-    if step % config.train.save_every == 0 or step == config.train.steps:
-      _save(checkpoints, step, state, batches, config, record)
-    progress.show(step, "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
-  stopped = _stop_reason(record, config) or stopped
-  checkpoints.close()
-  batches.close()
-  log.close()
-  return FitResult(state=state, best=record["best"], best_step=record["best_step"], stopped=stopped)
+  with contextlib.ExitStack() as closing:
+    # However training ends, what is being saved gets saved.
+    for open_thing in (log, batches, checkpoints):
+      closing.callback(open_thing.close)
+    for step in range(int(state.step) + 1, config.train.steps + 1):
+      if _stop_reason(record, config):
+        break
+      state, sums = step_fn(state, split_batch(next(batches)))
+      if step % _LOG_EVERY == 0 or step == config.train.steps:
+        shown = shown | _finite(sums, step)
+        log.write(step, {f"train/{k}": v for k, v in shown.items()} | {"learning_rate": schedule(step)})
+      if step % config.train.validate_every == 0 or step == config.train.steps:
+        figures = validate(config, predict, state, data_dir=data_dir)
+        log.write(step, {f"validation/{k}": v for k, v in figures.items()})
+        shown |= {"auc": figures["auc"], "accuracy": figures["accuracy"]}
+        record = _note(record, figures, step, config)
+        if record["best_step"] == step:
+          save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
+      if step % config.train.save_every == 0 or step == config.train.steps:
+        _save(checkpoints, step, state, batches, config, record)
+      progress.show(step, "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+  return FitResult(
+    state=state,
+    best=record["best"],
+    best_step=record["best_step"],
+    stopped=_stop_reason(record, config) or "all steps done",
+  )
 
 
 def train_step(
@@ -308,6 +313,10 @@ def _note(record: dict, figures: dict[str, float], step: int, config: Config) ->
   if config.train.metric not in figures:
     known = ", ".join(sorted(figures))
     raise ValueError(f"train.metric is {config.train.metric!r}; validation measures {known}.")
+  if math.isnan(figures[config.train.metric]):
+    raise ValueError(
+      f"The validation {config.train.metric} is undefined: the validation split needs real and fake examples."
+    )
   better = figures[config.train.metric] > record["best"]
   return {
     "best": figures[config.train.metric] if better else record["best"],

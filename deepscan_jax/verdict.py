@@ -133,10 +133,14 @@ class Verdict:
 
   @property
   def confidence(self) -> float | None:
-    """Calibrated probability of the side that is named, max(p, 1 - p); None where nothing could be judged."""
+    """The calibrated probability of what `is_deepfake` says: p where it is True, 1 - p where it is False.
+
+    None where nothing could be judged. An inconclusive file may have p above one half; its confidence is
+    then below.
+    """
     if self.deepfake_probability is None:
       return None
-    return max(self.deepfake_probability, 1.0 - self.deepfake_probability)
+    return self.deepfake_probability if self.is_deepfake else 1.0 - self.deepfake_probability
 
   @property
   def recommendation(self) -> str:

@@ -55,7 +55,7 @@ def test_frame_consistency_at_its_ends():
   ("outcome", "probability", "is_deepfake", "confidence"),
   [
     (verdict.LIKELY_MANIPULATED, 0.8, True, 0.8),
-    (verdict.INCONCLUSIVE, 0.6, False, 0.6),
+    (verdict.INCONCLUSIVE, 0.6, False, 0.4),
     (verdict.LIKELY_AUTHENTIC, 0.1, False, 0.9),
     (verdict.NOT_APPLICABLE, None, None, None),
   ],

@@ -11,7 +11,11 @@ _LABELS = {"real": examples.REAL, "fake": examples.FAKE}
 
 
 class Builder(MediaBuilder):
-  """A root with `real/` and `fake/`; a folder right below `fake/` names the method."""
+  """A root with `real/` and `fake/`; a folder right below `fake/` names the method.
+
+  Files in folders of one name, such as real/anna/ and fake/faceswap/anna/, are one group; a file outside of
+  such folders is grouped by its own name, so that real/7.mp4 and fake/faceswap/7.mp4 stay together.
+  """
 
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
     """Every picture and video below `real/` and `fake/` of each root.
@@ -29,12 +33,15 @@ class Builder(MediaBuilder):
           continue
         for name, path, _ in walk_media(root / folder):
           below = name.split("/")
+          folders = below[:-1]
+          # fake/<method>/: the method is nobody's name, unless a folder in real/ says that it is one.
+          if label == examples.FAKE and folders and not (root / "real" / folders[0]).is_dir():
+            folders = folders[1:]
           yield MediaFile(
             id=f"{root.name}/{folder}/{name}",
             path=path,
             label=label,
-            # real/anna/1.mp4 and fake/anna/1.mp4 show one person: folders of the same name stay together.
-            group=f"{root.name}/{below[-2] if len(below) > 1 else Path(name).stem}",
+            group=f"{root.name}/{folders[-1] if folders else Path(name).stem}",
             source=root.name,
             method=below[0] if label == examples.FAKE and len(below) > 1 else ("unknown" if label else ""),
           )
