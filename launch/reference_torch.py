@@ -1,7 +1,7 @@
 """PyTorch networks that `deepscan benchmark` times ours against; needs the `benchmark` extra (torch).
 
-The same EfficientNet as deepscan_jax.models.efficientnet, written with torch.nn alone. `load_variables` copies
-our parameters into it, so that a benchmark compares two programs that compute the same numbers.
+The same EfficientNet as deepscan_jax.models.efficientnet, written with torch.nn alone. `load_variables`
+copies our parameters into it, so that a benchmark compares two programs that compute the same numbers.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from deepscan_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-  """The sizes of one inverted-residual block; `reduced` is the width of its squeeze-excitation, 0 for none."""
+  """The sizes of one inverted-residual block; `reduced` is the width of its squeeze-excite, 0 for none."""
 
   kernel_size: int
   stride: int
@@ -55,7 +55,7 @@ _COEFFICIENTS = {
   "lite2": (1.1, 1.2, 260, 0.3),
   "lite3": (1.2, 1.4, 280, 0.3),
   "lite4": (1.4, 1.8, 300, 0.3),
-  # Not of the paper: a Lite member for tests, one block to a stage; it compiles in seconds and has no weights.
+  # Not of the paper: a Lite member for tests, one block to a stage; compiles in seconds, has no weights.
   "pico": (0.25, 0.25, 224, 0.2),
 }
 

@@ -446,5 +446,5 @@ def _kernel_gradient(x, cotangent, size, stride, pads):
 
 
 def _largest_divisor(number, limit):
-  """The largest divisor of number that is a multiple of 8 (a vector) and at most limit; else number itself."""
+  """The largest divisor of number that is a multiple of 8 (a vector), up to limit; else number itself."""
   return max((d for d in range(8, limit + 1, 8) if number % d == 0), default=number)
