@@ -58,6 +58,19 @@ def test_depthwise_equals_the_grouped_convolution_and_its_gradients(size, stride
     np.testing.assert_allclose(ours, xla, rtol=1e-5, atol=2e-6 * float(np.abs(xla).max()))
 
 
+@pytest.mark.parametrize("lengths", [(9, 8), (1, 2)])  # summed by image, and at once
+def test_pointwise_gradients_equal_those_of_a_matrix_product(lengths):
+  x, kernel = random(3, *lengths, 12), random(12, 7, seed=1)
+
+  def loss(multiply, x, kernel):
+    return jnp.sin(multiply(x, kernel)).sum()
+
+  ours = jax.jit(jax.grad(lambda *a: loss(layers.pointwise_conv, *a), argnums=(0, 1)))(x, kernel)
+  plain = jax.jit(jax.grad(lambda *a: loss(jnp.matmul, *a), argnums=(0, 1)))(x, kernel)
+  for one, other in zip(ours, plain, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_depthwise_refuses_what_it_cannot_do():
   x = np.zeros((1, 4, 4, 2), np.float32)
   with pytest.raises(ValueError, match=r"\(1, 4, 4, 2\) and \(3, 3, 5\)"):

@@ -251,8 +251,12 @@ class DropPath(nn.Module):
 
 
 def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Returns x [..., in channel] times kernel [in channel, out channel], which is a 1x1 convolution."""
-  return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+  """Returns x [batch, height, width, in channel] times kernel [in channel, out channel]: a 1x1 convolution.
+
+  Its gradient for the kernel is taken image by image on CPUs where images are large: over the whole batch XLA
+  transposes the wide operand in memory first, which takes longer than the product.
+  """
+  return _pointwise(x, kernel)
 
 
 def depthwise_conv(
@@ -303,6 +307,35 @@ def explicit_padding(lengths: tuple[int, int], kernel_size: int, *, stride: int,
 def _depthwise_normal(key, shape, dtype=jnp.float32):
   # Each output sees one channel only, so the fan-out is the kernel's area.
   return jnp.sqrt(2.0 / (shape[0] * shape[1])) * jax.random.normal(key, shape, dtype)
+
+
+@jax.custom_vjp
+def _pointwise(x, kernel):
+  return jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+
+
+def _pointwise_forward(x, kernel):
+  return _pointwise(x, kernel), (x, kernel)
+
+
+def _pointwise_backward(residuals, cotangent):
+  x, kernel = residuals
+  inputs = jax.lax.dot_general(cotangent, kernel, (((3,), (1,)), ((), ())))
+
+  def at_once(x, cotangent):
+    return jax.lax.dot_general(x, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))
+
+  def by_image(x, cotangent):
+    return jax.lax.dot_general(x, cotangent, (((1, 2), (1, 2)), ((0,), (0,)))).sum(0)
+
+  _, height, width, channels = x.shape
+  # One product for each image has to be written and summed: worth it where the images are larger than that.
+  large = height * width * (channels + cotangent.shape[3]) >= channels * cotangent.shape[3]
+  on_cpu = by_image if large else at_once
+  return inputs, jax.lax.platform_dependent(x, cotangent, cpu=on_cpu, default=at_once)
+
+
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
