@@ -32,7 +32,8 @@ SPLITS = (("train", 0.70), ("validation", 0.15), ("test", 0.15))
 
 # Pictures found together in one call of the face detector.
 _PICTURES_AT_ONCE = 32
-# Two pictures are copies of each other when at most this many of the 256 bits of their hashes differ.
+_HASH_BITS = 256
+# Two pictures are copies of each other when at most this many of the bits of their hashes differ.
 _COPY_BITS = 24
 
 
@@ -250,7 +251,7 @@ def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
     return group
 
   hashed = [(file, bits) for file in files if file.is_image and (bits := _difference_hash(file)) is not None]
-  bits = np.array([bits for _, bits in hashed], np.uint8).reshape(len(hashed), -1)
+  bits = np.array([bits for _, bits in hashed], np.uint8).reshape(len(hashed), _HASH_BITS // 8)
   for i in range(len(hashed) - 1):
     distance = np.bitwise_count(bits[i + 1 :] ^ bits[i]).sum(axis=1)
     for j in np.flatnonzero(distance <= _COPY_BITS):

@@ -112,8 +112,9 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
         break
       state, sums = step_fn(state, split_batch(next(batches)))
       if step % _LOG_EVERY == 0 or step == config.train.steps:
-        shown = shown | _finite(sums, step)
-        log.write(step, {f"train/{k}": v for k, v in shown.items()} | {"learning_rate": schedule(step)})
+        losses = _finite(sums, step)
+        log.write(step, {f"train/{k}": v for k, v in losses.items()} | {"learning_rate": schedule(step)})
+        shown |= losses
       if step % config.train.validate_every == 0 or step == config.train.steps:
         figures = validate(config, predict, state, data_dir=data_dir)
         log.write(step, {f"validation/{k}": v for k, v in figures.items()})

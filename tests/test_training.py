@@ -1,0 +1,226 @@
+import json
+import logging
+import math
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from tiny import random_variables, tiny_batch, tiny_branch, tiny_config
+
+from deepscan_jax import checkpoints, compilation_cache, training
+from deepscan_jax.config import override, to_dict
+from deepscan_jax.inference import load_detector
+from deepscan_jax.launch import train
+from deepscan_jax.models.detector import Detector
+
+
+@pytest.fixture(autouse=True)
+def tiny():
+  with tiny_branch():
+    yield
+
+
+def scalars(workdir) -> list[dict]:
+  """The rows of scalars.jsonl without the times."""
+  rows = [json.loads(line) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
+  return [{key: value for key, value in row.items() if key != "time_s"} for row in rows]
+
+
+def assert_same_state(a: training.TrainState, b: training.TrainState) -> None:
+  for one, other in zip(*map(jax.tree_util.tree_leaves_with_path, (a, b)), strict=True):
+    np.testing.assert_array_equal(one[1], other[1], err_msg=jax.tree_util.keystr(one[0]))
+
+
+@pytest.fixture(scope="module")
+def whole_run(prepared_dataset, tmp_path_factory):
+  """Four steps in one go: (result, workdir, names of what was compiled)."""
+  workdir = tmp_path_factory.mktemp("whole")
+  compiled = []
+  handler = logging.Handler()
+  handler.emit = lambda record: compiled.append(record.getMessage())
+  logger = logging.getLogger("jax._src.dispatch")
+  logger.addHandler(handler)
+  try:
+    with tiny_branch(), jax.log_compiles():
+      result = training.fit(tiny_config(), workdir=workdir, data_dir=prepared_dataset)
+  finally:
+    logger.removeHandler(handler)
+  return result, workdir, [line for line in compiled if "Finished XLA compilation" in line]
+
+
+def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
+  whole_run, prepared_dataset, tmp_path, monkeypatch
+):
+  whole, workdir, _ = whole_run
+
+  class Interrupted(Exception):
+    pass
+
+  class Progress(training.Progress):
+    def show(self, step, text):
+      if step == 3:
+        raise Interrupted
+
+  with monkeypatch.context() as patch:
+    patch.setattr(training, "Progress", Progress)
+    with pytest.raises(Interrupted):
+      training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  resumed = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert_same_state(resumed.state, whole.state)
+  assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
+  assert scalars(tmp_path) == scalars(workdir)
+  ours, theirs = (checkpoints.read_model(folder / "best") for folder in (tmp_path, workdir))
+  assert ours["training"] == theirs["training"]
+
+
+def test_a_finished_run_is_not_trained_again(whole_run, prepared_dataset):
+  whole, workdir, _ = whole_run
+  before = scalars(workdir)
+  again = training.fit(tiny_config(), workdir=workdir, data_dir=prepared_dataset)
+  assert_same_state(again.state, whole.state)
+  assert again.best == whole.best and scalars(workdir) == before
+
+
+def test_a_run_trains_and_keeps_its_best_model(whole_run):
+  whole, workdir, _ = whole_run
+  assert int(whole.state.step) == 4 and whole.stopped == "all steps done"
+  start = training.create_state(tiny_config())
+  moved = [
+    np.abs(a - b).max()
+    for a, b in zip(*map(jax.tree.leaves, (start.params, whole.state.params)), strict=True)
+  ]
+  assert max(moved) > 1e-4
+  for a, b in zip(*map(jax.tree.leaves, (start.batch_stats, whole.state.batch_stats)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  rows = scalars(workdir)
+  validated = {row["step"]: row["validation/auc"] for row in rows if "validation/auc" in row}
+  assert set(validated) == {2, 4} and validated[whole.best_step] == whole.best == max(validated.values())
+  model = checkpoints.read_model(workdir / "best")
+  assert model["config"] == to_dict(tiny_config()) and model["training"]["best_step"] == whole.best_step
+  assert {"plain_auc", "degraded_auc", "paired_accuracy"} <= set(model["training"])
+  assert json.loads((workdir / "config.json").read_text()) == to_dict(tiny_config())
+
+
+def test_the_step_is_compiled_once(whole_run):
+  """pmap calls what it maps _fun: here the step, and the prediction of validation."""
+  _, _, compiled = whole_run
+  assert compiled and len([line for line in compiled if "(_fun)" in line]) == 2, compiled
+
+
+def test_a_workdir_of_another_configuration_is_refused(whole_run, prepared_dataset):
+  _, workdir, _ = whole_run
+  other = override(override(tiny_config(), "train.learning_rate=0.1"), "data.batch_size=16")
+  with pytest.raises(ValueError, match=r"data\.batch_size: 8 -> 16, train\.learning_rate: 0\.0005 -> 0\.1"):
+    training.fit(other, workdir=workdir, data_dir=prepared_dataset)
+
+
+def test_training_stops_when_validation_no_longer_gets_better(prepared_dataset, tmp_path, monkeypatch):
+  figures = iter([0.6, 0.7, 0.7, 0.65, 0.9])
+  monkeypatch.setattr(training, "validate", lambda *_, **__: {"auc": next(figures), "accuracy": 0.5})
+  config = tiny_config(steps=9, validate_every=1, save_every=9, patience=2)
+  result = training.fit(config, workdir=tmp_path, data_dir=prepared_dataset)
+  assert (result.best, result.best_step, int(result.state.step)) == (0.7, 2, 4)
+  assert result.stopped == "no better auc in 2 validations"
+
+
+def test_training_stops_at_its_target(prepared_dataset, tmp_path, monkeypatch):
+  monkeypatch.setattr(training, "validate", lambda *_, **__: {"auc": 0.9, "accuracy": 0.8})
+  config = tiny_config(steps=9, validate_every=2, save_every=9, target_accuracy=0.75)
+  result = training.fit(config, workdir=tmp_path, data_dir=prepared_dataset)
+  assert int(result.state.step) == 2 and result.stopped == "validation accuracy reached 0.75"
+
+
+def test_a_metric_that_is_not_measured_is_refused(prepared_dataset, tmp_path):
+  with pytest.raises(ValueError, match=r"train\.metric is 'recall'; validation measures accuracy, auc"):
+    training.fit(tiny_config(metric="recall", steps=2), workdir=tmp_path, data_dir=prepared_dataset)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_naming_the_step(prepared_dataset, tmp_path, monkeypatch):
+  def broken(config):
+    state = create_state(config)
+    return state.replace(params=jax.tree.map(lambda x: x * math.nan, state.params))
+
+  create_state = training.create_state
+  monkeypatch.setattr(training, "create_state", broken)
+  with pytest.raises(
+    training.TrainingError, match=r"not finite at step 2 \(branch_tiny, fused, region\); lower"
+  ):
+    training.fit(tiny_config(steps=2), workdir=tmp_path, data_dir=prepared_dataset)
+
+
+def test_the_average_of_parameters_follows_its_formula():
+  config = tiny_config(optimizer="sgd", learning_rate=0.5, warmup_steps=0, ema_decay=0.15)
+  state = training.create_state(config)
+  step = training.functools.partial(
+    training.train_step,
+    model=Detector(config.model),
+    optimizer=training.create_optimizer(config.train),
+    config=config,
+  )
+  after, _ = jax.jit(step)(state, tiny_batch(4))
+  # Few steps: (1 + n) / (10 + n) is below the decay, here 1 / 10.
+  for ema, old, new in zip(*map(jax.tree.leaves, (after.ema, state.ema, after.params)), strict=True):
+    np.testing.assert_allclose(ema, 0.1 * old + 0.9 * new, atol=1e-6)
+  assert int(after.step) == 1
+
+
+def test_the_seed_decides_where_training_starts():
+  a, b, c = (training.create_state(override(tiny_config(), f"seed={seed}")) for seed in (0, 0, 1))
+  assert_same_state(a, b)
+  assert any(
+    not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a.params, c.params)), strict=True)
+  )
+  np.testing.assert_array_equal(jax.tree.leaves(a.ema)[0], jax.tree.leaves(a.params)[0])
+
+
+def test_imagenet_weights_go_into_the_backbone_and_nowhere_else(monkeypatch):
+  config = override(
+    override(override(tiny_config(), "model.branches=spatial"), "model.backbone=pico"), "model.features=32"
+  )
+  fake = random_variables(Detector(config.model), training.abstract_batch(1), train=False)
+  imagenet = {kind: dict(fake[kind]["spatial"]["backbone"], classifier=np.ones(3)) for kind in fake}
+  asked = []
+  monkeypatch.setattr(training, "load_imagenet", lambda name: asked.append(name) or imagenet)
+  state = training.create_state(override(config, "train.pretrained=true"))
+  assert asked == ["pico"]
+  for ours, kind in ((state.params, "params"), (state.batch_stats, "batch_stats")):
+    backbone = ours["spatial"]["backbone"]
+    assert "classifier" not in backbone
+    for path, value in jax.tree_util.tree_leaves_with_path(backbone):
+      theirs = imagenet[kind]
+      for key in path:
+        theirs = theirs[key.key]
+      np.testing.assert_array_equal(value, theirs)
+  assert jax.tree.structure(state.params) == jax.tree.structure(fake["params"])
+
+
+def test_the_verb_trains_calibrates_and_says_where_the_model_is(
+  prepared_dataset, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(compilation_cache, "switch_on", lambda: "")
+  (tmp_path / "preset.py").write_text(
+    "from tiny import tiny_config\n\n\ndef get_config():\n  return tiny_config()\n"
+  )
+  run = tmp_path / "run"
+  with flagsaver.flagsaver(
+    preset=str(tmp_path / "preset.py"),
+    set=["train.steps=2"],
+    data_dir=str(prepared_dataset),
+    workdir=str(run),
+  ):
+    assert train.main(["train"]) == 0
+  assert f"the model: {run}/best" in capsys.readouterr().out
+  assert load_detector(run / "best").config == tiny_config(steps=2)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "flags", "message"),
+  [
+    ([], {"workdir": None}, "Say where the run may write: --workdir"),
+    (["train.steps=2"], {"workdir": "x"}, "Unexpected argument 'train.steps=2'; fields .* by --set"),
+  ],
+)
+def test_the_verb_says_what_it_needs(arguments, flags, message):
+  with flagsaver.flagsaver(**flags), pytest.raises(train.app.UsageError, match=message):
+    train.main(["train", *arguments])
