@@ -472,7 +472,7 @@ def _kernel_gradient(x, cotangent, size, stride, pads):
   def sum_group(block, index):
     zeros = tuple(jnp.zeros((out_width, group), x.dtype) for _ in taps)
     (block, totals), _ = jax.lax.scan(add_block, (block, zeros), index * steps + jnp.arange(steps))
-    return block, jnp.stack([total.sum(0) for total in totals])
+    return block, jnp.stack(totals).sum(1)
 
   _, sums = jax.lax.scan(sum_group, load(0), jnp.arange(channels // group))
   return sums.transpose(1, 0, 2).reshape(size, size, channels)
