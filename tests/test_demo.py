@@ -70,7 +70,6 @@ def test_the_demo_fails_unless_the_forged_clip_scores_higher(real, forged, code,
   assert bool(told.out) == (code == 0) and bool(told.err) == (code == 1)
 
 
-@pytest.mark.skipif(not (WEIGHTS / "model.json").is_file(), reason="no default model in this checkout")
 def test_the_demo_from_end_to_end(tmp_path):
   done = subprocess.run(
     [sys.executable, "-m", "launch", "demo", f"--output-dir={tmp_path}"],
