@@ -11,7 +11,6 @@ from deepscan_jax import media
 from deepscan_jax.launch import demo
 
 ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = ROOT / "deepscan_jax" / "weights" / "default"
 
 
 @pytest.fixture(scope="module")
