@@ -38,6 +38,11 @@ def test_a_model_comes_back_as_it_was_saved(folder):
   )
 
 
+def test_no_file_says_where_the_model_was_saved(folder):
+  place = str(folder.parent).encode()
+  assert not [path.name for path in folder.rglob("*") if path.is_file() and place in path.read_bytes()]
+
+
 def test_a_single_changed_bit_is_found(folder):
   file = data_file(folder)
   content = bytearray(file.read_bytes())
