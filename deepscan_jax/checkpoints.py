@@ -107,7 +107,7 @@ def save_model(folder: str | Path, *, params: Any, model: dict) -> None:
   fresh.mkdir(parents=True)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(fresh / PARAMS_FOLDER, params)
-  # A marker for object stores that names the folder it was written in: nobody else's business, and not read here.
+  # A marker for object stores, which names the folder it was written in: nobody else's business.
   (fresh / PARAMS_FOLDER / "commit_success.txt").unlink(missing_ok=True)
   write_model_json(fresh, model)
   old = folder.with_name(folder.name + ".old")

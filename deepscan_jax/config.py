@@ -72,6 +72,7 @@ class TrainConfig:
   Attributes:
     steps: optimiser steps in all.
     learning_rate: peak of the schedule: linear warm-up over `warmup_steps`, then a half cosine to 0.
+    restarts: steps at which that schedule begins again from its warm-up.
     optimizer: "adamw" or "sgd" (momentum 0.9).
     weight_decay: decoupled, on parameters of two or more dimensions only.
     clip_norm: bound on the gradient's global norm.
@@ -88,6 +89,7 @@ class TrainConfig:
   steps: int = 1000
   learning_rate: float = 5e-4
   warmup_steps: int = 60
+  restarts: tuple[int, ...] = ()
   optimizer: str = "adamw"
   weight_decay: float = 0.01
   clip_norm: float = 2.0

@@ -7,11 +7,25 @@ from deepscan_jax.config import TrainConfig
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-  """Linear warm-up to config.learning_rate, then a half cosine that reaches 0 at config.steps."""
-  warmup = min(config.warmup_steps, max(config.steps - 1, 0))
-  return optax.warmup_cosine_decay_schedule(
-    0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), 0.0
-  )
+  """Linear warm-up to config.learning_rate, then a half cosine to 0; begun again at each restart.
+
+  Warm restarts are those of Loshchilov and Hutter 2017 (SGDR, arXiv:1608.03983). The last cycle ends at
+  config.steps.
+
+  Raises:
+    ValueError: restarts that do not rise, or do not lie between 0 and config.steps.
+  """
+  ends = (*config.restarts, config.steps)
+  if any(later <= earlier for earlier, later in zip((0, *ends), ends, strict=False)) and config.restarts:
+    raise ValueError(f"train.restarts must rise from 1 to below {config.steps}, got {config.restarts}.")
+  cycles = []
+  for start, end in zip((0, *ends), ends, strict=False):
+    steps = end - start
+    warmup = min(config.warmup_steps, max(steps - 1, 0))
+    cycles.append(
+      optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1), 0.0)
+    )
+  return optax.join_schedules(cycles, config.restarts)
 
 
 def create_optimizer(config: TrainConfig) -> optax.GradientTransformation:

@@ -30,11 +30,12 @@ def get_config() -> Config:
       validation_limit=400,
     ),
     train=TrainConfig(
-      steps=2600,
+      steps=7400,
       learning_rate=3e-4,
       warmup_steps=100,
+      restarts=(2600,),
       ema_decay=0.998,
-      validate_every=260,
+      validate_every=520,
       save_every=130,
     ),
   )

@@ -37,6 +37,22 @@ def test_a_run_shorter_than_the_warm_up_still_has_a_schedule():
   assert [float(schedule(step)) for step in range(3)] == pytest.approx([0.0, 0.5, 0.0])
 
 
+def test_a_restart_begins_the_schedule_again():
+  config = TrainConfig(steps=300, warmup_steps=10, learning_rate=0.5, restarts=(100,))
+  schedule = learning_rate_schedule(config)
+  first = learning_rate_schedule(TrainConfig(steps=100, warmup_steps=10, learning_rate=0.5))
+  second = learning_rate_schedule(TrainConfig(steps=200, warmup_steps=10, learning_rate=0.5))
+  for step in range(0, 301, 5):
+    expected = float(first(step) if step < 100 else second(step - 100))
+    assert schedule(step) == pytest.approx(expected, abs=1e-7), step
+
+
+@pytest.mark.parametrize("restarts", [(0,), (300,), (100, 50)])
+def test_restarts_out_of_order_are_refused(restarts):
+  with pytest.raises(ValueError, match="restarts must rise"):
+    learning_rate_schedule(TrainConfig(steps=300, restarts=restarts))
+
+
 def test_weight_decay_leaves_one_dimensional_parameters_alone():
   config = TrainConfig(steps=100, warmup_steps=1, learning_rate=0.1, weight_decay=0.5)
   params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "scale": jnp.ones(3)}
