@@ -37,11 +37,34 @@ def poisoned(branches, value) -> dict[str, BranchOutput]:
   }
 
 
-@pytest.fixture(scope="module")
-def attention():
-  module = fusion.AttentionFusion(heads=2, modality_dropout=0.5)
+@pytest.fixture(scope="module", params=[0, 3], ids=["no bottleneck", "bottleneck"])
+def attention(request):
+  module = fusion.AttentionFusion(heads=2, modality_dropout=0.5, bottlenecks=request.param)
   variables = random_variables(module, fake_branches(), train=False)
   return module, variables, jax.jit(lambda branches: module.apply(variables, branches, train=False))
+
+
+def test_branches_of_one_kind_share_its_weight():
+  names = ("spatial", "spatial_xception", "temporal")
+  whole = {name: fake_branches(present=np.ones((BATCH, 3), bool))["audio"] for name in names}
+  weights = np.asarray(fusion.weighted_ensemble(whole)[1])
+  np.testing.assert_allclose(weights, [[0.375, 0.375, 0.25]] * BATCH, atol=1e-6)
+  gone = dataclasses.replace(whole["spatial"], token_mask=jnp.zeros((BATCH, 3), bool))
+  weights = np.asarray(fusion.weighted_ensemble(whole | {"spatial": gone})[1])
+  np.testing.assert_allclose(weights, [[0, 0.75, 0.25]] * BATCH, atol=1e-6)
+
+
+def test_what_one_branch_sees_reaches_the_others_tokens_through_the_bottleneck():
+  module = fusion.BottleneckExchange(heads=2, bottlenecks=3)
+  branches = fake_branches(present=np.ones((BATCH, 3), bool))
+  tokens, masks = ({n: getattr(b, k) for n, b in branches.items()} for k in ("tokens", "token_mask"))
+  masks = list(masks.values())
+  variables = random_variables(module, tokens, masks)
+  before = module.apply(variables, tokens, masks)
+  after = module.apply(variables, tokens | {"spatial": tokens["spatial"] + 1}, masks)
+  assert list(branches) == ["audio", "metadata", "spatial"]
+  assert np.abs(np.asarray(after[0] - before[0])).max() > 1e-4
+  np.testing.assert_array_equal(before[0][:, -1], 0)
 
 
 def plain_ensemble(branches) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,16 @@ import jax.numpy as jnp
 
 from deepscan_jax.models.interface import BranchOutput, hide
 
-# The mission's ensemble; a branch that is not named gets the last weight.
+# The fixed ensemble: what is seen in single frames, over time, and heard. The branches of one kind that are
+# present share its weight; a branch of no kind counts as a kind of its own.
 ENSEMBLE_WEIGHTS = {"spatial": 0.6, "temporal": 0.2, "audio": 0.2}
+ENSEMBLE_KINDS = {
+  "spatial_densenet": "spatial",
+  "spatial_xception": "spatial",
+  "autoencoder": "spatial",
+  "cnn3d": "temporal",
+  "lipsync": "audio",
+}
 OTHER_WEIGHT = 0.2
 
 
@@ -21,9 +29,11 @@ def weighted_ensemble(branches: dict[str, BranchOutput]) -> tuple[jax.Array, jax
   Returns:
     logit [batch], 0 where nothing is present, and weights [batch, branch], each row summing to 1 or to 0.
   """
-  fixed = jnp.array([ENSEMBLE_WEIGHTS.get(name, OTHER_WEIGHT) for name in branches])
-  present = jnp.stack([branch.present for branch in branches.values()], axis=1)
-  weights = fixed * present
+  kinds = [ENSEMBLE_KINDS.get(name, name) for name in branches]
+  fixed = jnp.array([ENSEMBLE_WEIGHTS.get(kind, OTHER_WEIGHT) for kind in kinds])
+  same_kind = jnp.array([[a == b for a in kinds] for b in kinds], jnp.float32)
+  present = jnp.stack([branch.present for branch in branches.values()], axis=1).astype(jnp.float32)
+  weights = fixed * present / jnp.maximum(present @ same_kind, 1.0)
   weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
   return _weighted_logit(branches, weights), weights
 
@@ -39,10 +49,13 @@ class AttentionFusion(nn.Module):
   Attributes:
     heads: attention heads; must divide the token width.
     modality_dropout: probability of hiding a present branch in training (rng "modality"), never the last one.
+    bottlenecks: tokens through which the branches tell each other what they see, before the probe asks; 0:
+      they do not.
   """
 
   heads: int = 4
   modality_dropout: float = 0.0
+  bottlenecks: int = 0
 
   @nn.compact
   def __call__(self, branches: dict[str, BranchOutput], *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -58,6 +71,9 @@ class AttentionFusion(nn.Module):
       tokens.append(hide(branch.tokens, mask) + hide(jnp.broadcast_to(kind, branch.tokens.shape), mask))
       masks.append(mask)
       owner += [index] * branch.tokens.shape[1]
+    if self.bottlenecks:
+      exchange = BottleneckExchange(self.heads, self.bottlenecks, name="exchange")
+      tokens = exchange(dict(zip(branches, tokens, strict=True)), masks)
     probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, width))
     probe = jnp.broadcast_to(probe, (present.shape[0], 1, width))
     keys = jnp.concatenate([probe, *tokens], axis=1)
@@ -79,6 +95,64 @@ class AttentionFusion(nn.Module):
     correction = nn.Dense(1, kernel_init=nn.initializers.zeros, name="correct")(fused)[:, 0]
     correction = jnp.where(present.any(axis=1), correction, 0.0)
     return _weighted_logit(branches, shares) + correction, shares
+
+
+class BottleneckExchange(nn.Module):
+  """Branches tell each other what they see through a few shared tokens, and in no other way.
+
+  The multimodal bottleneck of Nagrani et al. 2021 (arXiv:2107.00135): in each layer every branch attends to its own
+  tokens and the shared ones, and the shared ones become the mean of what the branches that are present made
+  of them. What one branch wrote in one layer the others read in the next, so there are two layers at least.
+
+  Attributes:
+    heads: attention heads; must divide the token width.
+    bottlenecks: number of shared tokens.
+    layers: at least 2.
+  """
+
+  heads: int
+  bottlenecks: int
+  layers: int = 2
+
+  @nn.compact
+  def __call__(self, tokens: dict[str, jax.Array], masks: list[jax.Array]) -> list[jax.Array]:
+    """Returns the tokens of each branch, [batch, token, feature], 0 where hidden.
+
+    Args:
+      tokens: of each branch by name, [batch, token, feature], 0 where hidden.
+      masks: of each branch, [batch, token] bool.
+    """
+    names, tokens = list(tokens), list(tokens.values())
+    batch, _, width = tokens[0].shape
+    start = self.param("bottlenecks", nn.initializers.normal(0.02), (self.bottlenecks, width))
+    shared = jnp.broadcast_to(start, (batch, self.bottlenecks, width))
+    present = jnp.stack([mask.any(axis=1) for mask in masks]).astype(jnp.float32)[..., None, None]
+    for layer in range(self.layers):
+      seen, heard = [], []
+      for name, own, mask in zip(names, tokens, masks, strict=True):
+        valid = jnp.concatenate([jnp.ones((batch, self.bottlenecks), bool), mask], axis=1)
+        block = _AttentionBlock(self.heads, name=f"layer{layer}_{name}")
+        x = block(jnp.concatenate([shared, own], axis=1), valid)
+        heard.append(x[:, : self.bottlenecks])
+        seen.append(hide(x[:, self.bottlenecks :], mask))
+      tokens = seen
+      mean = (jnp.stack(heard) * present).sum(axis=0) / jnp.maximum(present.sum(axis=0), 1.0)
+      shared = jnp.where(present.any(axis=0), mean, shared)
+    return tokens
+
+
+class _AttentionBlock(nn.Module):
+  """A pre-norm transformer block over the valid tokens."""
+
+  heads: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+    mask = valid[:, None, None, :]
+    attended = nn.MultiHeadAttention(self.heads, name="attention")(nn.LayerNorm(name="norm")(x), mask=mask)
+    x = x + attended
+    hidden = nn.gelu(nn.Dense(2 * x.shape[-1], name="widen")(nn.LayerNorm(name="norm_wide")(x)))
+    return x + nn.Dense(x.shape[-1], name="narrow")(hidden)
 
 
 def drop_modalities(key: jax.Array, present: jax.Array, *, rate: float) -> jax.Array:
