@@ -29,6 +29,7 @@ from deepscan_jax.version import __version__
 
 JPEG_QUALITY = 82
 DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+NOT_KNOWN = "not known"
 
 OUTCOME_WORDS = {
   verdicts.LIKELY_AUTHENTIC: "Likely authentic",
@@ -154,7 +155,7 @@ def summary_text(answer: Answer, *, color: bool = False, width: int | None = Non
   for person in answer.people:
     first, last = person.sightings[0].time_s, person.sightings[-1].time_s
     score = "not judged" if person.deepfake_probability is None else percent(person.deepfake_probability)
-    seen = f"{score}, {person.judged} of {len(person.sightings)} sightings judged"
+    seen = f"{score}, {person.judged} of {_sightings(person)} judged"
     if last > first:
       seen += f", {clock(first)} to {clock(last)}"
     lines.append(_line(f"Person {person.id}", seen, width))
@@ -338,6 +339,10 @@ def _band(answer: Verdict) -> Html:
   return tag("section", *inside, class_=f"band {answer.outcome}")
 
 
+# On a narrow screen, the labels of thresholds that are closer than this would lie on each other.
+_ROOM_FOR_LABELS = 0.15
+
+
 def _scale(answer: Verdict) -> Html:
   p, low, high = answer.deepfake_probability, answer.thresholds.inconclusive, answer.thresholds.manipulated
   zones = (
@@ -345,6 +350,10 @@ def _scale(answer: Verdict) -> Html:
     (verdicts.INCONCLUSIVE, low, high),
     (verdicts.LIKELY_MANIPULATED, high, 1.0),
   )
+  labels = [tag("span", percent(at), class_="at", style=f"left:{100 * at:.2f}%") for at in (low, high)]
+  if high - low < _ROOM_FOR_LABELS:
+    both = f"{percent(low)}, {percent(high)}"
+    labels = [tag("span", both, class_="at both", style=f"left:{100 * high:.2f}%")]
   return tag(
     "div",
     *(
@@ -352,7 +361,7 @@ def _scale(answer: Verdict) -> Html:
       for outcome, start, end in zones
     ),
     tag("span", class_="needle", style=f"left:{100 * p:.2f}%"),
-    *(tag("span", percent(at), class_="at", style=f"left:{100 * at:.2f}%") for at in (low, high)),
+    *labels,
     class_="scale",
     role="img",
     aria_label=f"{percent(p)} on a scale from 0 to 100 %, thresholds at {percent(low)} and {percent(high)}",
@@ -362,7 +371,6 @@ def _scale(answer: Verdict) -> Html:
 def _person(answer: Verdict, person: Person, key: str) -> Html:
   evidence = {e.time_s: e for e in answer.evidence if e.person == person.id}
   score = "not judged" if person.deepfake_probability is None else percent(person.deepfake_probability)
-  plural = "s" if len(person.sightings) != 1 else ""
   inside = [
     tag(
       "h2",
@@ -371,7 +379,7 @@ def _person(answer: Verdict, person: Person, key: str) -> Html:
     ),
     tag(
       "p",
-      f"Judged in {person.judged} of {len(person.sightings)} sighting{plural}.",
+      f"Judged in {person.judged} of {_sightings(person)}.",
       _unjudged(person),
       class_="fine",
     ),
@@ -381,10 +389,32 @@ def _person(answer: Verdict, person: Person, key: str) -> Html:
   if evidence:
     inside += _strip(answer, person, evidence, key)
   if person.quality:
-    rounded = {name: round(v, 2) if isinstance(v, float) else v for name, v in person.quality.items()}
-    facts = (f"{label} {value}" for label, value in _flat(rounded))
-    inside.append(tag("p", "Quality of the pictures: ", "; ".join(facts).lower(), ".", class_="fine"))
+    facts = (_quality(name, value) for name, value in person.quality.items())
+    inside.append(tag("p", "The face, at the median: ", ", ".join(facts), ".", class_="fine"))
   return tag("section", *inside, class_="card person", id=key)
+
+
+def _sightings(person: Person) -> str:
+  return f"{len(person.sightings)} sighting{'s' * (len(person.sightings) != 1)}"
+
+
+_QUALITY = {
+  "size_px": "{:.0f} pixels in size",
+  "sharpness": "sharpness {:.2f}",
+  "yaw": "turned aside by {:.0f}°",
+  "pitch": "raised by {:.0f}°",
+  "roll": "leaning by {:.0f}°",
+  "brightness": "brightness {:.0f} of 255",
+  "clipped": "{:.0f}\N{NO-BREAK SPACE}% of it black or white",
+}
+
+
+def _quality(name: str, value: float) -> str:
+  name = name.removeprefix("median_")
+  if name not in _QUALITY:
+    return f"{_words(name).lower()} {value:.4g}"
+  shown = {"yaw": abs(value), "roll": abs(value), "clipped": 100 * value}.get(name, value)
+  return _QUALITY[name].format(shown).replace(" -0°", " 0°")
 
 
 def _unjudged(person: Person) -> str:
@@ -545,6 +575,10 @@ def _figure(answer: Verdict, sighting: Sighting, evidence: Evidence, key: str, p
   return tag("figure", tag("div", face, shade, class_="crop"), caption, id=key, class_=zone)
 
 
+# What a branch looks for, in a reader's words.
+_BRANCHES = {"spatial": "Spatial: traces of blending in single pictures"}
+
+
 def _branches(answer: Verdict) -> Html:
   if not answer.branches:
     return Html("")
@@ -557,10 +591,10 @@ def _branches(answer: Verdict) -> Html:
     cells = (
       tag("td", score, class_="number"),
       tag("td", bar, f"{100 * branch.weight:.0f} %"),
-      tag("td", _words(branch.status)),
+      tag("td", "Judged" if branch.status == "ok" else _words(branch.status)),
     )
-    rows.append(tag("tr", tag("th", _words(name), scope="row"), *cells))
-  names = ("Branch", "Probability", "Share of attention", "Status")
+    rows.append(tag("tr", tag("th", _BRANCHES.get(name, _words(name)), scope="row"), *cells))
+  names = ("Branch of the model", "Probability", "Share of attention", "Status")
   header = tag("tr", *(tag("th", name, scope="col") for name in names))
   table = tag("div", tag("table", tag("thead", header), tag("tbody", *rows)), class_="scroll")
   inside = [tag("h2", "What was looked at"), table]
@@ -575,9 +609,13 @@ def _facts(answer: Verdict) -> Html:
     *_flat(answer.model),
     *((f"Time: {_words(label).lower()}", value) for label, value in _flat(answer.timings)),
   ]
+  stated = [(label, value) for label, value in _flat(answer.file) if value != NOT_KNOWN]
+  silent = [label.lower() for label, value in _flat(answer.file) if value == NOT_KNOWN]
+  if silent:
+    stated.append(("Not stated", ", ".join(silent)))
   return tag(
     "section",
-    tag("div", tag("h2", "The file"), _definitions(_flat(answer.file))),
+    tag("div", tag("h2", "The file"), _definitions(stated)),
     tag("div", tag("h2", "The model"), _definitions(model)),
     class_="card pair",
   )
@@ -662,7 +700,7 @@ def _tick(time_s: float) -> str:
   return f"{time_s // 60:.0f}:{time_s % 60:02.0f}"
 
 
-_UNITS = {"_s": "s", "_hz": "Hz", "_px": "px", "_deg": "°", "_db": "dB", "_fps": "frames per second"}
+_UNITS = {"_s": "s", "_hz": "Hz", "_px": "px", "_degrees": "°", "_db": "dB"}
 
 
 def _flat(facts: dict, prefix: str = "") -> list[tuple[str, str]]:
@@ -685,20 +723,36 @@ def _flat(facts: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 def _fact(value: object, unit: str, name: str) -> str:
   if value is None or value == "" or value == [] or value == ():
-    return "not known"
+    return NOT_KNOWN
   if isinstance(value, bool):
     return "yes" if value else "no"
   if isinstance(value, list | tuple):
     return ", ".join(_fact(v, unit, name) for v in value)
-  if isinstance(value, int | float | np.number):
-    number = f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
-    return f"{number} {'bytes' if name == 'bytes' else unit}".rstrip()
-  return str(value)
+  if not isinstance(value, int | float | np.number):
+    return str(value)
+  if unit == "s":
+    return "less than 0.01 s" if 0 < value < 0.005 else f"{value:.2f} s"
+  if name.endswith("bit_rate"):
+    return f"{value / 1000:,.0f} kbit/s"
+  number = f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
+  if unit == "°":
+    return f"{number}°"
+  return f"{number} {'bytes' if name == 'bytes' else unit}".rstrip()
+
+
+_NAMES = {
+  "sha256": "SHA-256",
+  "bytes": "size",
+  "fps": "frames per second",
+  "frame_count": "frames",
+  "keyframe_count": "keyframes",
+  "longest_gop": "frames from keyframe to keyframe, at most",
+  "stream_count": "streams",
+}
 
 
 def _words(code: str) -> str:
-  text = str(code).replace("_", " ").strip()
-  text = {"sha256": "SHA-256", "bytes": "size"}.get(text, text)
+  text = _NAMES.get(code, str(code).replace("_", " ").strip())
   return text[:1].upper() + text[1:]
 
 
@@ -731,7 +785,8 @@ def _map_png(region_map: np.ndarray) -> str:
   """A picture that is transparent where the map is 0; the scale is the map's own 0..1, never stretched."""
   values = np.clip(np.nan_to_num(np.asarray(region_map, np.float32)), 0, 1)
   colours = cv2.applyColorMap((255 * values).astype(np.uint8), cv2.COLORMAP_INFERNO)
-  alpha = (255 * 0.85 * np.sqrt(values)).astype(np.uint8)
+  # In proportion to the map: a weak signal has to look weak on a face.
+  alpha = (255 * 0.85 * values).astype(np.uint8)
   _, data = cv2.imencode(".png", np.dstack([colours, alpha]))
   return "data:image/png;base64," + base64.b64encode(data).decode()
 

@@ -1,3 +1,4 @@
+import dataclasses
 import datetime
 import json
 import os
@@ -187,6 +188,26 @@ def test_the_line_is_not_drawn_over_unjudged_faces(page):
 def test_32_frames_of_two_people_stay_below_3_megabytes():
   # The crops are noise, which JPEG can hardly shrink: faces take less.
   assert len(report.render_html(make())) < 3e6
+
+
+def test_facts_are_in_words_and_units_of_people():
+  facts = {"bit_rate": 429837, "fps": 25.0, "rotation_degrees": 90, "duration_s": 3.0, "color_space": None}
+  answer = dataclasses.replace(
+    make(people=1), file={"name": "a", "bytes": 1234, "media": facts}, timings={"hash_s": 0.0006}
+  )
+  shown = Page(report.render_html(answer)).text
+  for words in ("430 kbit/s", "Frames per second", "90°", "3.00 s", "less than 0.01 s", "1,234 bytes"):
+    assert words in shown, words
+  # What a file does not tell is one line, not many.
+  assert "Not stated" in shown and "color space" in shown and "not known" not in shown
+  assert "at the median: 140 pixels in size" in shown
+
+
+def test_close_thresholds_share_a_label():
+  for low, labels in ((0.4, 2), (0.69, 1)):
+    answer = dataclasses.replace(make(people=0), thresholds=Thresholds(low, 0.7, 0.05))
+    page = Page(report.render_html(answer))
+    assert sum("at" in (span.get("class") or "").split() for span in page.all("span")) == labels
 
 
 @pytest.mark.parametrize("frames", [1, 2])
