@@ -14,6 +14,7 @@ packet.
 
 import io
 import json
+import math
 import mmap
 import os
 import resource
@@ -21,7 +22,9 @@ import signal
 import struct
 import sys
 import time
+from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -92,6 +95,38 @@ SOUND_GAP_S = 0.1
 # In these codecs no other frame ever refers to a frame marked as non-reference, so one that was not chosen
 # need not be decoded. (In HEVC the mark only holds within one temporal layer.)
 DISPOSABLE_FRAMES = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
+
+# Who wrote a container last, by what its tags say in small letters; the first line that fits counts, for a
+# program that rewrites a camera's file may leave the camera's tags in it.
+WRITERS = (
+  ("handbrake", ("handbrake",)),
+  ("google", ("google",)),
+  ("lavf", ("lavf", "lavc", "=videohandler\n", "=soundhandler\n")),
+  ("gpac", ("gpac",)),
+  ("adobe", ("adobe", "premiere", "after effects")),
+  ("mkvmerge", ("mkvmerge", "libmatroska", "libwebm")),
+  ("apple", ("com.apple", "core media")),
+  ("android", ("com.android", "=videohandle\n", "=soundhandle\n")),
+  ("camera", ("gopro", "dji", "canon", "nikon", "sony", "panasonic", "make=")),
+)
+# Which encoder wrote the pictures, by the note it leaves in the first packet.
+ENCODER_MARKS = (("x264", b"x264 - core"), ("x265", b"x265 (build"), ("xvid", b"XviD"), ("lavc", b"Lavc"))
+MARK_BYTES = 2048  # the notes stand within so many bytes of the first packet's beginning
+# What is looked at for traces of an earlier compression: so many packets, groups of so many frames.
+TRACED_PACKETS = 2000
+TRACED_GOPS = range(5, 129)
+# At least so many frames must be where the earlier keyframes would have been.
+TRACED_GROUPS = 4
+# The score from which the earlier length is named; see _earlier_gop.
+TRACE_SCORE = 2.0
+# The example luma quantisation table of JPEG (ITU-T T.81, annex K), sorted; most programs scale it.
+# fmt: off
+STANDARD_LUMA = (
+  10, 11, 12, 12, 13, 14, 14, 14, 16, 16, 16, 17, 18, 19, 22, 22, 24, 24, 24, 26, 29, 35, 37, 40, 40, 49, 51,
+  51, 55, 55, 56, 56, 57, 58, 60, 61, 62, 64, 64, 68, 69, 72, 77, 78, 80, 81, 87, 87, 92, 92, 95, 98, 99, 100,
+  101, 103, 103, 103, 104, 109, 112, 113, 120, 121,
+)
+# fmt: on
 # Two threads decode 1080p about 1.5 times as fast as one; more mostly add memory.
 MAX_THREADS = 2
 
@@ -283,7 +318,22 @@ def _picture_facts(picture, form: str) -> dict:
     "frame_count": getattr(picture, "n_frames", 1) if getattr(picture, "is_animated", False) else 1,
     "exif_orientation": int(exif.get(274, 1)),
     "tags": {name: _clean(exif[tag]) for name, tag in tags.items() if tag in exif},
+    **_quantisation_facts(picture),
   }
+
+
+def _quantisation_facts(picture) -> dict:
+  """The quality, 1..100, whose standard luma table is nearest to a JPEG picture's, and whether it is that."""
+  table = getattr(picture, "quantization", {}).get(0)
+  if not table:
+    return {}
+
+  def standard(quality: int) -> list[int]:
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return [min(max((entry * percent + 50) // 100, 1), 255) for entry in STANDARD_LUMA]
+
+  quality = min(range(1, 101), key=lambda quality: abs(sum(standard(quality)) - sum(table)))
+  return {"jpeg_quality": quality, "jpeg_standard_table": sorted(table) == standard(quality)}
 
 
 def _decode_picture(file: int, region: Region, *, budget: Budget) -> dict:
@@ -336,13 +386,16 @@ class _Meter:
 class _Scan:
   """What one reading of the whole file found.
 
-  pts, keys and shown hold one entry per video packet in file order, `packets` the packets while they are few.
-  A packet that an edit list cuts off is not shown, but others may need it.
+  pts, keys, shown and sizes (bytes) hold one entry per video packet in file order, `packets` the packets
+  while they are few. A packet that an edit list cuts off is not shown, but others may need it. `head` is how
+  the first packet begins.
   """
 
   pts: list[int | None] = field(default_factory=list)
   keys: list[bool] = field(default_factory=list)
   shown: list[bool] = field(default_factory=list)
+  sizes: array = field(default_factory=lambda: array("I"))
+  head: bytes = b""
   packets: list[av.Packet] | None = field(default_factory=list)
   packet_bytes: int = 0
   damaged: bool = False
@@ -421,6 +474,9 @@ def _scan(container, video, sound: "_Sound | None", meter: _Meter) -> _Scan:
       scan.pts.append(packet.pts)
       scan.keys.append(packet.is_keyframe)
       scan.shown.append(not packet.is_discard)
+      scan.sizes.append(packet.size)
+      if not scan.head:
+        scan.head = bytes(memoryview(packet)[:MARK_BYTES])
       if packet.pts is not None:
         first = packet.pts if first is None else min(first, packet.pts)
         meter.check_duration(float((packet.pts - first) * tick))
@@ -812,7 +868,18 @@ def _container_facts(container) -> dict:
     "bit_rate": container.bit_rate or None,
     "stream_count": len(container.streams),
     "tags": {name: _clean(tags[name]) for name in TAGS if name in tags},
+    "writer": _writer(container),
   }
+
+
+def _writer(container) -> str | None:
+  """The class of program that wrote the container last: one of WRITERS, "other", None if no tag says."""
+  tags = [container.metadata, *(stream.metadata for stream in container.streams)]
+  text = "".join(f"{name}={str(value)[:200]}\n" for each in tags for name, value in each.items()).lower()
+  for writer, marks in WRITERS:
+    if any(mark in text for mark in marks):
+      return writer
+  return "other" if "encoder=" in text or "handler_name=" in text else None
 
 
 def _video_facts(video, scan: _Scan, picker: _Picker) -> dict:
@@ -837,7 +904,120 @@ def _video_facts(video, scan: _Scan, picker: _Picker) -> dict:
     "keyframe_count": len(keys) - 1,
     "longest_gop": max((stop - start for start, stop in pairwise(keys)), default=None),
     "video_bit_rate": round(scan.packet_bytes * 8 * _rate(video) / len(scan.pts)),
+    "encoder_mark": next((name for name, mark in ENCODER_MARKS if mark in scan.head), None),
+    **_packet_facts(scan),
+    **_timing_facts(scan, Fraction(video.time_base)),
   }
+
+
+def _packet_facts(scan: _Scan) -> dict:
+  """What the sizes and the order of the packets tell: groups of pictures, and traces of an earlier coding."""
+  kinds = _packet_kinds(scan)
+  starts = [i for i, kind in enumerate(kinds) if kind == "I"]
+  lengths = [stop - start for start, stop in pairwise(starts)]  # the last group may be cut off
+  usual, count = Counter(lengths).most_common(1)[0] if lengths else (None, None)
+  sizes = {kind: [size for size, k in zip(scan.sizes, kinds, strict=True) if k == kind] for kind in "IPB"}
+  earlier, score = _earlier_gop(kinds, scan, usual)
+  return {
+    "usual_gop": usual,
+    "usual_gop_share": count / len(lengths) if lengths else None,
+    "b_frame_share": len(sizes["B"]) / len(kinds) if None not in scan.pts else None,
+    "longest_b_run": max(map(len, "".join(kinds).replace("I", "P").split("P"))),
+    "key_packet_bytes": _mean(sizes["I"]),
+    "p_packet_bytes": _mean(sizes["P"]),
+    "b_packet_bytes": _mean(sizes["B"]),
+    "p_packet_spread": _spread(sizes["P"]),
+    "recompression_score": score,
+    "earlier_gop": earlier,
+    "cut_frame_count": len(scan.shown) - sum(scan.shown),
+  }
+
+
+def _packet_kinds(scan: _Scan) -> list[str]:
+  """I for keyframes, B for frames shown before one that precedes them in the file, P for the others."""
+  kinds = []
+  latest = None
+  for pts, key in zip(scan.pts, scan.keys, strict=True):
+    kinds.append("I" if key else "B" if pts is not None and latest is not None and pts < latest else "P")
+    if pts is not None:
+      latest = pts if latest is None else max(latest, pts)
+  return kinds
+
+
+def _earlier_gop(kinds: list[str], scan: _Scan, gop: int | None) -> tuple[int | None, float | None]:
+  """The group length of an earlier compression, if one shows, and how clearly.
+
+  A frame that was a keyframe once differs more from its neighbours than they do from each other, so when the
+  film is compressed again its packet is larger, once every earlier group (the idea of Wang and Farid,
+  "Exposing digital forgeries in video by detecting double MPEG compression", 2006, who watch motion errors in
+  place of packet sizes). A P-frame larger than two on either side is a peak; for each length and phase it is
+  asked how improbable so many peaks among the fitting P-frames are if they fell at random. The score is the
+  -log10 of the smallest such probability times the number of lengths and phases tried, 0 if that is over 1;
+  None where too few P-frames could tell. Multiples of the present length are not tried.
+
+  It is a hint: films that repeat themselves peak too, and an earlier compression with the same groups, or one
+  much finer than the present one, leaves no trace.
+  """
+  packets = range(min(len(kinds), TRACED_PACKETS))
+  frames = [packet for packet in packets if kinds[packet] == "P"]
+  shown = packets if None in scan.pts else sorted(packets, key=scan.pts.__getitem__)
+  place = {packet: at for at, packet in enumerate(shown)}
+  fits, peaks = bytearray(len(packets)), bytearray(len(packets))
+  for before2, before, frame, after, after2 in zip(*(frames[i:] for i in range(5)), strict=False):
+    if kinds[frame - 1] != "I":  # what follows a keyframe has a size of its own
+      fits[place[frame]] = 1
+      rivals = max(scan.sizes[before2], scan.sizes[before], scan.sizes[after], scan.sizes[after2])
+      peaks[place[frame]] = scan.sizes[frame] > rivals
+  rate = peaks.count(1) / max(fits.count(1), 1)
+  tried, best, earlier = 0, 1.0, None
+  for length in TRACED_GOPS:
+    if gop and length % gop == 0:
+      continue
+    for phase in range(length):
+      count, hits = fits[phase::length].count(1), peaks[phase::length].count(1)
+      tried += count >= TRACED_GROUPS
+      if count >= TRACED_GROUPS and 2 * hits > count:
+        chance = _binomial_tail(hits, count, rate)
+        if chance < best:
+          best, earlier = chance, length
+  if not tried:
+    return None, None
+  score = max(-math.log10(best * tried), 0.0)
+  return (earlier if score >= TRACE_SCORE else None), score
+
+
+def _binomial_tail(hits: int, count: int, rate: float) -> float:
+  """The probability of at least so many hits in so many throws; never 0."""
+  terms = (math.comb(count, k) * rate**k * (1 - rate) ** (count - k) for k in range(hits, count + 1))
+  return max(sum(terms), 1e-300)
+
+
+def _timing_facts(scan: _Scan, tick: Fraction) -> dict:
+  """When the shown frames begin, how long they last and how evenly they follow each other, in seconds."""
+  times = sorted(set(compress(scan.pts, scan.shown))) if None not in scan.pts else []
+  steps = [after - before for before, after in pairwise(times)]
+  if not steps:
+    return {"video_start_s": float(times[0] * tick) if times else None}
+  usual = sorted(steps)[len(steps) // 2]
+  # Timestamps are rounded to ticks, which some containers make as coarse as a millisecond.
+  odd = sum(abs(step - usual) > max(usual / 10, 1) for step in steps)
+  return {
+    "video_start_s": float(times[0] * tick),
+    "video_length_s": float((times[-1] - times[0] + usual) * tick),
+    "frame_interval_s": float(usual * tick),
+    "frame_interval_spread": _spread(steps),
+    "odd_interval_share": odd / len(steps),
+  }
+
+
+def _mean(values: list[int]) -> float | None:
+  return sum(values) / len(values) if values else None
+
+
+def _spread(values: list[int]) -> float | None:
+  """The standard deviation over the mean."""
+  mean = _mean(values)
+  return (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5 / mean if mean else None
 
 
 def _sound_facts(sound: _Sound) -> dict:
@@ -847,6 +1027,8 @@ def _sound_facts(sound: _Sound) -> dict:
     "audio_sample_rate_hz": context.sample_rate,
     "audio_channels": context.layout.nb_channels,
     "audio_bit_rate": context.bit_rate or None,
+    "audio_start_s": float(sound.start) if sound.start is not None else None,
+    "audio_length_s": len(sound.samples) / SAMPLE_BYTES / SAMPLE_RATE_HZ,
   }
 
 
