@@ -134,6 +134,20 @@ def verb_help(doc: str, program: str, defined: Sequence[flags.Flag]) -> str:
   return "\n".join(lines)
 
 
+def sentence(error: Exception) -> str:
+  """A user's mistake in words; what the system says of a file begins with its name, not with a number."""
+  if isinstance(error, OSError) and error.strerror and error.filename is not None:
+    return f"{os.fspath(error.filename)} cannot be used: {error.strerror}."
+  return str(error)
+
+
+def flag_sentence(error: flags.Error) -> str:
+  """What is wrong with a flag, in words where absl shows Python's own; no full stop at its end."""
+  text = str(error).rstrip(".")
+  text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text)
+  return re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
+
+
 def _use_huge_pages() -> None:
   """Starts this process again with large memory pages, unless it has them or its user chose otherwise.
 
@@ -160,7 +174,7 @@ def _run(module, program: str, args: list[str]) -> NoReturn:
   try:
     positional = known([program, *normalise(args, booleans={n for n in known if known[n].boolean})])
   except flags.Error as error:
-    _complain(f"{str(error).rstrip('.')}. See `{program} --help`.")
+    _complain(f"{flag_sentence(error)}. See `{program} --help`.")
     sys.exit(USAGE)
   sys.exit(_guard(module.main, positional, debug=debug))
 
@@ -181,7 +195,7 @@ def _guard(main, argv: list[str], *, debug: bool) -> int | None:
   except (app.UsageError, ValueError, OSError) as error:
     if debug:
       traceback.print_exc()
-    _complain(str(error))
+    _complain(sentence(error))
     return USAGE
   except Exception as error:
     traceback.print_exc()

@@ -7,6 +7,8 @@ Files that could not be used are listed in rejected.jsonl beside the data, each 
 that is there already is left as it is; --overwrite builds it again.
 """
 
+import contextlib
+import io
 import json
 import sys
 from collections import Counter
@@ -49,7 +51,10 @@ def main(argv: Sequence[str]) -> int:
   if folder.exists() and not _OVERWRITE.value:
     print(f"{folder} is there already; --overwrite builds it again.", file=sys.stderr)
   else:
-    builder.prepare(overwrite=_OVERWRITE.value)
+    print(f"Building {folder} ...", file=sys.stderr, flush=True)
+    # TFDS announces a download, and nothing is downloaded.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.prepare(overwrite=_OVERWRITE.value)
   for split, info in builder.info.splits.items():
     print(f"{split:<12}{info.num_examples:>8} examples")
   rejected = folder / "rejected.jsonl"

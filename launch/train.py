@@ -7,6 +7,8 @@ The same command again goes on where the last saved step was. The best model of 
 validation split, lies in WORKDIR/best and is used with `deepscan detect --model_path=WORKDIR/best`.
 """
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
@@ -44,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
   config = load_preset(_PRESET.value)
   for assignment in _SET.value:
     config = override(config, assignment)
+  config = without_late_restarts(config)
   try:
     result = fit(config, workdir=_WORKDIR.value, data_dir=_DATA_DIR.value)
   except TrainingError as error:
@@ -52,6 +55,20 @@ def main(argv: Sequence[str]) -> int:
   print(f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}")
   print(f"the model: {_WORKDIR.value}/best")
   return 0
+
+
+def without_late_restarts(config):
+  """Returns the config without the restarts that a smaller train.steps left behind its end, and says so."""
+  late = [step for step in config.train.restarts if step >= config.train.steps]
+  if not late:
+    return config
+  print(
+    f"deepscan: The learning rate does not restart at {', '.join(map(str, late))}: "
+    f"the run ends at step {config.train.steps}.",
+    file=sys.stderr,
+  )
+  kept = tuple(step for step in config.train.restarts if step not in late)
+  return dataclasses.replace(config, train=dataclasses.replace(config.train, restarts=kept))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import pytest
 from absl import app, flags
 
 from deepscan_jax import compilation_cache, doctor, media, report, verdict
+from deepscan_jax.config import Config, TrainConfig
 from deepscan_jax.launch import __main__ as dispatcher
-from deepscan_jax.launch import detect
+from deepscan_jax.launch import detect, train
 from deepscan_jax.verdict import Person, Reason, Sighting, Thresholds, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +116,27 @@ def test_errors_become_a_sentence_and_a_code(error, code, capsys):
   assert told.out == ""
   assert told.err.splitlines()[-1].startswith("deepscan: ")
   assert ("Traceback" in told.err) == (code == 1)
+
+
+def test_what_the_system_and_absl_say_becomes_words(tmp_path):
+  with pytest.raises(OSError) as caught:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "file" / "below").mkdir()
+  assert dispatcher.sentence(caught.value) == f"{tmp_path}/file/below cannot be used: Not a directory."
+  values = flags.FlagValues()
+  flags.DEFINE_integer("frames", 1, "", flag_values=values)
+  flags.DEFINE_float("rate", 1, "", flag_values=values)
+  for given, words in (("--frames=x", "'x' is not a whole number"), ("--rate=x", "'x' is not a number")):
+    with pytest.raises(flags.Error) as caught:
+      values(["deepscan", given])
+    assert dispatcher.flag_sentence(caught.value) == f"flag {given}: {words}"
+
+
+def test_a_short_run_leaves_out_the_restarts_behind_its_end(capsys):
+  config = Config(train=TrainConfig(steps=50, restarts=(20, 50, 2600)))
+  assert train.without_late_restarts(config).train.restarts == (20,)
+  assert "50, 2600" in capsys.readouterr().err
+  assert train.without_late_restarts(Config()) == Config() and not capsys.readouterr().err
 
 
 def test_help_lists_flags_with_defaults():
