@@ -37,8 +37,10 @@ def main(argv: Sequence[str]) -> int:
   if not _MEDIA.value:
     raise app.UsageError("Say which media to read: --media=FOLDER_OR_TAR (may be given several times).")
 
+  from deepscan_jax import compilation_cache
   from deepscan_jax.rooms import import_room
 
+  compilation_cache.switch_on()
   known = sorted(
     path.parent.name for path in Path(import_room("datasets").__path__[0]).glob("*/*_dataset_builder.py")
   )

@@ -8,10 +8,11 @@ validation split, lies in WORKDIR/best and is used with `deepscan detect --model
 """
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 
 _PRESET = flags.DEFINE_string(
   "preset", "default", "A preset in experiments/, or the path of a Python file.", allow_override=True
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     )
   if not _WORKDIR.value:
     raise app.UsageError("Say where the run may write: --workdir=FOLDER.")
-  logging.set_verbosity(logging.INFO)
+  _tell_what_training_logs()
 
   from deepscan_jax import compilation_cache
   from deepscan_jax.config import load_preset, override
@@ -69,6 +70,13 @@ def without_late_restarts(config):
   )
   kept = tuple(step for step in config.train.restarts if step not in late)
   return dataclasses.replace(config, train=dataclasses.replace(config.train, restarts=kept))
+
+
+def _tell_what_training_logs() -> None:
+  """Shows what this library logs; of others, which log every step that they take, only warnings."""
+  handler = logging.StreamHandler()
+  handler.addFilter(lambda record: record.name == "root" or record.levelno >= logging.WARNING)
+  logging.basicConfig(level=logging.INFO, format="deepscan: %(message)s", handlers=[handler])
 
 
 if __name__ == "__main__":
