@@ -47,7 +47,8 @@ LIMITS = (
   "poor copies can raise it.",
   "Only what the table of branches names was looked at. Everything else in the file, such as the background, "
   "captions, or whether a scene was staged, was not judged.",
-  "The false-positive rate was measured on validation material; on other sources it can be higher or lower.",
+  "The false-positive rate was measured on single validation pictures. For whole files, which are judged by "
+  "all their pictures and people together, and on other sources it can be higher or lower.",
   "The coloured maps show where the model sees traces of blending: model attention, not proof.",
 )
 
@@ -326,7 +327,8 @@ def _band(answer: Verdict) -> Html:
       tag(
         "p",
         f"Called likely manipulated from {percent(t.manipulated)} on, a threshold set so that at most "
-        f"{100 * t.false_positive_rate:.2g}\N{NO-BREAK SPACE}% of authentic validation material reaches it. "
+        f"{100 * t.false_positive_rate:.2g}\N{NO-BREAK SPACE}% of authentic validation pictures reach it: "
+        "a rate of single pictures, not of whole files. "
         f"Below {percent(t.inconclusive)} a file is called likely authentic; between the two, inconclusive.",
         class_="fine",
       )
@@ -590,7 +592,7 @@ def _branches(answer: Verdict) -> Html:
     )
     cells = (
       tag("td", score, class_="number"),
-      tag("td", bar, f"{100 * branch.weight:.0f} %"),
+      tag("td", bar, f"{100 * branch.weight:.0f}\N{NO-BREAK SPACE}%"),
       tag("td", "Judged" if branch.status == "ok" else _words(branch.status)),
     )
     rows.append(tag("tr", tag("th", _BRANCHES.get(name, _words(name)), scope="row"), *cells))
@@ -604,18 +606,34 @@ def _branches(answer: Verdict) -> Html:
   return tag("section", *inside, class_="card")
 
 
+# What most readers ask about a file; the rest is a click away.
+# fmt: off
+_FIRST_FACTS = frozenset((
+  "Name", "Size", "SHA-256", "Kind", "Container", "Codec", "Audio codec", "Width", "Height", "Duration", "Frames",
+  "Frames per second", "Bit rate", "Encoder", "Writer", "Creation time", "Make", "Model", "Software",
+))
+# fmt: on
+
+
 def _facts(answer: Verdict) -> Html:
   model = [
     *_flat(answer.model),
     *((f"Time: {_words(label).lower()}", value) for label, value in _flat(answer.timings)),
   ]
-  stated = [(label, value) for label, value in _flat(answer.file) if value != NOT_KNOWN]
-  silent = [label.lower() for label, value in _flat(answer.file) if value == NOT_KNOWN]
+  rows = _flat(answer.file)
+  stated = [(label, value) for label, value in rows if value != NOT_KNOWN]
+  more = [row for row in stated if row[0] not in _FIRST_FACTS]
+  silent = [label.lower() for label, value in rows if value == NOT_KNOWN]
   if silent:
-    stated.append(("Not stated", ", ".join(silent)))
+    more.append(("Not stated", ", ".join(silent)))
   return tag(
     "section",
-    tag("div", tag("h2", "The file"), _definitions(stated)),
+    tag(
+      "div",
+      tag("h2", "The file"),
+      _definitions([row for row in stated if row[0] in _FIRST_FACTS]),
+      tag("details", tag("summary", "More that it says of itself"), _definitions(more)) if more else "",
+    ),
     tag("div", tag("h2", "The model"), _definitions(model)),
     class_="card pair",
   )
@@ -734,6 +752,8 @@ def _fact(value: object, unit: str, name: str) -> str:
     return "less than 0.01 s" if 0 < value < 0.005 else f"{value:.2f} s"
   if name.endswith("bit_rate"):
     return f"{value / 1000:,.0f} kbit/s"
+  if name in ("width", "height"):
+    return f"{value} px"
   number = f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
   if unit == "°":
     return f"{number}°"
@@ -747,6 +767,8 @@ _NAMES = {
   "frame_count": "frames",
   "keyframe_count": "keyframes",
   "longest_gop": "frames from keyframe to keyframe, at most",
+  "usual_gop": "frames from keyframe to keyframe, usually",
+  "earlier_gop": "the same in an earlier compression",
   "stream_count": "streams",
 }
 

@@ -201,6 +201,7 @@ def test_facts_are_in_words_and_units_of_people():
   # What a file does not tell is one line, not many.
   assert "Not stated" in shown and "color space" in shown and "not known" not in shown
   assert "at the median: 140 pixels in size" in shown
+  assert shown.index("Bit rate") < shown.index("More that it says of itself") < shown.index("Rotation")
 
 
 def test_close_thresholds_share_a_label():
