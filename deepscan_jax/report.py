@@ -609,8 +609,9 @@ def _branches(answer: Verdict) -> Html:
 # What most readers ask about a file; the rest is a click away.
 # fmt: off
 _FIRST_FACTS = frozenset((
-  "Name", "Size", "SHA-256", "Kind", "Container", "Codec", "Audio codec", "Width", "Height", "Duration", "Frames",
-  "Frames per second", "Bit rate", "Encoder", "Writer", "Creation time", "Make", "Model", "Software",
+  "Name", "Size", "SHA-256", "Kind", "Container", "Codec", "Audio codec", "Width", "Height", "Duration",
+  "Frames", "Frames per second", "Bit rate", "Encoder", "Writer", "Creation time", "Make", "Model",
+  "Software",
 ))
 # fmt: on
 
