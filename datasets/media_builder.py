@@ -6,15 +6,18 @@ array_record, without TensorFlow. What could not be used is listed in `rejected.
 the reason.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import io
 import json
 import shutil
 import tarfile
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,7 +46,7 @@ class MediaFile:
 
   Attributes:
     id: unique in the dataset and stable, such as the path below the dataset's root.
-    path: where to read it, or None where `data` holds its bytes.
+    path: where it lies; None for a member of an archive, whose bytes `read` returns.
     label: examples.REAL or examples.FAKE.
     group: files of one group (a person, a source video) never meet in two splits.
     source: where it comes from, for figures by source.
@@ -56,7 +59,7 @@ class MediaFile:
   group: str
   source: str
   method: str = ""
-  data: bytes | None = None
+  read: Callable[[], bytes] | None = None
 
   @property
   def is_image(self) -> bool:
@@ -148,7 +151,7 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for file in files:
       try:
         clips.append(
-          (file, media.decode_clip(file.path, trusted=True) if file.data is None else _picture(file.data))
+          (file, _picture(file.read()) if file.read else media.decode_clip(file.path, trusted=True))
         )
       except media.MediaError as error:
         self._reject(file, error.reason, str(error))
@@ -213,17 +216,22 @@ def split_of(group: str) -> str:
   return SPLITS[-1][0]
 
 
-def walk_media(root: Path) -> Iterator[tuple[str, Path | None, bytes | None]]:
-  """(name, path, bytes) of the media below a folder, or of the pictures in a tar file, in order of name."""
+def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], bytes] | None]]:
+  """The media below a folder, or the pictures in a tar file, in order of name.
+
+  Yields:
+    (name, path, None) for a file of a folder, (name, None, read) for a member of a tar file: read() fetches
+    its bytes from the archive whenever they are wanted.
+  """
   if root.is_dir():
     for path in sorted(root.rglob("*")):
       if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
         yield path.relative_to(root).as_posix(), path, None
   elif root.is_file() and tarfile.is_tarfile(root):
-    with tarfile.open(root) as archive:
-      for member in sorted((m for m in archive if m.isfile()), key=lambda m: m.name):
-        if member.name.lower().endswith(IMAGE_SUFFIXES):
-          yield member.name.removeprefix("./"), None, archive.extractfile(member).read()
+    archive = _open_archive(root)
+    for member in sorted((m for m in archive if m.isfile()), key=lambda m: m.name):
+      if member.name.lower().endswith(IMAGE_SUFFIXES):
+        yield member.name.removeprefix("./"), None, functools.partial(_read_member, archive, member)
   else:
     raise FileNotFoundError(f"{root} is neither a folder nor a tar file; give the path of what you unpacked.")
 
@@ -260,8 +268,24 @@ def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
   return [dataclasses.replace(file, group=root(file.group)) for file in files]
 
 
+def _open_archive(path: Path) -> tarfile.TarFile:
+  """An archive whose members can be read in any order; a compressed one is unpacked into a nameless file."""
+  with contextlib.suppress(tarfile.ReadError):
+    return tarfile.open(path, "r:")
+  unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the archive is.
+  with tarfile.open(path) as packed:
+    packed.fileobj.seek(0)
+    shutil.copyfileobj(packed.fileobj, unpacked)
+  unpacked.seek(0)
+  return tarfile.open(fileobj=unpacked, mode="r:")
+
+
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+  return archive.extractfile(member).read()
+
+
 def _difference_hash(file: MediaFile) -> np.ndarray | None:
-  data = file.path.read_bytes() if file.data is None else file.data
+  data = file.read() if file.read else file.path.read_bytes()
   image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2)
   if image is None:
     return None  # The decoder will say why.

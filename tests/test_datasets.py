@@ -1,5 +1,6 @@
 import json
 import tarfile
+import tracemalloc
 from collections import Counter
 
 import face_media
@@ -154,21 +155,49 @@ def test_nothing_to_build_from_is_refused(tmp_path):
     real_only.Builder(media_paths=[tmp_path], data_dir=tmp_path / "data").prepare()
 
 
-def test_folders_and_tar_files_give_the_same_pictures(tmp_path):
-  root = tmp_path / "faces"
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_folders_and_tar_files_give_the_same_pictures(tmp_path, ending):
+  root, packed = tmp_path / "faces", tmp_path / f"faces.{ending}"
   for name in ("b/2.png", "a/1.jpg", "a/deep/3.webp", "a/notes.txt"):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_bytes(name.encode())
-  with tarfile.open(tmp_path / "faces.tar.gz", "w:gz") as archive:
+  with tarfile.open(packed, "w:gz" if ending.endswith("gz") else "w") as archive:
     archive.add(root, arcname=".")
   in_folder = list(media_builder.walk_media(root))
-  in_tar = list(media_builder.walk_media(tmp_path / "faces.tar.gz"))
+  in_tar = list(media_builder.walk_media(packed))
   assert [name for name, _, _ in in_folder] == ["a/1.jpg", "a/deep/3.webp", "b/2.png"]
   assert [name for name, _, _ in in_tar] == ["a/1.jpg", "a/deep/3.webp", "b/2.png"]
-  assert [data for *_, data in in_tar] == [path.read_bytes() for _, path, _ in in_folder]
+  # Read in any order, and again.
+  for (_, path, _), (_, _, read) in [*zip(in_folder, in_tar, strict=True)][::-1] * 2:
+    assert read() == path.read_bytes()
   (tmp_path / "text").write_text("no archive")
   with pytest.raises(FileNotFoundError, match="neither a folder nor a tar file"):
     list(media_builder.walk_media(tmp_path / "text"))
+
+
+def test_pictures_keep_ids_groups_and_splits_in_a_tar_file_which_is_not_held_in_memory(tmp_path):
+  root, packed = tmp_path / "folder" / "faces", tmp_path / "faces.tar"
+  for number in range(3):
+    (root / f"source{number}").mkdir(parents=True)
+  noise = np.random.default_rng(0).integers(0, 256, (4, 512, 512, 3), dtype=np.uint8)
+  for number in range(12):
+    # Every picture is there three times: copies are one group.
+    picture(root / f"source{number % 3}" / f"{number:02d}.png", noise[number // 3])
+  with tarfile.open(packed, "w") as archive:
+    archive.add(root, arcname=".")
+
+  def found(path) -> list:
+    files = real_only.Builder(data_dir=tmp_path / "data").media_files((path,))
+    return [
+      (f.id, f.group, f.source, media_builder.split_of(f.group)) for f in media_builder.join_copies(files)
+    ]
+
+  tracemalloc.start()
+  in_tar = found(packed)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert in_tar == found(root) and len(in_tar) == 12 and len({group for _, group, *_ in in_tar}) == 4
+  assert peak < packed.stat().st_size / 2
 
 
 def test_files_of_one_source_come_from_its_first_folder(tmp_path):

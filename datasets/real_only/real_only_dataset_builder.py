@@ -21,12 +21,12 @@ class Builder(MediaBuilder):
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
     """Every picture and video below the paths, each known to be real."""
     for root in paths:
-      for name, path, data in walk_media(root):
+      for name, path, read in walk_media(root):
         source = name.split("/")[0] if "/" in name else root.stem
         yield MediaFile(
           id=f"{root.stem}/{name}",
           path=path,
-          data=data,
+          read=read,
           label=examples.REAL,
           group=f"{source}/{group_of(name)}",
           source=source,
