@@ -7,6 +7,7 @@ draws what an uninterrupted one would have drawn, and every validation sees the 
 
 import dataclasses
 import logging
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from deepscan_jax.pseudofakes.image import self_blend
 # Places of the region map along a side: 224 px at stride 16.
 REGION_SIZE = 14
 _TEXT_KEYS = ("id", "group", "source", "method")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class ExampleSource:
@@ -235,7 +237,9 @@ def _merge_twins(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _directory(name: str, data_dir: Path) -> Path:
-  versions = sorted(path.parent for path in (data_dir / name).glob("*/dataset_info.json"))
+  versions = [path.parent for path in (data_dir / name).glob("*/dataset_info.json")]
+  # A build that was interrupted leaves a folder whose name goes on after the version.
+  versions = sorted((path for path in versions if _VERSION.fullmatch(path.name)), key=_version)
   if not versions:
     found = sorted(str(p.parent.parent.relative_to(data_dir)) for p in data_dir.rglob("dataset_info.json"))
     raise FileNotFoundError(
@@ -243,6 +247,10 @@ def _directory(name: str, data_dir: Path) -> Path:
       f"deepscan build_dataset --name={name.split('/')[0]} --media=FOLDER --data_dir={data_dir}"
     )
   return versions[-1]
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+  return tuple(int(part) for part in folder.name.split("."))
 
 
 def _open(name: str, split: str, data_dir: Path) -> Sequence[dict]:

@@ -141,3 +141,10 @@ def test_an_odd_batch_of_pairs_is_refused(prepared_dataset):
 def test_a_dataset_that_is_not_there_is_named_with_the_command_that_builds_it(prepared_dataset):
   with pytest.raises(FileNotFoundError, match=r"'mine/one' is not in .*found there: real_only.*--name=mine "):
     data.ExampleSource(["mine/one"], "train", prepared_dataset)
+
+
+def test_the_newest_version_is_read_by_number_and_unfinished_builds_are_not(tmp_path):
+  for name in ("9.0.0", "10.0.0", "2.11.0", "10.0.1.incomplete3F"):
+    (tmp_path / "real_only" / name).mkdir(parents=True)
+    (tmp_path / "real_only" / name / "dataset_info.json").touch()
+  assert data._directory("real_only", tmp_path).name == "10.0.0"
