@@ -86,7 +86,8 @@ class Evidence:
 class Thresholds:
   """Calibrated probabilities at which outcomes change, and the false-alarm rate that they were set to.
 
-  Below `inconclusive` the outcome is likely_authentic, from `manipulated` on it is likely_manipulated.
+  Below `inconclusive` the outcome is likely_authentic, from `manipulated` on it is likely_manipulated. The
+  rate is that of single authentic pictures of the validation split; that of whole files was not measured.
   """
 
   inconclusive: float
