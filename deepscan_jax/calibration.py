@@ -7,6 +7,8 @@ import numpy as np
 from deepscan_jax import metrics
 from deepscan_jax.verdict import INCONCLUSIVE, LIKELY_AUTHENTIC, LIKELY_MANIPULATED, Thresholds
 
+_FEW_PICTURES = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
@@ -96,13 +98,20 @@ def calibrate(
     real_sources: [picture] str.
     false_positive_rate: share of real pictures of any source that may reach `manipulated`.
     inconclusive_rate: the same for `inconclusive`.
-    margin: the rates are divided by this, so that they hold on new pictures too and not on average only.
+    margin: the rates are divided by this, so that they hold on new pictures too and not on average only. A
+      source of fewer than 100 pictures is held to the plain rate: the one or two highest of so few scores
+      are mostly chance, and would decide for all the others.
   """
   scale, offset = fit_platt(labels, logits)
 
   def worst(rate: float) -> float:
-    by_source = (real_logits[real_sources == source] for source in np.unique(real_sources))
-    return max(metrics.threshold_at(scores, false_positive_rate=rate / margin) for scores in by_source)
+    by_source = [real_logits[real_sources == source] for source in np.unique(real_sources)]
+    return max(
+      metrics.threshold_at(
+        scores, false_positive_rate=rate / (margin if len(scores) >= _FEW_PICTURES else 1.0)
+      )
+      for scores in by_source
+    )
 
   return Calibration(
     scale=scale,

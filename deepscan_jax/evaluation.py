@@ -158,10 +158,18 @@ def measure_model(detector: Detector, *, data_dir: str | Path, split: str = "tes
     rows = real.rows((real.source == source) & (real.labels == 0))
     figures["false_alarms"][str(source)] = {
       "rate": false_alarms(rows.logits),
-      "interval": metrics.bootstrap_interval(false_alarms, rows.logits, groups=rows.group),
+      "interval": _rate_interval(false_alarms, rows),
       "count": len(rows.logits),
     }
   return figures
+
+
+def _rate_interval(rate: Callable[[np.ndarray], float], rows: Scores) -> tuple[float, float]:
+  """The bootstrap's interval over groups, but no narrower than so many groups allow: a resample of no alarms
+  has none."""
+  low, high = metrics.bootstrap_interval(rate, rows.logits, groups=rows.group)
+  least_low, least_high = metrics.wilson_interval(rate(rows.logits), len(np.unique(rows.group)))
+  return min(low, least_low), max(high, least_high)
 
 
 def held_out_scores(detector: Detector, *, data_dir: str | Path, split: str) -> dict[str, Scores]:

@@ -56,6 +56,14 @@ def paired_accuracy(real_scores: np.ndarray, fake_scores: np.ndarray) -> float:
   return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
 
+def wilson_interval(rate: float, count: int) -> tuple[float, float]:
+  """The 95 % interval of a rate seen in `count` independent trials (Wilson 1927); honest for 0 of few too."""
+  z = 1.959964
+  middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
+  half = z * np.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+  return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+
+
 def bootstrap_interval(
   metric: Callable[..., float], *arrays: np.ndarray, groups: np.ndarray, seed: int = 0, draws: int = 1000
 ) -> tuple[float, float]:

@@ -53,8 +53,23 @@ def test_thresholds_hold_their_rate_on_every_source():
   assert max(rates.values()) <= 0.05 and rates["b"] == 3 / 60 and rates["c"] < 0.01
   doubtful = [metrics.false_positive_rate(real[sources == s], threshold=fitted.inconclusive) for s in "abc"]
   assert max(doubtful) <= 0.2 < max(doubtful) + 1 / 60
-  careful = calibrate(labels, logits, real_logits=real, real_sources=sources, margin=2.0)
-  assert careful.manipulated > fitted.manipulated and careful.scale == fitted.scale
+
+
+def test_the_margin_is_for_sources_with_enough_pictures():
+  labels, logits = scores(reals=500, fakes=500)
+  rng = np.random.default_rng(2)
+  many, few = rng.normal(size=400), rng.normal(size=60) + 1.0
+
+  def fitted(*groups, margin):
+    sources = np.repeat(["a", "b"][: len(groups)], [len(g) for g in groups])
+    found = calibrate(labels, logits, real_logits=np.concatenate(groups), real_sources=sources, margin=margin)
+    return found.manipulated
+
+  assert metrics.false_positive_rate(many, threshold=fitted(many, margin=2.0)) == 0.025
+  assert fitted(many, margin=2.0) > fitted(many, margin=1.0)
+  # The few decide here, at the plain rate: 3 of 60.
+  assert fitted(many, few, margin=2.0) == fitted(few, margin=1.0)
+  assert metrics.false_positive_rate(few, threshold=fitted(many, few, margin=2.0)) == 0.05
 
 
 def test_outcomes_change_at_the_thresholds_and_probabilities_keep_the_order():

@@ -64,3 +64,12 @@ def test_the_bootstrap_repeats_and_skips_undefined_draws():
   interval = metrics.bootstrap_interval(metrics.auc, labels, scores, groups=np.arange(4))
   assert interval == metrics.bootstrap_interval(metrics.auc, labels, scores, groups=np.arange(4))
   assert interval == (1.0, 1.0)
+
+
+def test_the_interval_of_a_rate_is_that_of_the_textbook_and_honest_about_few():
+  from scipy.stats import binomtest
+
+  for hits, count in ((0, 45), (2, 45), (45, 45), (7, 1000)):
+    expected = binomtest(hits, count).proportion_ci(method="wilson")
+    assert metrics.wilson_interval(hits / count, count) == pytest.approx(tuple(expected), abs=1e-6)
+  assert metrics.wilson_interval(0.0, 45)[1] > 0.05
