@@ -1,0 +1,82 @@
+"""Toy forgeries that one kind of branch can see, and a short training that has to find them."""
+
+from collections.abc import Callable
+
+import cv2
+import jax
+import numpy as np
+import optax
+
+from deepscan_jax import losses, metrics
+
+
+def flickering_clips(rng: np.random.Generator, count: int, *, frames: int, side: int) -> dict:
+  """Windows of still, smooth faces; brightness is drawn for each clip, in fakes anew for each frame.
+
+  A single frame of a fake is like one of a real clip: only time tells them apart.
+  """
+  label = np.arange(count) % 2
+  brightness = rng.uniform(-40, 40, (count, frames, 1, 1, 1))
+  brightness = np.where(label[:, None, None, None, None] == 1, brightness, brightness[:, :1])
+  points = rng.uniform(0, side, (count, 1, 468, 2)).repeat(frames, axis=1)
+  return {
+    "crops": np.clip(_smooth_pictures(rng, count, side)[:, None] + brightness, 0, 255).astype(np.float32),
+    "crop_mask": np.ones((count, frames), bool),
+    "landmarks": (points + rng.normal(size=points.shape) * 0.2).astype(np.float32),
+    "frame_times_s": np.broadcast_to(np.arange(frames, dtype=np.float32) / 25, (count, frames)),
+    "label": label.astype(np.int32),
+  }
+
+
+def odd_textures(rng: np.random.Generator, count: int, *, side: int) -> dict:
+  """Single smooth faces; on a part of the fakes lies a fine texture that no real face has."""
+  label = np.arange(count) % 2
+  texture = rng.normal(size=(count, side, side, 1)) * 20
+  texture[:, : side // 2] = 0
+  crops = _smooth_pictures(rng, count, side) + texture * label[:, None, None, None]
+  return {
+    "crops": np.clip(crops, 0, 255).astype(np.float32)[:, None],
+    "crop_mask": np.ones((count, 1), bool),
+    "label": label.astype(np.int32),
+  }
+
+
+def train_alone(
+  module, draw: Callable[[np.random.Generator], dict], *, steps: int, learning_rate: float
+) -> tuple[float, dict]:
+  """Trains a branch by its own loss, and its reconstruction where it has one; never shown the same twice.
+
+  Returns:
+    The area under the curve on a batch that comes after the last, and the variables.
+  """
+  rng = np.random.default_rng(0)
+  variables = jax.jit(lambda key, batch: module.init(key, batch, train=False))(jax.random.key(0), draw(rng))
+  rest = {key: value for key, value in variables.items() if key != "params"}
+  optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+  def loss(params, batch):
+    output = module.apply({**rest, "params": params}, batch, train=True, rngs={"dropout": jax.random.key(1)})
+    total = losses.focal_loss(output.logit, batch["label"], output.present * 1.0, gamma=0.0).total
+    if "reconstruction_error" in output.maps:
+      error = output.maps["reconstruction_error"]
+      total += losses.reconstruction_loss(error, batch["label"], output.token_mask * 1.0).total
+    return total / len(batch["label"])
+
+  @jax.jit
+  def step(params, state, batch):
+    updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
+    return optax.apply_updates(params, updates), state
+
+  params = variables["params"]
+  state = optimizer.init(params)
+  for _ in range(steps):
+    params, state = step(params, state, draw(rng))
+  variables = {**rest, "params": params}
+  fresh = draw(rng)
+  logit = jax.jit(lambda v, b: module.apply(v, b, train=False).logit)(variables, fresh)
+  return metrics.auc(fresh["label"], np.asarray(logit)), variables
+
+
+def _smooth_pictures(rng, count, side) -> np.ndarray:
+  small = rng.uniform(60, 190, (count, 3, 3, 3)).astype(np.float32)
+  return np.stack([cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC) for picture in small])
