@@ -10,7 +10,6 @@ are untouched real pictures at or above the model's threshold. Intervals come fr
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import app, flags
 
@@ -34,14 +33,14 @@ def main(argv: Sequence[str]) -> int:
   if argv[1:]:
     raise app.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
 
-  from deepscan_jax import compilation_cache, load_detector
+  from deepscan_jax import compilation_cache, load_detector, report
   from deepscan_jax.evaluation import measure_model
 
   compilation_cache.switch_on()
   figures = measure_model(load_detector(_MODEL_PATH.value), data_dir=_DATA_DIR.value, split=_SPLIT.value)
   print(summary(figures))
   if _OUTPUT_JSON.value:
-    Path(_OUTPUT_JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    report.write_whole(_OUTPUT_JSON.value, json.dumps(figures, indent=2) + "\n")
   return 0
 
 
