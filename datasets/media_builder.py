@@ -13,9 +13,11 @@ import hashlib
 import inspect
 import io
 import json
+import lzma
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -222,14 +224,22 @@ def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], byte
   Yields:
     (name, path, None) for a file of a folder, (name, None, read) for a member of a tar file: read() fetches
     its bytes from the archive whenever they are wanted.
+
+  Raises:
+    FileNotFoundError: root is neither a folder nor a tar file.
+    ValueError: the tar file is damaged.
   """
   if root.is_dir():
     for path in sorted(root.rglob("*")):
       if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
         yield path.relative_to(root).as_posix(), path, None
   elif root.is_file() and tarfile.is_tarfile(root):
-    archive = _open_archive(root)
-    for member in sorted((m for m in archive if m.isfile()), key=lambda m: m.name):
+    try:
+      archive = _open_archive(root)
+      members = sorted((m for m in archive if m.isfile()), key=lambda m: m.name)
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+      raise ValueError(f"The tar file {root} is damaged or cut off; copy or download it again.") from error
+    for member in members:
       if member.name.lower().endswith(IMAGE_SUFFIXES):
         yield member.name.removeprefix("./"), None, functools.partial(_read_member, archive, member)
   else:
@@ -286,7 +296,8 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _difference_hash(file: MediaFile) -> np.ndarray | None:
   data = file.read() if file.read else file.path.read_bytes()
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2)
+  # OpenCV takes nothing at all for an error, and anything else that is no picture for none.
+  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2) if data else None
   if image is None:
     return None  # The decoder will say why.
   small = cv2.resize(image, (17, 16), interpolation=cv2.INTER_AREA)

@@ -175,6 +175,29 @@ def test_folders_and_tar_files_give_the_same_pictures(tmp_path, ending):
     list(media_builder.walk_media(tmp_path / "text"))
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_tar_file_that_is_cut_off_is_said_to_be(tmp_path, mode):
+  picture, packed = tmp_path / "a.png", tmp_path / "faces.tar"
+  picture.write_bytes(np.random.default_rng(0).bytes(60_000))
+  with tarfile.open(packed, mode) as archive:
+    archive.add(picture, "a.png")
+  packed.write_bytes(packed.read_bytes()[:30_000])
+  with pytest.raises(ValueError, match="damaged or cut off"):
+    list(media_builder.walk_media(packed))
+
+
+def test_files_that_are_no_pictures_are_nobodys_copies(tmp_path):
+  files = []
+  for name, content in (("empty", b""), ("text", b"no picture"), ("other", b"nor this")):
+    (tmp_path / f"{name}.jpg").write_bytes(content)
+    files.append(
+      media_builder.MediaFile(
+        id=f"{name}.jpg", path=tmp_path / f"{name}.jpg", label=0, group=name, source="s"
+      )
+    )
+  assert [file.group for file in media_builder.join_copies(files)] == ["empty", "text", "other"]
+
+
 def test_pictures_keep_ids_groups_and_splits_in_a_tar_file_which_is_not_held_in_memory(tmp_path):
   root, packed = tmp_path / "folder" / "faces", tmp_path / "faces.tar"
   for number in range(3):
