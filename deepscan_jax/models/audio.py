@@ -1,0 +1,193 @@
+"""The audio branch: listens for what synthesis and voice cloning leave in a spectrum."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepscan_jax.models.audio_features import (
+  AudioFeatures,
+  FeatureConfig,
+  audible,
+  audio_features,
+  check_waveform,
+  standardise,
+)
+from deepscan_jax.models.convnext import ConvNextBlock, Reduce, halve_mask, with_height
+from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
+from deepscan_jax.models.time_windows import time_windows
+
+_HIDDEN_SCORE = -1e9
+
+
+class AudioBranch(nn.Module):
+  """A convolutional network over the log-mel spectrogram, beside hand-made features, pooled by attention.
+
+  The same pooling and the same last layers judge the whole and each of the overlapping windows, so that these
+  show where in time the whole found its evidence. Attentive mean and deviation: Okabe et al. 2018
+  (https://arxiv.org/abs/1803.10963).
+
+  Attributes:
+    features: width of a token.
+    widths: channels of each stage; a stage halves time and frequency.
+    depths: blocks of each stage.
+    dropout: of a token, in training.
+    drop_path: how often training leaves out the last block; earlier ones less, linearly.
+    least_s: seconds of sound without which the branch is absent.
+    window_s, window_hop_s: of the windows in time.
+    sound: frames and bands.
+  """
+
+  INPUTS = ("waveform", "waveform_mask")
+
+  features: int = 256
+  widths: tuple[int, ...] = (32, 64, 128)
+  depths: tuple[int, ...] = (2, 2, 2)
+  dropout: float = 0.2
+  drop_path: float = 0.0
+  least_s: float = 0.25
+  window_s: float = 1.0
+  window_hop_s: float = 0.5
+  sound: FeatureConfig = FeatureConfig()
+
+  @nn.compact
+  def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
+    """One token for all of the sound and one for each window of it.
+
+    The branch is absent where less than least_s of the waveform is valid, or where all is silence.
+
+    Args:
+      batch: waveform [batch, sample] float in -1..1, waveform_mask [batch, sample] bool.
+      train: dropout on; needs the rng "dropout".
+
+    Returns:
+      tokens [batch, 1 + window, features], the first of the whole; logit of the whole; maps "window_logit"
+      [batch, window] and "window_times_s" [batch, window], the middle of each window, both 0 where less than
+      half of a window is sound.
+    """
+    waveform, mask = batch["waveform"], batch["waveform_mask"]
+    check_waveform(waveform, mask)
+    mask = mask & audible(waveform, mask)[:, None]
+    heard = audio_features(waveform, mask, self.sound)
+    steps, step_mask = self._spectrogram_steps(heard, train=train)
+    series = self._feature_steps(heard, len(self.widths))
+    steps = nn.gelu(nn.Dense(self.features, name="join")(jnp.concatenate([steps, series], axis=-1)))
+
+    frame_s = self.sound.hop_length / self.sound.sample_rate_hz
+    step_s = frame_s * 2 ** len(self.widths)
+    windows = time_windows(
+      step_s * np.arange(steps.shape[1]),
+      window_s=self.window_s,
+      hop_s=self.window_hop_s,
+      duration_s=waveform.shape[1] / self.sound.sample_rate_hz,
+    )
+    present = windows.present(step_mask, least=max(1, round(self.least_s / step_s)))
+    pooled = AttentivePooling(name="pool")(steps, step_mask, windows.member)
+    tokens = nn.relu(nn.Dense(self.features, name="describe")(pooled))
+    tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
+    logits = hide(nn.Dense(1, name="classify")(tokens)[..., 0], present)
+    return BranchOutput(
+      tokens=hide(tokens, present),
+      token_mask=present,
+      logit=logits[:, 0],
+      maps={"window_logit": logits[:, 1:], "window_times_s": windows.times_of(present)},
+    )
+
+  def _spectrogram_steps(self, heard: AudioFeatures, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    """The spectrogram through the stages: [batch, step, feature] and which steps are sound."""
+    mask = heard.frame_mask
+    x = hide(with_height(standardise(heard.log_mel, mask)), mask)
+    block, blocks = 0, sum(self.depths)
+    for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+      mask = halve_mask(mask)
+      x = hide(Reduce(width, kernel_size=3 if stage else 5, name=f"reduce{stage}")(x), mask)
+      for _ in range(depth):
+        drop_path = self.drop_path * block / blocks
+        x = ConvNextBlock(drop_path=drop_path, name=f"block{block}")(x, mask, train=train)
+        block += 1
+    x = MaskedChannelAttention(name="channel_attention")(x, mask)
+    # Which band a trace lies in matters, so bands are not averaged.
+    x = x.reshape(*x.shape[:2], -1)
+    return hide(nn.gelu(nn.Dense(self.features, name="bands")(x)), mask), mask
+
+  def _feature_steps(self, heard: AudioFeatures, stages: int) -> jax.Array:
+    """The hand-made features of frames, reduced to the same steps: [batch, step, feature]."""
+    mask = heard.frame_mask
+    x = _scaled_features(heard, self.sound)
+    for stage in range(stages):
+      mask = halve_mask(mask)
+      x = nn.Conv(64, (5,), 2, padding=2, name=f"series{stage}")(x)
+      x = hide(nn.gelu(nn.LayerNorm(epsilon=1e-6, name=f"series_norm{stage}")(x)), mask)
+    return x
+
+
+class AttentivePooling(nn.Module):
+  """Mean and deviation over the steps of each window, weighted by how much a step tells.
+
+  Attributes:
+    hidden: units of the network that scores a step.
+  """
+
+  hidden: int = 64
+
+  @nn.compact
+  def __call__(self, steps: jax.Array, mask: jax.Array, member: np.ndarray) -> jax.Array:
+    """Returns [batch, window, 2 * feature]; zeros for a window without a valid step.
+
+    Args:
+      steps: [batch, step, feature].
+      mask: [batch, step] bool.
+      member: [window, step] bool, which steps each window holds.
+    """
+    scores = nn.Dense(1, name="score")(jnp.tanh(nn.Dense(self.hidden, name="hidden")(steps)))[..., 0]
+    inside = mask[:, None] & member
+    scores = jnp.where(inside, scores[:, None].astype(jnp.float32), _HIDDEN_SCORE)
+    weights = jnp.where(inside, nn.softmax(scores, axis=-1), 0.0)
+    mean = weights @ steps
+    variance = jnp.maximum(weights @ jnp.square(steps) - jnp.square(mean), 0.0)
+    pooled = jnp.concatenate([mean, jnp.sqrt(variance + 1e-4)], axis=-1)
+    return jnp.where(inside.any(axis=-1, keepdims=True), pooled, 0.0)
+
+
+class MaskedChannelAttention(nn.Module):
+  """layers.ChannelAttention over the valid rows only, rows being time."""
+
+  reduction: int = 16
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns x [batch, rows, columns, channel], each channel multiplied by its weight in 0..1.
+
+    Args:
+      x: zero where the mask is False.
+      mask: [batch, rows] bool.
+    """
+    channels = x.shape[-1]
+    reduce = nn.Dense(max(1, channels // self.reduction), use_bias=False, name="reduce")
+    expand = nn.Dense(channels, use_bias=False, name="expand")
+    highest = jnp.where(mask[..., None], x.max(axis=2), -jnp.inf).max(axis=1)
+    highest = jnp.where(mask.any(axis=1, keepdims=True), highest, 0.0)
+    pooled = jnp.stack([masked_mean(x.mean(axis=2), mask), highest], axis=1)
+    weights = nn.sigmoid(expand(nn.relu(reduce(pooled))).sum(axis=1))
+    return x * weights[:, None, None, :]
+
+
+def _scaled_features(heard: AudioFeatures, sound: FeatureConfig) -> jax.Array:
+  """All features of a frame but the spectrogram, each in about -2..2, as [batch, frame, feature]."""
+  mask = heard.frame_mask
+  highest_hz = sound.sample_rate_hz / 2
+  # Loudness and the channel's colour are in the mean of the cepstrum.
+  cepstrum = heard.mfcc - masked_mean(heard.mfcc, mask)[:, None]
+  scaled = [
+    cepstrum / 50.0,
+    heard.chroma * 2.0 - 1.0,
+    heard.centroid / highest_hz * 4.0 - 1.0,
+    heard.bandwidth / highest_hz * 8.0 - 2.0,
+    heard.roll_off / highest_hz * 3.0 - 1.0,
+    jnp.log10(heard.flatness + 1e-6) / 2.0 + 1.0,
+    heard.contrast / 10.0 - 2.0,
+    heard.zero_crossings * 8.0 - 1.0,
+  ]
+  return hide(jnp.concatenate(scaled, axis=-1), mask)
