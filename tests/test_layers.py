@@ -58,9 +58,10 @@ def test_depthwise_equals_the_grouped_convolution_and_its_gradients(size, stride
     np.testing.assert_allclose(ours, xla, rtol=1e-5, atol=2e-6 * float(np.abs(xla).max()))
 
 
-@pytest.mark.parametrize("lengths", [(9, 8), (1, 2)])  # summed by image, and at once
-def test_pointwise_gradients_equal_those_of_a_matrix_product(lengths):
-  x, kernel = random(3, *lengths, 12), random(12, 7, seed=1)
+# Image by image, and at once with either operand first.
+@pytest.mark.parametrize(("lengths", "channels"), [((28, 29), (5, 3)), ((9, 8), (12, 7)), ((2, 3), (7, 12))])
+def test_pointwise_gradients_equal_those_of_a_matrix_product(lengths, channels):
+  x, kernel = random(3, *lengths, channels[0]), random(*channels, seed=1)
 
   def loss(multiply, x, kernel):
     return jnp.sin(multiply(x, kernel)).sum()
