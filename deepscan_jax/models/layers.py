@@ -21,9 +21,6 @@ _Pads = tuple[tuple[int, int], tuple[int, int]]
 _BLOCK_ROWS = 16
 _BLOCK_CHANNELS = 128
 
-# Places of an image from which the gradient of a pointwise kernel is taken image by image on CPUs.
-_LARGE_IMAGE = 28 * 28
-
 # The EfficientNet initialisation: a normal with variance 2 / (kernel height x kernel width x out channels).
 _fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -256,9 +253,8 @@ class DropPath(nn.Module):
 def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Returns x [batch, height, width, in channel] times kernel [in channel, out channel]: a 1x1 convolution.
 
-  Its gradient for the kernel, on CPUs, is one product over the whole batch with the narrower operand first:
-  XLA copies the first one in transposed order, and where that comes from a depthwise convolution computes it
-  all over again as it copies. Where images are large, one product for each image takes less.
+  Its gradient for the kernel has the narrower operand first: XLA copies the first one in transposed order on
+  CPUs, and where that comes from a depthwise convolution computes it all over again as it copies.
   """
   return _pointwise(x, kernel)
 
@@ -324,22 +320,16 @@ def _pointwise_forward(x, kernel):
 
 def _pointwise_backward(residuals, cotangent):
   x, kernel = residuals
-  inputs = jax.lax.dot_general(cotangent, kernel, (((3,), (1,)), ((), ())))
+  places = (0, 1, 2)
 
-  def at_once(x, cotangent):
-    return jax.lax.dot_general(x, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))
+  def product(a, b):
+    return jax.lax.dot_general(a, b, ((places, places), ((), ())))
 
-  def swapped(x, cotangent):
-    return at_once(cotangent, x).T
-
-  def by_image(x, cotangent):
-    return jax.lax.dot_general(x, cotangent, (((1, 2), (1, 2)), ((0,), (0,)))).sum(0)
-
-  if x.shape[1] * x.shape[2] >= _LARGE_IMAGE:
-    on_cpu = by_image
-  else:
-    on_cpu = swapped if x.shape[3] > cotangent.shape[3] else at_once
-  return inputs, jax.lax.platform_dependent(x, cotangent, cpu=on_cpu, default=at_once)
+  wide = x.shape[3] > cotangent.shape[3]
+  return (
+    jax.lax.dot_general(cotangent, kernel, (((3,), (1,)), ((), ()))),
+    product(cotangent, x).T if wide else product(x, cotangent),
+  )
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
