@@ -58,10 +58,9 @@ def test_depthwise_equals_the_grouped_convolution_and_its_gradients(size, stride
     np.testing.assert_allclose(ours, xla, rtol=1e-5, atol=2e-6 * float(np.abs(xla).max()))
 
 
-# Image by image, and at once with either operand first.
-@pytest.mark.parametrize(("lengths", "channels"), [((28, 29), (5, 3)), ((9, 8), (12, 7)), ((2, 3), (7, 12))])
-def test_pointwise_gradients_equal_those_of_a_matrix_product(lengths, channels):
-  x, kernel = random(3, *lengths, channels[0]), random(*channels, seed=1)
+@pytest.mark.parametrize("channels", [(12, 7), (7, 12)])
+def test_pointwise_gradients_equal_those_of_a_matrix_product(channels):
+  x, kernel = random(3, 9, 8, channels[0]), random(*channels, seed=1)
 
   def loss(multiply, x, kernel):
     return jnp.sin(multiply(x, kernel)).sum()
