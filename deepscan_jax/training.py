@@ -85,7 +85,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
 
   Raises:
     ValueError: the workdir holds a run of another configuration; the message shows the difference.
-    TrainingError: the loss is not finite.
+    TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved.
   """
   workdir = Path(workdir)
   _claim_workdir(config, workdir)
@@ -103,6 +103,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
   schedule = learning_rate_schedule(config.train)
   shown: dict[str, float] = {}
+  unchecked: list[dict[str, Sum]] = []
   with contextlib.ExitStack() as closing:
     # However training ends, what is being saved gets saved.
     for open_thing in (log, batches, checkpoints):
@@ -111,18 +112,26 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
       if _stop_reason(record, config):
         break
       state, sums = step_fn(state, split_batch(next(batches)))
-      if step % _LOG_EVERY == 0 or step == config.train.steps:
-        losses = _finite(sums, step)
+      unchecked.append(sums)
+      final = step == config.train.steps
+      logs, validates, saves = (
+        final or step % every == 0
+        for every in (_LOG_EVERY, config.train.validate_every, config.train.save_every)
+      )
+      if logs or validates or saves:
+        # Looking at a value waits for its step, so not after each; but before any state is kept.
+        losses, unchecked = _finite(unchecked, step), []
+      if logs:
         log.write(step, {f"train/{k}": v for k, v in losses.items()} | {"learning_rate": schedule(step)})
         shown |= losses
-      if step % config.train.validate_every == 0 or step == config.train.steps:
+      if validates:
         figures = validate(config, predict, state, data_dir=data_dir)
         log.write(step, {f"validation/{k}": v for k, v in figures.items()})
         shown |= {"auc": figures["auc"], "accuracy": figures["accuracy"]}
         record = _note(record, figures, step, config)
         if record["best_step"] == step:
           save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
-      if step % config.train.save_every == 0 or step == config.train.steps:
+      if saves:
         _save(checkpoints, step, state, batches, config, record)
       progress.show(step, "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
   return FitResult(
@@ -151,7 +160,8 @@ def train_step(
     model, optimizer, config: of the run.
 
   Returns:
-    The state after, and the losses and the accuracy as sums over all devices.
+    The state after, and the losses and the accuracy as sums over all devices, with the gradient's norm before
+    it is clipped.
   """
   base = jax.random.fold_in(jax.random.key(config.seed), state.step)
   if axis_name is not None:
@@ -176,12 +186,14 @@ def train_step(
     return sum(scale[name] * loss.total for name, loss in losses.items()), (losses, output.logit)
 
   gradients, (losses, logit) = jax.grad(loss_fn, has_aux=True)(state.params)
-  updates, opt_state = optimizer.update(total(gradients), state.opt_state, state.params)
+  gradients = total(gradients)
+  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
   valid = batch["example_mask"].astype(jnp.float32)
   right = ((logit > 0) == (batch["label"] > 0)) * valid
   sums = total({**losses, "train_accuracy": Sum(right.sum(), valid.sum())})
+  sums["gradient_norm"] = Sum(optax.tree.norm(gradients), jnp.ones(()))
   state = state.replace(
     step=state.step + 1,
     params=params,
@@ -335,13 +347,17 @@ def _stop_reason(record: dict, config: Config) -> str | None:
   return None
 
 
-def _finite(sums: dict[str, Sum], step: int) -> dict[str, float]:
-  values = {name: float(s.total) / max(float(s.weight), 1e-6) for name, s in sums.items()}
-  broken = [name for name, value in values.items() if not math.isfinite(value)]
-  if broken:
-    raise TrainingError(
-      f"The loss is not finite at step {step} ({', '.join(broken)}); lower train.learning_rate."
-    )
+def _finite(sums: list[dict[str, Sum]], step: int) -> dict[str, float]:
+  """The figures of the last of some steps that end with `step`, once those of all of them are finite."""
+  first, values = step - len(sums) + 1, {}
+  for number, of_step in enumerate(jax.device_get(sums), start=first):
+    values = {name: float(s.total) / max(float(s.weight), 1e-6) for name, s in of_step.items()}
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+      raise TrainingError(
+        f"The loss or its gradient is not finite at step {number} ({', '.join(sorted(broken))}); nothing of "
+        f"steps {first} to {step} was saved. Lower train.learning_rate."
+      )
   return values
 
 

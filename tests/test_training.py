@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import math
@@ -143,10 +144,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_the_step(prepared_dataset
 
   create_state = training.create_state
   monkeypatch.setattr(training, "create_state", broken)
-  with pytest.raises(
-    training.TrainingError, match=r"not finite at step 2 \(branch_tiny, fused, region\); lower"
-  ):
+  message = r"not finite at step 1 \(branch_tiny, fused, gradient_norm, region\); nothing of steps 1 to 2 was"
+  with pytest.raises(training.TrainingError, match=message):
     training.fit(tiny_config(steps=2), workdir=tmp_path, data_dir=prepared_dataset)
+
+
+def test_what_broke_between_two_saves_is_not_saved(prepared_dataset, tmp_path, monkeypatch):
+  parallel_step, numbers = training.parallel_step, itertools.count(1)
+
+  def poisoned(step):
+    step = parallel_step(step)
+    return lambda state, batch: step(
+      state, {**batch, "region": batch["region"] * np.float32(math.nan if next(numbers) == 3 else 1)}
+    )
+
+  monkeypatch.setattr(training, "parallel_step", poisoned)
+  message = r"not finite at step 3 \(gradient_norm, region\); nothing of steps 3 to 4 was saved"
+  with pytest.raises(training.TrainingError, match=message):
+    training.fit(tiny_config(steps=6), workdir=tmp_path, data_dir=prepared_dataset)
+  kept = training.RunCheckpoints(tmp_path)
+  assert kept.latest_step() == checkpoints.read_model(tmp_path / "best")["training"]["best_step"] == 2
+  kept.close()
 
 
 def test_the_average_of_parameters_follows_its_formula():
