@@ -2,22 +2,20 @@
 
 import dataclasses
 import functools
-import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from deepscan_jax import checkpoints, examples, faces, media, provenance
+from deepscan_jax import checkpoints, compilation_cache, examples, faces, media, provenance
 from deepscan_jax.calibration import Calibration
-from deepscan_jax.config import Config, from_dict
+from deepscan_jax.config import Config, ModelConfig, from_dict, to_dict
 from deepscan_jax.faces.quality import MIN_SIZE_PX
-from deepscan_jax.models.detector import Detector as Network
 from deepscan_jax.verdict import (
   INCONCLUSIVE,
   LIKELY_MANIPULATED,
@@ -32,8 +30,10 @@ from deepscan_jax.verdict import (
 )
 
 DEFAULT_MODEL = Path(__file__).parent / "weights" / "default"
-# Batches are padded to one of these sizes, so that few programs are compiled.
-BUCKETS = (1, 2, 4, 8, 16, 32)
+# Batches are padded to one of these sizes, so that few programs are compiled. A CPU judges 32 crops in eights
+# as fast as at once, in a quarter of the memory.
+BATCH_SIZES = (1, 8, 32)
+LARGEST_ON_CPU = 8
 # Who decides for the file: somebody judged in at least so many frames, or, if nobody was, in as many as
 # anybody; and in this share of the frames of the person judged most. A cut makes a new track of the same
 # person, and the highest of many short tracks is high by chance.
@@ -94,28 +94,30 @@ class Detector:
       raise checkpoints.CheckpointError(
         f"The model at {folder} was written by another version of deepscan_jax ({error}); train it again."
       ) from error
-    self._variables = checkpoints.read_params(folder)
-    self._apply = jax.jit(functools.partial(_apply, Network(self.config.model)))
-    self._programs: dict[int, jax.stages.Compiled] = {}
-    self._compiling = threading.Lock()
-    self._ready_for_videos = False
+    self._variables = compilation_cache.loaded(
+      "params", lambda: checkpoints.read_params(folder), facts=self.metadata["sha256"]
+    )
+    self._batch_sizes = [b for b in BATCH_SIZES if jax.default_backend() != "cpu" or b <= LARGEST_ON_CPU]
+    self._programs: dict[int, Future] = {}
+    self._tracing = threading.Lock()
 
-  def detect(self, path: str | Path, *, frames: int = 32) -> Verdict:
+  def detect(self, path: str | Path, *, frames: int = 32, decoding: media.Decoding | None = None) -> Verdict:
     """Judges one file.
 
     Args:
       path: a video, an image or a sound file; it is decoded in the sandbox.
       frames: how many frames of a video are looked at, spread evenly.
+      decoding: of this path into so many frames, begun before; None begins here.
 
     Raises:
       MediaError: the file cannot be read; the message says why.
     """
-    clock = _Clock()
-    before = _file_state(path)
-    clip = self._decode(path, frames, clock)
+    decoding = decoding or media.Decoding(path, plan=media.SamplingPlan(frame_count=frames))
+    clock = _Clock(decoding.started_s)
+    clip = self._wait_for_clip(decoding, frames, clock)
     with clock("hash_s"):
       facts = provenance.file_facts(path, clip=clip)
-    if _file_state(path) != before:
+    if media.file_state(path) != decoding.file_state:
       message = f"{Path(path).name} was changed while it was read; try again once it is complete."
       raise media.MediaError("changed_while_read", message)
     file = {
@@ -149,7 +151,7 @@ class Detector:
       warnings=(),
     )
     file = {"name": None, "bytes": None, "sha256": None, "kind": "image", "media": clip.facts}
-    return self._judge_clip(clip, file, _Clock())
+    return self._judge_clip(clip, file, _Clock(time.perf_counter()))
 
   def judge(self, inputs: dict[str, np.ndarray]) -> Judgement:
     """Runs the network on stacked examples, in batches of fixed sizes.
@@ -159,17 +161,18 @@ class Detector:
         [crop, frame] bool.
     """
     total = len(inputs["crop_mask"])
+    size = self._batch_size(total)
+    program = self._begin_compiling(size).result()
     parts = []
-    for start in range(0, total, BUCKETS[-1]):
-      count = min(total - start, BUCKETS[-1])
-      size = _bucket(count)
+    for start in range(0, total, size):
+      count = min(total - start, size)
       batch = {
         key: np.concatenate(
           [value[start : start + count], np.zeros((size - count, *value.shape[1:]), value.dtype)]
         )
         for key, value in inputs.items()
       }
-      answer = self._program(size)(self._variables, batch)
+      answer = program(self._variables, batch)
       parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], answer))
     logit, branch_logits, weights, region = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     if not np.isfinite(logit).all():
@@ -186,34 +189,34 @@ class Detector:
       region=region,
     )
 
-  def _decode(self, path: str | Path, frames: int, clock: "_Clock") -> media.Clip:
-    """Decodes in the child process, and meanwhile compiles here what a video will need."""
-    plan = media.SamplingPlan(frame_count=frames)
-    with ThreadPoolExecutor(3) as pool:
-      with clock("decode_s"):
-        decoding = pool.submit(media.decode_clip, path, plan=plan)
-        # What fails, fails early: nobody should wait for a compiler to hear that a file is empty.
-        wait([decoding], timeout=_EARLY_FAILURE_S)
-        compiling = []
-        if not self._ready_for_videos and not decoding.done():
-          size = _bucket(min(frames, BUCKETS[-1]))
-          compiling = [pool.submit(faces.prepare), pool.submit(self._program, size)]
-        clip = decoding.result()
+  def _wait_for_clip(self, decoding: media.Decoding, frames: int, clock: "_Clock") -> media.Clip:
+    """Meanwhile what a video will need is compiled here."""
+    # What fails, fails early: nobody should wait for a compiler to hear that a file is empty.
+    ended = decoding.wait(_EARLY_FAILURE_S + decoding.started_s - time.perf_counter())
+    video = not ended or decoding.result().kind == "video"
+    if video:
+      faces.prepare(wait=False)
+      self._begin_compiling(self._batch_size(frames))
+    clip = decoding.result()
+    clock.add("decode_s", decoding.seconds)
+    if video:
       with clock("compile_s"):
-        for task in compiling:
-          task.result()
-        self._ready_for_videos |= bool(compiling)
+        faces.prepare()
     return clip
 
-  def _program(self, size: int) -> jax.stages.Compiled:
-    with self._compiling:
+  def _batch_size(self, count: int) -> int:
+    """The smallest size that holds so many crops, or the largest there is."""
+    return next((size for size in self._batch_sizes if size >= count), self._batch_sizes[-1])
+
+  def _begin_compiling(self, size: int) -> Future:
+    with self._tracing:
       if size not in self._programs:
-        side = faces.EVAL_SIZE
-        batch = {
-          "crops": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW, side, side, 3), np.uint8),
-          "crop_mask": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW), np.bool_),
-        }
-        self._programs[size] = self._apply.lower(self._variables, batch).compile()
+        shapes = jax.tree.map(np.shape, self._variables)
+        self._programs[size] = compilation_cache.compiling(
+          f"detector_{size}",
+          lambda: _lower(self.config.model, self._variables, size),
+          facts=repr((to_dict(self.config.model), shapes)),
+        )
       return self._programs[size]
 
   def _judge_clip(self, clip: media.Clip, file: dict, clock: "_Clock") -> Verdict:
@@ -228,6 +231,8 @@ class Detector:
         _person(i, s, np.full(len(s.boxes), np.nan), None) for i, s in enumerate(subjects, start=1)
       )
       return self._not_applicable(_why_not(subjects), people, clip, file, clock)
+    with clock("compile_s"):
+      self._begin_compiling(self._batch_size(len(cut))).result()
     with clock("model_s"):
       judged = self.judge(examples.stack(cut))
     return self._verdict(subjects, judged, clip, file, clock)
@@ -316,28 +321,28 @@ def detect(path: str | Path, *, frames: int = 32) -> Verdict:
   return _default_detector().detect(path, frames=frames)
 
 
-def _file_state(path: str | Path) -> tuple[int, ...] | None:
-  """What changes when a file is replaced or written to; a hash must be of the very bytes that were judged."""
-  try:
-    state = os.stat(path)
-  except OSError:
-    return None  # The decoder will say what is wrong.
-  return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+def _lower(config: ModelConfig, variables: dict, size: int) -> jax.stages.Lowered:
+  # Only where the network has to be traced: a program that was kept runs without Flax.
+  from deepscan_jax.models.detector import Detector as Network
 
+  network = Network(config)
 
-def _bucket(count: int) -> int:
-  return next(bucket for bucket in BUCKETS if bucket >= count)
+  def apply(variables: dict, batch: dict):
+    output = network.apply(variables, batch, train=False)
+    region = next(b.maps["region"] for b in output.branches.values() if "region" in b.maps)
+    return (
+      output.logit,
+      {name: branch.logit for name, branch in output.branches.items()},
+      output.weights,
+      jax.nn.sigmoid(region[:, 0]),
+    )
 
-
-def _apply(network: Network, variables: dict, batch: dict):
-  output = network.apply(variables, batch, train=False)
-  region = next(b.maps["region"] for b in output.branches.values() if "region" in b.maps)
-  return (
-    output.logit,
-    {name: branch.logit for name, branch in output.branches.items()},
-    output.weights,
-    jax.nn.sigmoid(region[:, 0]),
-  )
+  window = (size, examples.FRAMES_PER_WINDOW)
+  batch = {
+    "crops": jax.ShapeDtypeStruct((*window, faces.EVAL_SIZE, faces.EVAL_SIZE, 3), np.uint8),
+    "crop_mask": jax.ShapeDtypeStruct(window, np.bool_),
+  }
+  return jax.jit(apply).lower(variables, batch)
 
 
 def _person(
@@ -436,15 +441,18 @@ def _why_not(subjects: list[examples.Subject]) -> tuple[Reason, ...]:
 class _Clock:
   """Seconds by stage, and in all."""
 
-  def __init__(self):
-    self._started = time.perf_counter()
+  def __init__(self, started_s: float):
+    self._started_s = started_s
     self._stages: dict[str, float] = {}
 
   @contextmanager
   def __call__(self, stage: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
-    self._stages[stage] = time.perf_counter() - started
+    self.add(stage, time.perf_counter() - started)
+
+  def add(self, stage: str, seconds: float) -> None:
+    self._stages[stage] = self._stages.get(stage, 0.0) + seconds
 
   def timings(self) -> dict[str, float]:
-    return {**self._stages, "total_s": time.perf_counter() - self._started}
+    return {**self._stages, "total_s": time.perf_counter() - self._started_s}

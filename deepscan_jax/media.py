@@ -21,7 +21,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +43,7 @@ __all__ = [
   "SAMPLE_RATE_HZ",
   "Budget",
   "Clip",
+  "Decoding",
   "MediaError",
   "SamplingPlan",
   "decode_clip",
@@ -75,6 +78,62 @@ class Clip:
   sample_rate_hz: int
   facts: dict
   warnings: tuple[str, ...]
+
+
+class Decoding:
+  """A file that is being decoded in its child process, while the caller does something else.
+
+  Args:
+    path, plan, budget: as of `decode_clip`.
+
+  Attributes:
+    path: of the file.
+    started_s: time.perf_counter() at the start.
+    seconds: how long it took; None before the end, and if it failed.
+    file_state: what changes when the file is replaced or written to, as it was at the start; None if it could
+      not be looked at.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    *,
+    plan: SamplingPlan = SamplingPlan(),  # noqa: B008 - immutable
+    budget: Budget = Budget(),  # noqa: B008 - immutable
+  ):
+    self.path = path
+    self.started_s = time.perf_counter()
+    self.seconds: float | None = None
+    self.file_state = file_state(path)
+    self._clip: Future[Clip] = Future()
+    # Not joined at the end of the program: a child without its parent ends by itself.
+    threading.Thread(target=self._run, args=(plan, budget), name="decoding", daemon=True).start()
+
+  def wait(self, timeout_s: float = 0.0) -> bool:
+    """Whether it has ended, well or badly, within so many seconds from now."""
+    return bool(wait([self._clip], timeout_s).done)
+
+  def result(self) -> Clip:
+    """Returns the Clip once it is there; raises MediaError as `decode_clip` does."""
+    return self._clip.result()
+
+  def _run(self, plan: SamplingPlan, budget: Budget) -> None:
+    try:
+      clip = decode_clip(self.path, plan=plan, budget=budget)
+    except BaseException as error:
+      self._clip.set_exception(error)
+    else:
+      self.seconds = time.perf_counter() - self.started_s
+      self._clip.set_result(clip)
+
+
+def file_state(path: str | os.PathLike) -> tuple[int, ...] | None:
+  """What changes when a file is replaced or written to; None if it cannot be looked at."""
+  try:
+    state = os.stat(path)
+  except OSError:
+    return None
+  return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def decode_clip(

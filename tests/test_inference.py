@@ -163,7 +163,7 @@ def test_a_crop_is_judged_on_its_own(detector):
 
 
 def test_more_crops_than_a_batch_holds_come_back_in_order(detector):
-  many = crops(inference.BUCKETS[-1] + 3)
+  many = crops(inference.BATCH_SIZES[-1] + 3)
   judged = detector.judge(many)
   last = {key: value[-3:] for key, value in many.items()}
   np.testing.assert_allclose(judged.logits[-3:], detector.judge(last).logits, atol=1e-5)

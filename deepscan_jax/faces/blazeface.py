@@ -7,11 +7,14 @@ mouth, right ear, left ear (the person's own sides).
 """
 
 import functools
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepscan_jax.faces import network
 from deepscan_jax.faces.network import (
   Block,
   convolve,
@@ -19,6 +22,7 @@ from deepscan_jax.faces.network import (
   double_size,
   inner,
   load_layers,
+  relu,
   run_blocks,
   run_in_batches,
   shortcut,
@@ -49,15 +53,22 @@ def detect(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   Raises:
     ValueError: when size is neither 128 nor 192.
   """
-  if images.shape[1:] == (SHORT_RANGE_SIZE, SHORT_RANGE_SIZE, 3):
-    network, weights = _detect_short_range, load_short_range()
-  elif images.shape[1:] == (FULL_RANGE_SIZE, FULL_RANGE_SIZE, 3):
-    network, weights = _detect_full_range, load_full_range()
-  else:
-    raise ValueError(
-      f"Detector images have shape {images.shape}; give [batch, 128, 128, 3] or [batch, 192, 192, 3]."
-    )
-  return run_in_batches(functools.partial(network, weights), images)
+  return run_in_batches(*_network(images.shape[1:]), images)
+
+
+def begin_compiling(size: int, *, batch: int) -> Future:
+  """Begins to compile what `detect` runs for pictures of one size; returns the future program."""
+  shape = (size, size, 3)
+  return network.begin_compiling(*_network(shape), (batch, *shape))
+
+
+def _network(shape: tuple[int, ...]) -> tuple[Callable, Callable[[], dict]]:
+  """Returns the jitted network for pictures of a shape, and what loads its weights."""
+  if shape == (SHORT_RANGE_SIZE, SHORT_RANGE_SIZE, 3):
+    return _detect_short_range, load_short_range
+  if shape == (FULL_RANGE_SIZE, FULL_RANGE_SIZE, 3):
+    return _detect_full_range, load_full_range
+  raise ValueError(f"Detector images have shape {shape}; give [batch, 128, 128, 3] or [batch, 192, 192, 3].")
 
 
 @functools.cache
@@ -73,7 +84,7 @@ def load_short_range() -> dict:
 
 def short_range(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns logits [batch, 896] and raw values [batch, 896, 16] of [batch, 128, 128, 3] in -1..1."""
-  x = with_border(jax.nn.relu(convolve(x, weights["stem"], stride=2)))
+  x = with_border(relu(convolve(x, weights["stem"], stride=2)))
   maps = []
   for strides, runs in zip(SHORT_RANGE_STRIDES, weights["stages"], strict=True):
     x = run_blocks(_single_block, x, strides, runs)
@@ -101,15 +112,15 @@ def load_full_range() -> dict:
 
 def full_range(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns logits [batch, 2304] and raw values [batch, 2304, 16] of [batch, 192, 192, 3] in -1..1."""
-  x = with_border(jax.nn.relu(convolve(x, weights["stem"], stride=2)))
+  x = with_border(relu(convolve(x, weights["stem"], stride=2)))
   maps = []
   for strides, runs in zip(FULL_RANGE_STRIDES, weights["down"], strict=True):
     x = run_blocks(_double_block, x, strides, runs)
     maps.append(inner(x))
   # Back up to 48x48: each coarse map, narrowed and doubled in size, is added to the finer one.
   for finer, strides, up in zip(reversed(maps[:-1]), FULL_RANGE_UP_STRIDES, weights["up"], strict=True):
-    coarse = jax.nn.relu(convolve(inner(x), up["coarse"]))
-    fine = jax.nn.relu(convolve(finer, up["fine"]))
+    coarse = relu(convolve(inner(x), up["coarse"]))
+    fine = relu(convolve(finer, up["fine"]))
     x = with_border(fine + double_size(coarse))
     x = run_blocks(_double_block, x, strides, up["runs"])
   logits, values = (convolve(inner(x), head) for head in weights["heads"])
@@ -118,13 +129,13 @@ def full_range(weights: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _single_block(x: jax.Array, layers: Block, *, stride: int) -> jax.Array:
   y = convolve_separably(x, *layers, stride=stride)
-  return with_border(jax.nn.relu(y + shortcut(x, channels=y.shape[-1], stride=stride)))
+  return with_border(relu(y + shortcut(x, channels=y.shape[-1], stride=stride)))
 
 
 def _double_block(x: jax.Array, layers: Block, *, stride: int) -> jax.Array:
-  y = with_border(jax.nn.relu(convolve_separably(x, *layers[:2], stride=stride)))
-  y = convolve_separably(y, *layers[2:])
-  return with_border(jax.nn.relu(y + shortcut(x, channels=y.shape[-1], stride=stride)))
+  y = with_border(relu(convolve_separably(x, *layers[:2], stride=stride)))
+  y = convolve_separably(y, *layers[2:], stride=1)
+  return with_border(relu(y + shortcut(x, channels=y.shape[-1], stride=stride)))
 
 
 @jax.jit

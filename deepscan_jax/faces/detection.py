@@ -16,7 +16,6 @@ with black around it: a face cut by the borders then looks whole.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -115,21 +114,22 @@ def find_faces(frames: np.ndarray | Sequence[np.ndarray], *, max_faces: int = MA
   return [found[:max_faces] for found in faces]
 
 
-def prepare() -> None:
-  """Compiles the networks for videos; returns when they are ready.
+def prepare(*, wait: bool = True) -> None:
+  """Compiles the networks for videos; without it, `find_faces` compiles what it needs when it needs it.
 
-  They are compiled side by side, which takes half as long on two cores. Meant for a thread that runs while a
-  file is decoded; without it, `find_faces` compiles what it needs when it needs it.
+  Args:
+    wait: False returns once they are traced; they are compiled side by side while the caller does something
+      else, such as waiting for a file to be decoded.
   """
-  sizes = (blazeface.FULL_RANGE_SIZE, blazeface.SHORT_RANGE_SIZE, mesh.MESH_SIZE)
-  networks = (blazeface.detect, blazeface.detect, mesh.find_landmarks)
-  with ThreadPoolExecutor(len(sizes)) as pool:
-    runs = [
-      pool.submit(network, np.zeros((BATCH_SIZE, size, size, 3), np.uint8))
-      for network, size in zip(networks, sizes, strict=True)
-    ]
-    for run in runs:
-      run.result()
+  # The one that takes longest first.
+  programs = [
+    blazeface.begin_compiling(blazeface.FULL_RANGE_SIZE, batch=BATCH_SIZE),
+    mesh.begin_compiling(batch=BATCH_SIZE),
+    blazeface.begin_compiling(blazeface.SHORT_RANGE_SIZE, batch=BATCH_SIZE),
+  ]
+  if wait:
+    for program in programs:
+      program.result()
 
 
 def _spread(indices: Sequence[int], n: int) -> list[int]:

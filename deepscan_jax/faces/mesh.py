@@ -7,11 +7,13 @@ arXiv:1907.06724. Weights by Google (Apache-2.0, see weights/NOTICE).
 import functools
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepscan_jax.faces import network
 from deepscan_jax.faces.network import (
   Block,
   Layer,
@@ -43,7 +45,12 @@ def find_landmarks(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     landmarks float32 [batch, 468, 3], x and y in pixels of `images`, z (depth, smaller is nearer, 0 at the
     middle of the head) on the same scale; presence float32 [batch] in 0..1.
   """
-  return run_in_batches(functools.partial(_find_landmarks, load_mesh()), images)
+  return run_in_batches(_find_landmarks, load_mesh, images)
+
+
+def begin_compiling(*, batch: int) -> Future:
+  """Begins to compile what `find_landmarks` runs; returns the future program."""
+  return network.begin_compiling(_find_landmarks, load_mesh, (batch, MESH_SIZE, MESH_SIZE, 3))
 
 
 @functools.cache

@@ -10,24 +10,35 @@ SAME. What keeps these networks quick on a CPU, to run and to compile:
 - Consecutive blocks of one shape are a scan over their stacked weights, and compile as one block. Where the
   channels grow within such a run, all of it has the channels of the last, the missing ones zero.
 - Weights are arguments, never constants of the compiled program, which XLA would spend its time folding.
+- What runs in every block is written in jax.lax: indexing, padding and jax.nn take several times as long to
+  trace.
 """
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepscan_jax import compilation_cache
+
 WEIGHTS_PATH = Path(__file__).parent / "weights" / "faces.npz"
 # One picture alone, or batches of eight: larger ones fall out of the CPU's cache and are no faster per
 # picture.
 BATCH_SIZE = 8
 
+ZERO = np.float32(0)
+
 Layer = dict[str, np.ndarray]
 Block = tuple[Layer, ...]
+
+# Two threads that want the same program wait for one of them to trace it.
+_TRACING = threading.Lock()
 
 
 def load_layers(network: str) -> Iterator[Layer]:
@@ -68,27 +79,54 @@ def run_blocks(block: Callable, x: jax.Array, strides: Sequence[int], runs: tupl
   return x
 
 
-def run_in_batches(network: Callable, images: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Returns `network(images)` as numpy arrays; one picture runs alone, more in eights: two shapes at most.
+def run_in_batches(
+  network: Callable, load_weights: Callable[[], dict], images: np.ndarray
+) -> tuple[np.ndarray, ...]:
+  """Returns the network's answers as numpy arrays; one picture runs alone, more in eights: two shapes.
 
   Args:
-    network: jitted function of [batch, ...] that returns a tuple of arrays [batch, ...].
-    images: [batch, ...], at least one.
+    network: jitted function of weights and uint8 [batch, size, size, 3], to a tuple of arrays [batch, ...].
+    load_weights: gives its first argument, always the same.
+    images: uint8 [batch, size, size, 3], at least one.
   """
   size = 1 if len(images) == 1 else BATCH_SIZE
+  shape = (size, *images.shape[1:])
+  compiled, weights = begin_compiling(network, load_weights, shape), _on_device(load_weights)
+  run = functools.partial(compiled.result(), weights)
   outputs = []
   for start in range(0, len(images), size):
     part = images[start : start + size]
     padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-    outputs.append([np.asarray(output)[: len(part)] for output in network(padded)])
+    outputs.append([np.asarray(output)[: len(part)] for output in run(padded)])
   return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
+
+
+def begin_compiling(network: Callable, load_weights: Callable[[], dict], shape: tuple[int, ...]) -> Future:
+  """Returns the future program of a network (see run_in_batches) for images of one shape; made once."""
+  with _TRACING:
+    return _program(network, load_weights, shape)
+
+
+@functools.cache
+def _program(network: Callable, load_weights: Callable[[], dict], shape: tuple[int, ...]) -> Future:
+  weights = _on_device(load_weights)
+  return compilation_cache.compiling(
+    f"{network.__name__.strip('_')}_{shape[0]}",
+    lambda: network.lower(weights, jax.ShapeDtypeStruct(shape, np.uint8)),
+    facts=repr((shape, jax.tree.map(np.shape, weights))),
+  )
+
+
+@functools.cache
+def _on_device(load_weights: Callable[[], dict]) -> dict:
+  return jax.device_put(load_weights(), jax.local_devices()[0])
 
 
 def convolve(x: jax.Array, layer: Layer, *, stride: int = 1, padding: str = "SAME") -> jax.Array:
   """Returns a dense convolution of x (no border); a kernel of two axes is a 1x1 convolution."""
   kernel = layer["kernel"]
   if kernel.ndim == 2:
-    return jnp.einsum("bhwi,io->bhwo", x, kernel) + layer["bias"]
+    return jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ()))) + layer["bias"]
   dimensions = ("NHWC", "HWIO", "NHWC")
   y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dimensions)
   return y + layer["bias"]
@@ -96,15 +134,17 @@ def convolve(x: jax.Array, layer: Layer, *, stride: int = 1, padding: str = "SAM
 
 def convolve_separably(x: jax.Array, depthwise: Layer, pointwise: Layer, *, stride: int = 1) -> jax.Array:
   """Returns a 3x3 convolution of each channel, then a 1x1 convolution; x has a border, the result none."""
-  kernel, total = depthwise["kernel"], depthwise["bias"]
-  height, width = ((length - 2) // stride for length in x.shape[1:3])
+  batch, height, width, channels = x.shape
+  taps = jax.lax.split(depthwise["kernel"].reshape(9, channels), [1] * 9)
+  height, width = (height - 2) // stride, (width - 2) // stride
+  shape = (batch, height, width, channels)
+  total = jax.lax.broadcast_in_dim(depthwise["bias"], shape, (3,))
   # SAME padding of even lengths: one pixel before and after at stride 1, only one after at stride 2.
   start = stride - 1
-  for row in range(3):
-    for column in range(3):
-      rows = slice(start + row, start + row + (height - 1) * stride + 1, stride)
-      columns = slice(start + column, start + column + (width - 1) * stride + 1, stride)
-      total = total + x[:, rows, columns] * kernel[row, column]
+  for tap, (row, column) in zip(taps, itertools.product(range(start, start + 3), repeat=2), strict=True):
+    end = (batch, row + (height - 1) * stride + 1, column + (width - 1) * stride + 1, channels)
+    shifted = jax.lax.slice(x, (0, row, column, 0), end, (1, stride, stride, 1))
+    total = total + shifted * jax.lax.broadcast_in_dim(tap, shape, (2, 3))
   return convolve(total, pointwise)
 
 
@@ -118,14 +158,14 @@ def shortcut(x: jax.Array, *, channels: int, stride: int = 1) -> jax.Array:
 
 def widen(x: jax.Array, channels: int) -> jax.Array:
   """Returns x with zero channels appended until it has `channels`."""
-  return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
+  return jax.lax.pad(x, ZERO, [(0, 0, 0), (0, 0, 0), (0, 0, 0), (0, channels - x.shape[-1], 0)])
 
 
 def with_border(x: jax.Array) -> jax.Array:
   """Returns x with one zero pixel around it."""
   # The barrier keeps XLA from computing x anew, with a branch per pixel, in each of the nine products that
   # read it.
-  return jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+  return jax.lax.optimization_barrier(jax.lax.pad(x, ZERO, [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)]))
 
 
 def inner(x: jax.Array) -> jax.Array:
@@ -143,6 +183,11 @@ def double_size(x: jax.Array) -> jax.Array:
     shape = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
     x = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1).reshape(shape)
   return x
+
+
+def relu(x: jax.Array) -> jax.Array:
+  """Returns x where positive, 0 elsewhere."""
+  return jax.lax.max(x, jnp.zeros_like(x))
 
 
 def prelu(x: jax.Array, layer: Layer) -> jax.Array:

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from deepscan_jax.faces.align import resize
 from deepscan_jax.faces.detection import Face, overlaps
@@ -68,10 +67,7 @@ def group_tracks(
         for track in alive
       ]
     ).reshape(len(alive), len(faces))
-    # An impossible pair costs more than any number of possible ones, so it is taken only where nothing else
-    # is left.
-    pairs = zip(*linear_sum_assignment(np.where(np.isfinite(costs), costs, 1e6)), strict=True)
-    followed = {column: alive[row] for row, column in pairs if np.isfinite(costs[row, column])}
+    followed = {column: alive[row] for row, column in _assign(costs) if np.isfinite(costs[row, column])}
     for column, face in enumerate(faces):
       if column in followed:
         followed[column].append((now, face))
@@ -114,6 +110,18 @@ def _cost(before: Face, after: Face, seconds: float) -> float:
   if moved > min(MAX_MOVE + MOVE_PER_S * seconds, MAX_MOVE_EVER) or growth > MAX_GROWTH:
     return np.inf
   return moved + np.log(growth) + 1 - float(overlaps(before.box, after.box[None])[0])
+
+
+def _assign(costs: np.ndarray) -> list[tuple[int, int]]:
+  """Returns the pairs (row, column), each row and column in one at most, whose costs are least in all."""
+  # An impossible pair costs more than any number of possible ones, so it is taken only where nothing else is
+  # left.
+  costs = np.where(np.isfinite(costs), costs, 1e6)
+  if min(costs.shape) <= 1:  # one person, as in most videos: no reason to wait for SciPy to load
+    return [divmod(int(costs.argmin()), costs.shape[1])] if costs.size else []
+  from scipy.optimize import linear_sum_assignment
+
+  return list(zip(*map(np.ndarray.tolist, linear_sum_assignment(costs)), strict=True))
 
 
 def _colours(frame: np.ndarray) -> np.ndarray:
