@@ -75,3 +75,16 @@ def detector_losses(
       weights = valid[:, None] * branch.token_mask
       losses["region"] = region_loss(branch.maps["region"], batch["region"], weights)
   return losses
+
+
+def reconstruction_loss(error: jax.Array, label: jax.Array, weights: jax.Array) -> Sum:
+  """Mean reconstruction error of the real faces; a fake has no part in it, nor in its gradient.
+
+  Args:
+    error: [batch, frame, rows, columns] float, the autoencoder branch's map "reconstruction_error".
+    label: [batch] int, 1 = fake.
+    weights: [batch, frame] float.
+  """
+  weights = jnp.where(label[:, None] == 0, weights, 0.0)
+  each = jnp.where(weights > 0, error.mean(axis=(-2, -1)), 0.0)
+  return Sum(jnp.sum(each * weights), weights.sum())

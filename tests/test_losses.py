@@ -80,3 +80,19 @@ def test_each_branch_counts_where_it_is_present_and_padding_never():
   np.testing.assert_allclose(found["region"].total, 2 * math.log(2), rtol=1e-5)
   del batch["region"]
   assert "region" not in losses.detector_losses(output, batch, gamma=0.0, smoothing=0.0)
+
+
+def test_reconstruction_counts_real_faces_only():
+  rng = np.random.default_rng(0)
+  error, weights = rng.random((3, 2, 4, 5)), rng.random((3, 2))
+  error[1] = np.nan
+  weights[2, 1] = 0
+  got = losses.reconstruction_loss(jnp.array(error), jnp.array([0, 1, 0]), jnp.array(weights))
+  total = sum(weights[b, f] * error[b, f].mean() for b in (0, 2) for f in range(2))
+  np.testing.assert_allclose(got.total, total, rtol=1e-5)
+  np.testing.assert_allclose(got.weight, weights[0].sum() + weights[2].sum(), rtol=1e-6)
+
+
+def test_without_a_real_face_there_is_no_reconstruction():
+  got = losses.reconstruction_loss(jnp.ones((2, 1, 3, 3)), jnp.array([1, 1]), jnp.ones((2, 1)))
+  assert got == (0, 0)

@@ -178,7 +178,7 @@ def landmark_motion(points: jax.Array, times_s: jax.Array, mask: jax.Array) -> j
     # The small number keeps the gradient finite where nothing moves.
     return jnp.sqrt(jnp.square(vectors).mean(axis=(2, 3)) + 1e-12)[..., None]
 
-  flat = "batch frame point axis -> batch frame (point axis)"
+  flat = "batch frame point xy -> batch frame (point xy)"
   series = jnp.concatenate(
     [
       einops.rearrange(velocity, flat),
