@@ -237,14 +237,14 @@ def shifted_similarity(
   moments = video.shape[1]
   both_ends = ((0, 0), (max_shift, max_shift))
   shifts = range(2 * max_shift + 1)
-  audio_mask = jnp.pad(audio_mask, both_ends)
-  pairs = jnp.stack([video_mask & audio_mask[:, k : k + moments] for k in shifts], axis=-1)
+  heard_mask = jnp.pad(audio_mask, both_ends)
+  pairs = jnp.stack([video_mask & heard_mask[:, k : k + moments] for k in shifts], axis=-1)
   # The product of all with all is cheap; the band about its diagonal is what a row-major buffer yields when
   # each row is read one place later than the one before.
   products = einops.einsum(video, audio, "batch seen feature, batch heard feature -> batch seen heard")
-  products = jnp.pad(products, (*both_ends[:1], (0, 0), (max_shift, max_shift + 1)))
-  width = moments + 2 * max_shift
-  band = products.reshape(products.shape[0], -1)[:, : moments * width].reshape(-1, moments, width)
+  rows = jnp.pad(products, ((0, 0), *both_ends))
+  rows = jnp.pad(rows.reshape(rows.shape[0], -1), ((0, 0), (0, moments)))
+  band = rows.reshape(rows.shape[0], moments, moments + 2 * max_shift + 1)
   return jnp.where(pairs, band[:, :, : len(shifts)], 0.0), pairs
 
 
