@@ -37,9 +37,18 @@ _compilers = ThreadPoolExecutor(4, thread_name_prefix="compiler")
 
 
 def default_folder() -> Path:
-  """Where compiled programs are kept unless the user says otherwise: below XDG_CACHE_HOME, or ~/.cache."""
+  """Where compiled programs are kept unless the user says otherwise: below XDG_CACHE_HOME, or ~/.cache.
+
+  Raises:
+    FileNotFoundError: this user has no home folder, as in some containers.
+  """
   root = os.environ.get("XDG_CACHE_HOME", "")
-  return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "deepscan_jax" / "compiled"
+  if not os.path.isabs(root):
+    try:
+      root = Path.home() / ".cache"
+    except RuntimeError as error:
+      raise FileNotFoundError("This user has no home folder; set HOME or XDG_CACHE_HOME.") from error
+  return Path(root) / "deepscan_jax" / "compiled"
 
 
 def private_folder(path: Path) -> Path:

@@ -279,6 +279,17 @@ def test_a_cache_that_nobody_chose_is_gone_without_and_a_chosen_one_is_an_error(
     compilation_cache.switch_on(str(tmp_path / "file" / "x"))
 
 
+def test_a_user_without_a_home_goes_without_a_cache(monkeypatch):
+  def nowhere(_):
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.setattr(compilation_cache.Path, "home", classmethod(nowhere))
+  assert compilation_cache.switch_on() == (
+    "Going on without a compilation cache. This user has no home folder; set HOME or XDG_CACHE_HOME."
+  )
+
+
 def test_golden_inputs_are_the_same_on_every_machine():
   inputs = doctor.golden_inputs()
   assert {name: (image.shape, image.dtype) for name, image in inputs.items()} == {
