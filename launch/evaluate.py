@@ -10,6 +10,7 @@ are untouched real pictures at or above the model's threshold. Intervals come fr
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import app, flags
 
@@ -32,6 +33,9 @@ def main(argv: Sequence[str]) -> int:
   """Measures the model that the flags name; returns the exit code."""
   if argv[1:]:
     raise app.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
+  if _OUTPUT_JSON.value and not Path(_OUTPUT_JSON.value).parent.is_dir():
+    # Before the minutes that measuring takes.
+    raise app.UsageError(f"Cannot write {_OUTPUT_JSON.value}: there is no such folder.")
 
   from deepscan_jax import compilation_cache, load_detector, report
   from deepscan_jax.evaluation import measure_model
