@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import keras_oracle
 import numpy as np
 import pytest
 
@@ -100,3 +101,13 @@ def test_the_torch_reference_computes_the_same_numbers(variant):
     network = reference_torch.EfficientNet(variant, num_classes=3).load_variables(variables)
     theirs = reference_torch.make_forward(network, channels_last=channels_last)(images)
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", ["b0", "b3"])
+def test_maps_are_those_that_keras_gave(name):
+  keras_oracle.check_goldens(name)
+
+
+@pytest.mark.parametrize("name", ["b0", "b3"])
+def test_maps_equal_keras(name):
+  keras_oracle.check_parity(name)

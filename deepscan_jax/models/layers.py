@@ -36,6 +36,7 @@ class ConvNorm(nn.Module):
     activation: applied last; None for none.
     frozen_norm: see BatchNorm.
     axis_name: see BatchNorm.
+    epsilon: see BatchNorm.
   """
 
   features: int
@@ -45,6 +46,7 @@ class ConvNorm(nn.Module):
   activation: Activation | None = None
   frozen_norm: bool = True
   axis_name: str | None = None
+  epsilon: float = 1e-3
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -53,7 +55,7 @@ class ConvNorm(nn.Module):
     pointwise = size == 1 and self.stride == 1
     shape = (channels, self.features) if pointwise else (size, size, channels, self.features)
     kernel = self.param("kernel", _fan_out_normal, shape)
-    norm = BatchNorm(frozen=self.frozen_norm, axis_name=self.axis_name, name="norm")
+    norm = BatchNorm(frozen=self.frozen_norm, axis_name=self.axis_name, epsilon=self.epsilon, name="norm")
     if train and not self.frozen_norm:
       x = norm(self._convolve(x, kernel), train=True)
     else:
@@ -293,6 +295,23 @@ def depthwise_conv(
   )
 
 
+def max_pool(x: jax.Array, *, kernel_size: int = 3, stride: int = 2, padding: Padding = "SAME") -> jax.Array:
+  """Returns the largest value of each window of x [batch, height, width, channel].
+
+  Pads with what is never the largest; "SAME" as in TensorFlow. Written as the maximum of shifted windows: XLA
+  computes windowed reductions, and their gradients above all, one number at a time on CPUs. Where several
+  values of a window are the largest, they share its gradient.
+  """
+  pads = explicit_padding(x.shape[1:3], kernel_size, stride=stride, padding=padding)
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+  return functools.reduce(jnp.maximum, _windows(x, kernel_size, stride))
+
+
+def average_pool(x: jax.Array, *, size: int = 2) -> jax.Array:
+  """Returns the means of x [batch, height, width, channel] over size x size places, a remainder left out."""
+  return functools.reduce(jnp.add, _windows(x, size, size)) * (1.0 / size**2)
+
+
 def explicit_padding(lengths: tuple[int, int], kernel_size: int, *, stride: int, padding: Padding) -> _Pads:
   """Returns the pixels before and after each of the two axes; "SAME" puts the odd one at the end."""
   if padding != "SAME":
@@ -375,6 +394,16 @@ def _grouped_conv(x, kernel, *, stride, pads):
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count=x.shape[-1],
   )
+
+
+def _windows(x, size, stride):
+  """For each place within a window: x at that place of all windows."""
+  height, width = ((length - size) // stride + 1 for length in x.shape[1:3])
+  return [
+    x[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+    for i in range(size)
+    for j in range(size)
+  ]
 
 
 def _shifted_sum(x, kernel, *, stride, pads):

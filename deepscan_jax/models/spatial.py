@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deepscan_jax.models.efficientnet import EfficientNet
+from deepscan_jax.models.backbones import backbone
 from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
 from deepscan_jax.models.layers import ChannelAttention, SpatialAttention
 
@@ -13,10 +13,10 @@ _REGION_FEATURES = 128
 
 
 class SpatialBranch(nn.Module):
-  """An EfficientNet with channel and spatial attention, a region head, and inside compared with outside.
+  """A picture network with channel and spatial attention, a region head, and inside compared with outside.
 
   Attributes:
-    backbone: an `EfficientNet` variant.
+    backbone: a name of models/backbones.py.
     features: width of a token.
     dropout: of the pooled description, in training.
     axis_name: the pmap axis.
@@ -44,10 +44,9 @@ class SpatialBranch(nn.Module):
     mask = batch["crop_mask"]
     crops = hide(batch["crops"], mask)
     frames = crops.shape[1]
-    images = (
-      einops.rearrange(crops, "batch frame ... -> (batch frame) ...").astype(jnp.float32) - 127.0
-    ) / 128.0
-    maps = EfficientNet(self.backbone, axis_name=self.axis_name, name="backbone")(images, train=train)
+    network = backbone(self.backbone)
+    images = network.normalise(einops.rearrange(crops, "batch frame ... -> (batch frame) ..."))
+    maps = network.make(axis_name=self.axis_name, name="backbone")(images, train=train)
     description, region = RegionHead(name="region_head")(maps)
     description = nn.relu(nn.Dense(self.features, name="describe")(description))
     tokens = nn.Dropout(self.dropout, deterministic=not train)(description)
@@ -77,10 +76,11 @@ class RegionHead(nn.Module):
   @nn.compact
   def __call__(self, maps: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Returns the description [batch, feature] and the region logits [batch, rows, columns] at stride 16."""
-    fine = nn.avg_pool(maps["stride8"], (2, 2), strides=(2, 2))
     middle = maps["stride16"]
-    coarse = maps["stride32"].repeat(2, axis=1).repeat(2, axis=2)
-    x = jnp.concatenate([fine, middle, coarse[:, : middle.shape[1], : middle.shape[2]]], axis=-1)
+    rows, columns = middle.shape[1:3]
+    fine = nn.avg_pool(_fitted(maps["stride8"], 2 * rows, 2 * columns), (2, 2), strides=(2, 2))
+    coarse = _fitted(maps["stride32"].repeat(2, axis=1).repeat(2, axis=2), rows, columns)
+    x = jnp.concatenate([fine, middle, coarse], axis=-1)
     x = nn.relu(nn.Dense(_REGION_FEATURES, name="mix")(x))
     x = ChannelAttention(name="channel_attention")(x)
     x, _ = SpatialAttention(name="spatial_attention")(x)
@@ -99,3 +99,10 @@ class RegionHead(nn.Module):
       axis=-1,
     )
     return description, region[..., 0]
+
+
+def _fitted(x: jax.Array, rows: int, columns: int) -> jax.Array:
+  """x [batch, row, column, channel] cut or its edge repeated: odd maps are halved downwards or upwards."""
+  x = x[:, :rows, :columns]
+  missing = ((0, 0), (0, rows - x.shape[1]), (0, columns - x.shape[2]), (0, 0))
+  return jnp.pad(x, missing, mode="edge")
