@@ -33,7 +33,9 @@ _SETTINGS = ("CUDA_", "JAX_", "LIBTPU_", "TF_", "XLA_")
 _KEPT_OF_A_NAME = 4
 
 _programs_folder: Path | None = None
-_compilers = ThreadPoolExecutor(4, thread_name_prefix="compiler")
+# Compiling and writing, beside the caller.
+_compilers = ThreadPoolExecutor(5, thread_name_prefix="compiler")
+_writing: list[Future] = []
 
 
 def default_folder() -> Path:
@@ -151,8 +153,14 @@ def loaded(name: str, load: Callable[[], Any], *, facts: str) -> Any:
     return jax.device_put(kept, jax.local_devices()[0])
   tree = load()
   if path is not None:
-    _write(path, lambda: pickle.dumps(jax.device_get(tree), protocol=5))
+    _writing.append(_compilers.submit(_write, path, lambda: pickle.dumps(jax.device_get(tree), protocol=5)))
   return tree
+
+
+def finish() -> None:
+  """Waits until everything that `loaded` is to keep is written."""
+  while _writing:
+    _writing.pop().result()
 
 
 def _machine_folder(choice: str | None) -> tuple[Path | None, str]:

@@ -32,6 +32,8 @@ from pathlib import Path
 
 from absl import app, flags
 
+# Read by __main__: when `main` returns, all is written, and nobody needs to wait for JAX to be taken apart.
+LEAVES_AT_ONCE = True
 PARTIAL, UNREADABLE, FLAGGED, NO_MODEL = 4, 5, 3, 6
 INTERNAL_ERROR = 1
 # The code of the answer for a file on which this program failed.
@@ -155,7 +157,7 @@ def detect(
     say: called with one line of progress at a time.
     decoding: media.Decoding of the first input, begun before; None begins here.
   """
-  from deepscan_jax import media, report, verdict
+  from deepscan_jax import compilation_cache, media, report, verdict
 
   answers: list[verdict.Verdict | report.Unread] = []
   for number, asked in enumerate(inputs, start=1):
@@ -193,6 +195,7 @@ def detect(
   if output_html:
     report.write_html(single_or_all, Path(output_html))
     say(f"Report written to {output_html}")
+  compilation_cache.finish()
   return exit_code(answers, fail_on_fake=fail_on_fake)
 
 
