@@ -173,7 +173,9 @@ def _machine_folder(choice: str | None) -> tuple[Path | None, str]:
   except (OSError, ValueError) as error:
     if choice:
       raise
-    return None, f"Going on without a compilation cache. {error}"
+    told = isinstance(error, OSError) and error.filename is not None
+    why = f"{error.filename} cannot be used: {error.strerror}." if told else str(error)
+    return None, f"Going on without a compilation cache. {why}"
 
 
 def _processor() -> str:

@@ -208,12 +208,11 @@ def _disk() -> Check:
 
 
 def _cache() -> Check:
-  folder = compilation_cache.default_folder()
   try:
-    folder = compilation_cache.private_folder(folder)
+    folder = compilation_cache.private_folder(compilation_cache.default_folder())
   except (OSError, ValueError) as error:
     return Check("compilation cache", WARN, str(error), "Each start compiles anew until this is mended.")
-  size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+  size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
   return Check("compilation cache", OK, f"{folder}, private, {size / (1 << 20):.0f} MiB")
 
 
