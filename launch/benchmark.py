@@ -1,7 +1,8 @@
-"""Times detect or a training step stage by stage, side by side with what it should be measured against.
+"""Times detect, a training step or the networks, side by side with what each should be measured against.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark train --output_json=train.json
+    deepscan benchmark models
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-CASES = ("detect", "train")
+CASES = ("detect", "train", "models")
 
 _MEDIA = flags.DEFINE_string(
   "media", None, "detect: the video to time; without it a clip is made.", allow_override=True
@@ -89,7 +90,8 @@ def main(argv: Sequence[str]) -> int:
 
   from deepscan_jax import report
 
-  rows = benchmark_detect() if argv[1] == "detect" else benchmark_train()
+  runs = {"detect": benchmark_detect, "train": benchmark_train, "models": benchmark_models}
+  rows = runs[argv[1]]()
   print(table(rows))
   if _OUTPUT_JSON.value:
     report.write_whole(_OUTPUT_JSON.value, json.dumps([dataclasses.asdict(r) for r in rows], indent=2) + "\n")
@@ -158,6 +160,16 @@ def benchmark_train() -> list[Row]:
     best = min(others, default=None)
     rows.append(_row("train", case, ours, best, limit_s=best and _TRAIN_RATIO * best))
   return rows
+
+
+def benchmark_models() -> list[Row]:
+  """Forward passes of the networks, and a training step, against PyTorch."""
+  from . import benchmark_models
+
+  with_torch = _reference_torch() is not None
+  return benchmark_models.model_rows(
+    in_turns=in_turns, row=_row, repeats=_REPEATS.value, with_torch=with_torch
+  )
 
 
 def in_turns(*functions: Callable[[], object], repeats: int) -> list[float]:
