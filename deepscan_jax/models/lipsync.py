@@ -146,15 +146,19 @@ class LipSyncBranch(nn.Module):
     pictures = mask.shape[1]
     fine, middle, coarse = self.video_widths
     x = einops.rearrange((crops - 127.0) / 128.0, "batch picture ... -> (batch picture) ...")
-    x = Reduce(fine, kernel_size=7, strides=(4, 4), name="video_stem")(x)
-    x = ConvNextBlock(name="video_block0")(x, train=train)
-    x = Reduce(middle, name="video_reduce1")(x)
-    # Motion: the five pictures of a moment side by side, at a stride where that is affordable.
-    x = einops.rearrange(x, "(batch picture) ... -> batch picture ...", picture=pictures)
-    moments = pictures - MOMENT + 1
-    x = jnp.concatenate([x[:, i : i + moments] for i in range(MOMENT)], axis=-1)
-    x = einops.rearrange(x, "batch moment ... -> (batch moment) ...")
-    x = nn.LayerNorm(epsilon=1e-6, name="video_join_norm")(nn.Dense(middle, name="video_join")(x))
+    x = nn.gelu(Reduce(fine, kernel_size=7, strides=(4, 4), name="video_stem")(x))
+    x = nn.gelu(Reduce(middle, name="video_reduce1")(x))
+    # Motion: the five pictures of a moment together, at a stride where that is affordable.
+    rows = x.shape[1]
+    x = einops.rearrange(
+      x, "(batch picture) row column channel -> batch picture (row column) channel", picture=pictures
+    )
+    x = nn.Conv(middle, (MOMENT, 1), padding="VALID", name="video_join")(x)
+    moments = x.shape[1]
+    x = einops.rearrange(
+      x, "batch moment (row column) channel -> (batch moment) row column channel", row=rows
+    )
+    x = nn.LayerNorm(epsilon=1e-6, name="video_join_norm")(x)
     x = ConvNextBlock(name="video_block1")(x, train=train)
     x = Reduce(coarse, name="video_reduce2")(x)
     x = ConvNextBlock(name="video_block2")(x, train=train)
@@ -174,7 +178,8 @@ class LipSyncBranch(nn.Module):
     for stage, width in enumerate(self.audio_widths):
       size, strides = (3, (2, 2)) if stage else (5, (2, 4))
       x = Reduce(width, kernel_size=size, strides=strides, name=f"audio_reduce{stage}")(x)
-      x = ConvNextBlock(name=f"audio_block{stage}")(x, train=train)
+      # The first stage is wide and has little to say: a block there would cost more than all the others.
+      x = ConvNextBlock(name=f"audio_block{stage}")(x, train=train) if stage else nn.gelu(x)
     x = ChannelAttention(name="audio_channel_attention")(x)
     # Bands stay apart, time is averaged: it is one moment.
     x = einops.rearrange(x.mean(axis=1), "moments band channel -> moments (band channel)")
