@@ -57,11 +57,10 @@ def test_branches_of_one_kind_share_its_weight():
 def test_what_one_branch_sees_reaches_the_others_tokens_through_the_bottleneck():
   module = fusion.BottleneckExchange(heads=2, bottlenecks=3)
   branches = fake_branches(present=np.ones((BATCH, 3), bool))
-  tokens, masks = ({n: getattr(b, k) for n, b in branches.items()} for k in ("tokens", "token_mask"))
-  masks = list(masks.values())
+  tokens, masks = ([getattr(b, k) for b in branches.values()] for k in ("tokens", "token_mask"))
   variables = random_variables(module, tokens, masks)
   before = module.apply(variables, tokens, masks)
-  after = module.apply(variables, tokens | {"spatial": tokens["spatial"] + 1}, masks)
+  after = module.apply(variables, [*tokens[:-1], tokens[-1][..., ::-1]], masks)
   assert list(branches) == ["audio", "metadata", "spatial"]
   assert np.abs(np.asarray(after[0] - before[0])).max() > 1e-4
   np.testing.assert_array_equal(before[0][:, -1], 0)

@@ -73,7 +73,7 @@ class AttentionFusion(nn.Module):
       owner += [index] * branch.tokens.shape[1]
     if self.bottlenecks:
       exchange = BottleneckExchange(self.heads, self.bottlenecks, name="exchange")
-      tokens = exchange(dict(zip(branches, tokens, strict=True)), masks)
+      tokens = exchange(tokens, masks)
     probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, width))
     probe = jnp.broadcast_to(probe, (present.shape[0], 1, width))
     keys = jnp.concatenate([probe, *tokens], axis=1)
@@ -100,9 +100,11 @@ class AttentionFusion(nn.Module):
 class BottleneckExchange(nn.Module):
   """Branches tell each other what they see through a few shared tokens, and in no other way.
 
-  The multimodal bottleneck of Nagrani et al. 2021 (arXiv:2107.00135): in each layer every branch attends to its own
-  tokens and the shared ones, and the shared ones become the mean of what the branches that are present made
-  of them. What one branch wrote in one layer the others read in the next, so there are two layers at least.
+  The multimodal bottleneck of Nagrani et al. 2021 (arXiv:2107.00135): in each layer every branch attends to
+  its own tokens and the shared ones, and the shared ones become the mean of what the branches that are
+  present made of them. What one branch wrote in one layer the others read in the next, so there are two
+  layers at least. Unlike in the paper the branches share a layer's weights, for their tokens say of which
+  kind they are: weights of their own would make the fusion of eight branches larger than most branches.
 
   Attributes:
     heads: attention heads; must divide the token width.
@@ -115,23 +117,22 @@ class BottleneckExchange(nn.Module):
   layers: int = 2
 
   @nn.compact
-  def __call__(self, tokens: dict[str, jax.Array], masks: list[jax.Array]) -> list[jax.Array]:
+  def __call__(self, tokens: list[jax.Array], masks: list[jax.Array]) -> list[jax.Array]:
     """Returns the tokens of each branch, [batch, token, feature], 0 where hidden.
 
     Args:
-      tokens: of each branch by name, [batch, token, feature], 0 where hidden.
+      tokens: of each branch, [batch, token, feature], 0 where hidden, the branch's kind added to them.
       masks: of each branch, [batch, token] bool.
     """
-    names, tokens = list(tokens), list(tokens.values())
     batch, _, width = tokens[0].shape
     start = self.param("bottlenecks", nn.initializers.normal(0.02), (self.bottlenecks, width))
     shared = jnp.broadcast_to(start, (batch, self.bottlenecks, width))
     present = jnp.stack([mask.any(axis=1) for mask in masks]).astype(jnp.float32)[..., None, None]
     for layer in range(self.layers):
+      block = _AttentionBlock(self.heads, name=f"layer{layer}")
       seen, heard = [], []
-      for name, own, mask in zip(names, tokens, masks, strict=True):
+      for own, mask in zip(tokens, masks, strict=True):
         valid = jnp.concatenate([jnp.ones((batch, self.bottlenecks), bool), mask], axis=1)
-        block = _AttentionBlock(self.heads, name=f"layer{layer}_{name}")
         x = block(jnp.concatenate([shared, own], axis=1), valid)
         heard.append(x[:, : self.bottlenecks])
         seen.append(hide(x[:, self.bottlenecks :], mask))
