@@ -52,28 +52,46 @@ def region_loss(region_logits: jax.Array, region: jax.Array, weights: jax.Array)
 
 
 def detector_losses(
-  output: DetectorOutput, batch: dict[str, jax.Array], *, gamma: float, smoothing: float
-) -> dict:
-  """All losses of a batch by name: "fused", "branch_<name>" weighted by presence, "region" where it is known.
+  output: DetectorOutput,
+  batch: dict[str, jax.Array],
+  *,
+  gamma: float,
+  smoothing: float,
+  class_weights: tuple[float, float] = (1.0, 1.0),
+) -> dict[str, Sum]:
+  """All losses of a batch by name; those of a branch are weighted by its presence.
 
   Args:
     output: of the detector on this batch.
     batch: label [batch] int32, example_mask [batch] bool; optional region [batch, frame, rows, columns]
       float32.
     gamma, smoothing: see `focal_loss`.
+    class_weights: of real and of fake examples, in the classification losses.
 
   Returns:
-    Sums by name.
+    "fused" and "branch_<name>", and where there is something to learn from "region" (all region maps
+    together), "reconstruction" and "sync".
   """
   valid = batch["example_mask"].astype(jnp.float32)
+  classes = valid * jnp.where(batch["label"] == 0, *class_weights)
   any_present = jnp.stack([branch.present for branch in output.branches.values()]).any(axis=0)
   focal = {"gamma": gamma, "label_smoothing": smoothing}
-  losses = {"fused": focal_loss(output.logit, batch["label"], valid * any_present, **focal)}
+  losses = {"fused": focal_loss(output.logit, batch["label"], classes * any_present, **focal)}
+  regions = []
   for name, branch in output.branches.items():
-    losses[f"branch_{name}"] = focal_loss(branch.logit, batch["label"], valid * branch.present, **focal)
+    losses[f"branch_{name}"] = focal_loss(branch.logit, batch["label"], classes * branch.present, **focal)
+    frames = valid[:, None] * branch.token_mask
     if "region" in batch and "region" in branch.maps:
-      weights = valid[:, None] * branch.token_mask
-      losses["region"] = region_loss(branch.maps["region"], batch["region"], weights)
+      regions.append(region_loss(branch.maps["region"], batch["region"], frames))
+    if "reconstruction_error" in branch.maps:
+      losses["reconstruction"] = reconstruction_loss(
+        branch.maps["reconstruction_error"], batch["label"], frames
+      )
+    if "shift_logit" in branch.maps:
+      real = valid * branch.present * (batch["label"] == 0)
+      losses["sync"] = sync_loss(branch.maps["shift_logit"], branch.maps["shift_mask"], real)
+  if regions:
+    losses["region"] = Sum(sum(r.total for r in regions), sum(r.weight for r in regions))
   return losses
 
 
@@ -87,4 +105,30 @@ def reconstruction_loss(error: jax.Array, label: jax.Array, weights: jax.Array) 
   """
   weights = jnp.where(label[:, None] == 0, weights, 0.0)
   each = jnp.where(weights > 0, error.mean(axis=(-2, -1)), 0.0)
+  return Sum(jnp.sum(each * weights), weights.sum())
+
+
+def sync_loss(
+  shift_logits: jax.Array, shift_mask: jax.Array, weights: jax.Array, *, tolerance: int = 0
+) -> Sum:
+  """Which of the shifts of its sound a moment of speech belongs to: cross entropy against no shift (InfoNCE).
+
+  Contrastive over the shifts within one clip, as in Chung & Zisserman 2016, "Out of Time", with all shifts at
+  once (van den Oord et al. 2018, arXiv:1807.03748). Only real clips may count: of a fake, nobody knows what
+  belongs together. Averaged over the moments of an example that can be compared unshifted and shifted.
+
+  Args:
+    shift_logits: [batch, moment, shift] float, the map of that name of LipSyncBranch; the middle is no shift.
+    shift_mask: same shape, 1 where there is something to compare.
+    weights: [batch] float, 0 for fakes and padding.
+    tolerance: shifts of up to so many pictures are not held against a moment, for clips whose sound lies a
+      picture off.
+  """
+  shifts = jnp.arange(shift_logits.shape[-1]) - shift_logits.shape[-1] // 2
+  valid = (shift_mask > 0) & ((shifts == 0) | (jnp.abs(shifts) > tolerance))
+  known = valid[..., shifts.shape[0] // 2] & (valid.sum(axis=-1) > 1)
+  scores = jnp.where(valid, shift_logits, -1e9)
+  each = jax.nn.logsumexp(scores, axis=-1) - scores[..., shifts.shape[0] // 2]
+  each = jnp.where(known, each, 0.0).sum(axis=1) / jnp.maximum(known.sum(axis=1), 1)
+  weights = jnp.where(known.any(axis=1), weights, 0.0)
   return Sum(jnp.sum(each * weights), weights.sum())

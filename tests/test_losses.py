@@ -96,3 +96,23 @@ def test_reconstruction_counts_real_faces_only():
 def test_without_a_real_face_there_is_no_reconstruction():
   got = losses.reconstruction_loss(jnp.ones((2, 1, 3, 3)), jnp.array([1, 1]), jnp.ones((2, 1)))
   assert got == (0, 0)
+
+
+@pytest.mark.parametrize("tolerance", [0, 1])
+def test_sync_loss_is_the_cross_entropy_of_no_shift_over_known_shifts(tolerance):
+  rng = np.random.default_rng(0)
+  logits, mask = rng.normal(size=(4, 6, 7)), (rng.random((4, 6, 7)) < 0.7).astype(np.float32)
+  mask[2] = 0  # nothing to compare: does not count
+  logits = np.where(mask > 0, logits, np.nan)
+  weights = np.array([1.0, 0.5, 1.0, 0.0])
+  total = 0.0
+  for b in (0, 1):
+    each = []
+    for moment in range(6):
+      shifts = [k for k in range(7) if mask[b, moment, k] and (k == 3 or abs(k - 3) > tolerance)]
+      if 3 in shifts and len(shifts) > 1:
+        each.append(math.log(sum(math.exp(logits[b, moment, k]) for k in shifts)) - logits[b, moment, 3])
+    total += weights[b] * sum(each) / len(each)
+  got = losses.sync_loss(jnp.array(logits), jnp.array(mask), jnp.array(weights), tolerance=tolerance)
+  np.testing.assert_allclose(got.total, total, rtol=1e-5)
+  np.testing.assert_allclose(got.weight, 1.5)
