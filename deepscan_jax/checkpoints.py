@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 MODEL_FILE = "model.json"
@@ -118,6 +119,31 @@ def save_model(folder: str | Path, *, params: Any, model: dict) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
+def export_model(source: str | Path, folder: str | Path, *, dtype: str) -> None:
+  """Writes a copy of a model with its kernels stored in another type; everything else is the same.
+
+  Args:
+    source: a model's folder.
+    folder: of the copy; must not exist.
+    dtype: "bfloat16" or "float32", of parameters with two or more dimensions; `read_params` gives float32
+      again.
+
+  Raises:
+    CheckpointError: source is no sound model, or folder exists.
+  """
+  if Path(folder).exists():
+    raise CheckpointError(f"{folder} exists; choose another folder, or remove it first.")
+  model = {key: value for key, value in read_model(source).items() if key != "sha256"}
+  variables = read_params(source)
+  params = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, variables["params"])
+  save_model(folder, params={**variables, "params": params}, model={**model, "stored_dtype": dtype})
+
+
+def folder_bytes(folder: str | Path) -> int:
+  """The bytes of all files in a folder."""
+  return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
 def write_model_json(folder: str | Path, model: dict) -> None:
   """Replaces a model's facts (its calibration, say) and brings the manifest up to date."""
   folder = Path(folder)
@@ -157,7 +183,7 @@ def read_model(folder: str | Path) -> dict:
 
 
 def read_params(folder: str | Path) -> Any:
-  """Returns the parameters of a model, as a tree of arrays on the first local device.
+  """Returns the parameters of a model, as a tree of float32 arrays on the first local device.
 
   Args:
     folder: checked before by `read_model`, so that configuration and parameters are known to belong together.
@@ -170,11 +196,12 @@ def read_params(folder: str | Path) -> Any:
     try:
       # What was saved says its own shapes: tracing the network for them would take longer than the reading.
       saved = checkpointer.metadata(path).item_metadata.tree
-      return checkpointer.restore(path, _abstract(saved))
+      params = checkpointer.restore(path, _abstract(saved))
     except (ValueError, KeyError, AttributeError, FileNotFoundError) as error:
       raise CheckpointError(
         f"The parameters at {path} cannot be read; fetch or write the model again."
       ) from error
+  return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, params)
 
 
 def _abstract(tree: Any) -> Any:
