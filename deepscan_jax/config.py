@@ -23,21 +23,43 @@ class ModelConfig:
 
   Attributes:
     branches: names of the branches, keys of `models.detector.BRANCHES`.
-    backbone: the spatial branch's network, an `EfficientNet` variant.
+    backbone, densenet, xception: the picture networks of the branches "spatial", "spatial_densenet" and
+      "spatial_xception"; any name of models/backbones.py.
+    cnn3d_factorised: convolve in space, then in time, or False for both at once.
     features: width of a token.
     fusion: "attention", or "weighted" for the fixed ensemble that it has to beat.
     dropout: probability of dropping a feature of the pooled description in training.
     modality_dropout: probability of hiding a present branch from the fusion in training; the last one is
       never hidden.
+    bottlenecks: shared tokens through which branches exchange before they are fused; 0 for none.
   """
 
   branches: tuple[str, ...] = ("spatial",)
   backbone: str = "lite0"
+  densenet: str = "densenet121"
+  xception: str = "xception"
+  cnn3d_factorised: bool = True
   features: int = 256
   fusion: str = "attention"
   fusion_heads: int = 4
   dropout: float = 0.2
   modality_dropout: float = 0.0
+  bottlenecks: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowConfig:
+  """What one example holds, where a branch reads it.
+
+  Attributes:
+    frames: crops of one person.
+    mouth_frames: mouth crops, at 25 a second.
+    samples: of the waveform, at 16 kHz.
+  """
+
+  frames: int = 1
+  mouth_frames: int = 50
+  samples: int = 64_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +75,7 @@ class DataConfig:
     batch_size: images in a batch, both twins counted.
     workers: loader processes; 0 reads in a thread.
     validation_limit: at most so many validation pictures, evenly spread and always the same; 0 = all.
+    window: the size of an example.
   """
 
   datasets: tuple[str, ...] = ("real_only",)
@@ -61,6 +84,7 @@ class DataConfig:
   batch_size: int = 32
   workers: int = 0
   validation_limit: int = 400
+  window: WindowConfig = dataclasses.field(default_factory=WindowConfig)
   blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
@@ -71,13 +95,17 @@ class TrainConfig:
 
   Attributes:
     steps: optimiser steps in all.
+    epochs: passes over the training split, in place of `steps`; 0: `steps` counts.
     learning_rate: peak of the schedule: linear warm-up over `warmup_steps`, then a half cosine to 0.
     restarts: steps at which that schedule begins again from its warm-up.
     optimizer: "adamw" or "sgd" (momentum 0.9).
     weight_decay: decoupled, on parameters of two or more dimensions only.
     clip_norm: bound on the gradient's global norm.
     focal_gamma: 0 is plain cross entropy.
+    class_weights: weight of a real and of a fake example in the classification losses.
     region_weight, branch_weight: of the region-map loss and of each branch's own loss beside the fused one.
+    reconstruction_weight, sync_weight: of the autoencoder's and of the lip-sync branch's own losses.
+    freeze_all_but_last: how many layers of each pretrained network are trained, the last ones; 0: all.
     ema_decay: of the average of parameters that is validated and shipped; 0 switches it off.
     validate_every, save_every: steps.
     patience: validations without a better `metric` before training stops; 0 never stops early.
@@ -87,6 +115,7 @@ class TrainConfig:
   """
 
   steps: int = 1000
+  epochs: int = 0
   learning_rate: float = 5e-4
   warmup_steps: int = 60
   restarts: tuple[int, ...] = ()
@@ -95,8 +124,12 @@ class TrainConfig:
   clip_norm: float = 2.0
   focal_gamma: float = 0.0
   label_smoothing: float = 0.0
+  class_weights: tuple[float, float] = (1.0, 1.0)
   region_weight: float = 0.5
   branch_weight: float = 0.5
+  reconstruction_weight: float = 1.0
+  sync_weight: float = 0.5
+  freeze_all_but_last: int = 0
   ema_decay: float = 0.99
   validate_every: int = 200
   save_every: int = 100

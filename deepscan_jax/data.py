@@ -100,6 +100,12 @@ def train_dataset(config: DataConfig, *, data_dir: str | Path, seed: int) -> gra
   return iterable
 
 
+def rows_in_pass(config: DataConfig, *, data_dir: str | Path) -> int:
+  """How many rows of a batch one pass over the training split fills, both twins counted."""
+  source = ExampleSource(config.datasets, "train", data_dir, source_weights=config.source_weights)
+  return len(source) * (2 if config.pseudofakes else 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class PairMaker(grain.transforms.RandomMap):
   """Example -> itself and its self-blended twin, augmented alike, each key with a twin axis in front."""

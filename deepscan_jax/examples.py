@@ -24,10 +24,11 @@ import dataclasses
 
 import numpy as np
 
-from deepscan_jax import faces
+from deepscan_jax import faces, provenance
 from deepscan_jax.media import Clip
 
 FRAMES_PER_WINDOW = 1
+MOUTH_SIZE = 96
 REAL, FAKE = 0, 1
 
 
@@ -96,6 +97,37 @@ def windows(subject: Subject, *, frames_per_window: int = FRAMES_PER_WINDOW, lab
 def model_inputs(example: dict) -> dict[str, np.ndarray]:
   """What the network reads of an example in evaluation: {"crops", "crop_mask"}."""
   return {"crops": faces.eval_crop(example["faces"]), "crop_mask": np.asarray(example["face_mask"], bool)}
+
+
+def input_shapes(
+  *, frames: int = FRAMES_PER_WINDOW, mouth_frames: int = 50, samples: int = 64_000
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """Shape and dtype, by key, of everything that a branch may read of one example.
+
+  Args:
+    frames: crops of one person.
+    mouth_frames: mouth crops at 25 a second; the first belongs to the first sample of the waveform.
+    samples: of the waveform, mono at 16 kHz, -1..1.
+
+  Returns:
+    The keys above and landmarks (pixels of the crop that the network sees), frame_times_s, mouth_crops,
+    mouth_mask, waveform, waveform_mask, file_facts and file_facts_mask (see provenance.fact_vector). What is
+    missing is zeros, and False in the mask.
+  """
+  side = faces.EVAL_SIZE
+  shapes = {
+    "crops": ((frames, side, side, 3), np.uint8),
+    "crop_mask": ((frames,), np.bool_),
+    "landmarks": ((frames, 468, 2), np.float32),
+    "frame_times_s": ((frames,), np.float32),
+    "mouth_crops": ((mouth_frames, MOUTH_SIZE, MOUTH_SIZE, 3), np.uint8),
+    "mouth_mask": ((mouth_frames,), np.bool_),
+    "waveform": ((samples,), np.float32),
+    "waveform_mask": ((samples,), np.bool_),
+    "file_facts": ((len(provenance.FACT_NAMES),), np.float32),
+    "file_facts_mask": ((len(provenance.FACT_NAMES),), np.bool_),
+  }
+  return {key: (shape, np.dtype(dtype)) for key, (shape, dtype) in shapes.items()}
 
 
 def stack(examples: list[dict[str, np.ndarray]], *, size: int | None = None) -> dict[str, np.ndarray]:

@@ -24,7 +24,8 @@ from deepscan_jax.checkpoints import RunCheckpoints, save_model
 from deepscan_jax.config import Config, to_dict
 from deepscan_jax.logs import Progress, ScalarLog
 from deepscan_jax.losses import Sum, detector_losses
-from deepscan_jax.models.detector import Detector
+from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
+from deepscan_jax.models.freezing import frozen_layers, layers_in_order, restore_frozen, stop_gradients
 from deepscan_jax.models.pretrained import load_imagenet
 from deepscan_jax.optimizer import create_optimizer, learning_rate_schedule
 from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, replicate, split_batch
@@ -89,6 +90,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   """
   workdir = Path(workdir)
   _claim_workdir(config, workdir)
+  config = with_steps(config, data_dir=data_dir)
   model, optimizer = Detector(config.model, axis_name=AXIS), create_optimizer(config.train)
   batches = iter(data.train_dataset(config.data, data_dir=data_dir, seed=config.seed))
   checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
@@ -98,7 +100,11 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     record = checkpoints.meta(last)["record"]
     logging.info("Going on at step %d of %s.", last, workdir)
   state = replicate(state)
-  step_fn = parallel_step(functools.partial(train_step, model=model, optimizer=optimizer, config=config))
+  step_fn = parallel_step(
+    functools.partial(
+      train_step, model=model, optimizer=optimizer, config=config, frozen=frozen_parameters(config)
+    )
+  )
   predict = make_predict(config)
   log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
   schedule = learning_rate_schedule(config.train)
@@ -150,6 +156,7 @@ def train_step(
   model: Detector,
   optimizer: optax.GradientTransformation,
   config: Config,
+  frozen: frozenset = frozenset(),
 ) -> tuple[TrainState, dict[str, Sum]]:
   """One optimiser step; the same under jit (axis_name None) and under pmap.
 
@@ -158,6 +165,7 @@ def train_step(
     batch: of this device.
     axis_name: the pmap axis.
     model, optimizer, config: of the run.
+    frozen: layers that stay as they are; see `frozen_parameters`.
 
   Returns:
     The state after, and the losses and the accuracy as sums over all devices, with the gradient's norm before
@@ -173,10 +181,14 @@ def train_step(
     return values if axis_name is None else jax.lax.psum(values, axis_name)
 
   def loss_fn(params):
-    variables = {"params": params, "batch_stats": state.batch_stats}
+    variables = {"params": stop_gradients(params, frozen), "batch_stats": state.batch_stats}
     output = model.apply(variables, batch, train=True, rngs=rngs)
     losses = detector_losses(
-      output, batch, gamma=config.train.focal_gamma, smoothing=config.train.label_smoothing
+      output,
+      batch,
+      gamma=config.train.focal_gamma,
+      smoothing=config.train.label_smoothing,
+      class_weights=config.train.class_weights,
     )
     # Divided by the weight of all devices, so that the devices' gradients add up to that of the whole batch.
     scale = {
@@ -188,7 +200,7 @@ def train_step(
   gradients, (losses, logit) = jax.grad(loss_fn, has_aux=True)(state.params)
   gradients = total(gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = restore_frozen(optax.apply_updates(state.params, updates), state.params, frozen)
   decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
   valid = batch["example_mask"].astype(jnp.float32)
   right = ((logit > 0) == (batch["label"] > 0)) * valid
@@ -204,29 +216,29 @@ def train_step(
 
 
 def create_state(config: Config) -> TrainState:
-  """The state before the first step; with train.pretrained the backbone carries ImageNet weights."""
-  imagenet = None
-  if config.train.pretrained and "spatial" in config.model.branches:
-    imagenet = load_imagenet(config.model.backbone)
+  """The state before the first step; with train.pretrained the picture networks carry ImageNet weights."""
+  networks = image_networks(config.model) if config.train.pretrained else {}
+  imagenet = {branch: load_imagenet(network) for branch, network in networks.items()}
+  inputs = abstract_batch(1, config)
 
   def initialise(key: jax.Array) -> dict:
-    variables = Detector(config.model).lazy_init(key, abstract_batch(1), train=False)
-    if imagenet is not None:
+    variables = Detector(config.model).lazy_init(key, inputs, train=False)
+    for branch in imagenet:
       # Not asked for, not compiled: random numbers for a whole backbone take half a minute to compile.
       for collection in ("params", "batch_stats"):
-        variables[collection]["spatial"].pop("backbone")
+        variables[collection][branch].pop("backbone")
     return variables
 
   variables = jax.jit(initialise)(jax.random.key(config.seed))
-  params, batch_stats = variables["params"], variables["batch_stats"]
-  if imagenet is not None:
+  params, batch_stats = variables["params"], variables.get("batch_stats", {})
+  if imagenet:
     expected = jax.eval_shape(
-      functools.partial(Detector(config.model).init, train=False), jax.random.key(0), abstract_batch(1)
+      functools.partial(Detector(config.model).init, train=False), jax.random.key(0), inputs
     )
-    for ours, collection in ((params, "params"), (batch_stats, "batch_stats")):
-      ours["spatial"]["backbone"] = _matching(
-        expected[collection]["spatial"]["backbone"], imagenet[collection]
-      )
+    for branch, weights in imagenet.items():
+      for ours, collection in ((params, "params"), (batch_stats, "batch_stats")):
+        wanted = expected[collection][branch]["backbone"]
+        ours[branch]["backbone"] = _matching(wanted, weights[collection])
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -236,20 +248,50 @@ def create_state(config: Config) -> TrainState:
   )
 
 
-def abstract_batch(size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and dtypes of what the network reads, one frame to a window."""
-  side = examples.faces.EVAL_SIZE
+def abstract_batch(size: int, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of what the network of a configuration reads, `size` examples."""
+  shapes = examples.input_shapes(**dataclasses.asdict(config.data.window))
   return {
-    "crops": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW, side, side, 3), jnp.uint8),
-    "crop_mask": jax.ShapeDtypeStruct((size, examples.FRAMES_PER_WINDOW), jnp.bool_),
+    key: jax.ShapeDtypeStruct((size, *shapes[key][0]), shapes[key][1])
+    for key in detector_inputs(config.model)
+    if key in shapes
   }
+
+
+def frozen_parameters(config: Config) -> frozenset[tuple[str, ...]]:
+  """The layers that train.freeze_all_but_last leaves as they are: all but the last of each picture network.
+
+  Raises:
+    ValueError: it is negative.
+  """
+  if not config.train.freeze_all_but_last:
+    return frozenset()
+  order = layers_in_order(Detector(config.model), abstract_batch(1, config), train=False)
+  return frozen_layers(order, keep_last=config.train.freeze_all_but_last)
+
+
+def with_steps(config: Config, *, data_dir: str | Path) -> Config:
+  """The configuration with train.epochs, where it is set, told as train.steps of its training split.
+
+  Raises:
+    ValueError: train.epochs is negative.
+    FileNotFoundError: a dataset has not been built.
+  """
+  epochs = config.train.epochs
+  if epochs < 0:
+    raise ValueError(f"train.epochs must be 0 (train.steps counts) or more, got {epochs}.")
+  if not epochs:
+    return config
+  steps = math.ceil(epochs * data.rows_in_pass(config.data, data_dir=data_dir) / config.data.batch_size)
+  logging.info("%d epochs are %d steps.", epochs, steps)
+  return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
 def make_predict(config: Config):
   """Returns f(variables, batch) -> logits [batch], split over all local devices, in eval mode."""
   model = Detector(config.model)
   apply = parallel_map(lambda variables, batch: model.apply(variables, batch, train=False).logit)
-  keys = tuple(abstract_batch(1))
+  keys = tuple(abstract_batch(1, config))
 
   def predict(variables: dict, batch: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(apply(variables, split_batch({key: batch[key] for key in keys}))).reshape(-1)
@@ -362,9 +404,12 @@ def _finite(sums: list[dict[str, Sum]], step: int) -> dict[str, float]:
 
 
 def _loss_weight(name: str, config: Config) -> float:
-  if name == "region":
-    return config.train.region_weight
-  return config.train.branch_weight if name.startswith("branch_") else 1.0
+  own = {
+    "region": config.train.region_weight,
+    "reconstruction": config.train.reconstruction_weight,
+    "sync": config.train.sync_weight,
+  }
+  return own.get(name, config.train.branch_weight if name.startswith("branch_") else 1.0)
 
 
 def _matching(ours: dict, theirs: dict) -> dict:

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from tiny import TinyBranch, random_variables, tiny_branch
 
-from deepscan_jax.config import ModelConfig
-from deepscan_jax.models.detector import BRANCHES, Detector
+from deepscan_jax import examples
+from deepscan_jax.config import Config, ModelConfig
+from deepscan_jax.models.detector import BRANCHES, Detector, detector_inputs
 from deepscan_jax.models.interface import BranchOutput, DetectorOutput
 
 CONFIG = ModelConfig(backbone="pico", features=32)
 # The tiny branch of the tests has to keep the contract as well; it shows that the contract's tests are quick.
-NAMES = (*BRANCHES, "tiny")
+# The other branches keep it in test modules of their own, and all of them together below.
+NAMES = ("spatial", "tiny")
 # 64 pixels are the least that the region map's sixteen strongest places need.
 SIDES = {"tiny": 28}
 MASK = np.array([[True, True], [True, False], [False, False]])
@@ -133,7 +135,8 @@ def test_the_region_map_has_the_size_of_the_masks_that_train_it():
 
   module = Detector(CONFIG)
   output, _ = jax.eval_shape(
-    lambda batch: module.init_with_output(jax.random.key(0), batch, train=False), abstract_batch(2)
+    lambda batch: module.init_with_output(jax.random.key(0), batch, train=False),
+    abstract_batch(2, Config(model=CONFIG)),
   )
   assert output.branches["spatial"].maps["region"].shape == (2, 1, REGION_SIZE, REGION_SIZE)
 
@@ -162,12 +165,95 @@ def test_the_detector_joins_its_branches(fusion):
   [
     ({"fusion": "mean"}, "Unknown fusion 'mean'; there are attention, weighted"),
     ({"branches": ("spatial", "lips")}, "Unknown branch 'lips'; there are spatial"),
+    ({"branches": ()}, "model.branches is empty; there are spatial"),
   ],
 )
 def test_what_does_not_exist_is_refused(changes, message):
   module = Detector(dataclasses.replace(CONFIG, **changes))
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), inputs("spatial"))
+
+
+ALL = ModelConfig(
+  branches=tuple(BRANCHES),
+  backbone="pico",
+  densenet="pico_densenet",
+  xception="pico_xception",
+  features=32,
+  bottlenecks=2,
+)
+# Which mask says what of each input is there.
+MASK_OF = {
+  "crops": "crop_mask",
+  "landmarks": "crop_mask",
+  "frame_times_s": "crop_mask",
+  "mouth_crops": "mouth_mask",
+  "waveform": "waveform_mask",
+  "file_facts": "file_facts_mask",
+}
+
+
+@functools.cache
+def everything() -> tuple:
+  """A detector of all branches: its variables, its compiled evaluation, and a batch of three.
+
+  Of the first example everything is there, of the second its picture alone, of the third nothing.
+  """
+  module = Detector(ALL)
+  shapes = examples.input_shapes(frames=3, mouth_frames=32, samples=22_400)
+  rng = np.random.default_rng(0)
+  batch = {key: rng.normal(size=(3, *shapes[key][0])).astype(np.float32) * 0.1 for key in MASK_OF}
+  batch["crops"] = rng.uniform(0, 255, (3, 3, 64, 64, 3)).astype(np.float32)
+  batch["frame_times_s"] = np.broadcast_to(np.arange(3, dtype=np.float32) / 25, (3, 3))
+  for key in set(MASK_OF.values()):
+    there = np.zeros((3, *shapes[key][0]), bool)
+    there[0] = True
+    if key == "crop_mask":
+      there[1, 0] = True
+    batch[key] = there
+  for key in MASK_OF:
+    batch[key] = hidden(batch, key, 0)
+  variables = random_variables(module, batch, train=False)
+  return module, variables, jax.jit(lambda v, b: module.apply(v, b, train=False)), batch
+
+
+def hidden(batch: dict, key: str, value: float) -> np.ndarray:
+  """An input with a value wherever its mask says that nothing is there."""
+  mask = batch[MASK_OF[key]]
+  return np.where(mask.reshape(mask.shape + (1,) * (batch[key].ndim - 2)), batch[key], np.float32(value))
+
+
+def test_all_branches_together_say_what_is_there():
+  _, variables, apply, batch = everything()
+  output = apply(variables, batch)
+  assert set(detector_inputs(ALL)) == batch.keys()
+  assert np.isfinite(output.logit).all() and output.logit[2] == 0
+  present = {name: np.asarray(branch.present).tolist() for name, branch in output.branches.items()}
+  sees_pictures = {"spatial", "spatial_densenet", "spatial_xception", "cnn3d", "autoencoder"}
+  assert present == {name: [True, name in sees_pictures, False] for name in BRANCHES}
+  weights = np.asarray(output.weights)
+  np.testing.assert_array_equal(weights > 0, np.array([present[name] for name in BRANCHES]).T)
+  np.testing.assert_allclose(weights.sum(axis=1), [1, 1, 0], atol=1e-5)
+
+
+def test_what_is_absent_has_no_effect_on_all_branches_together():
+  _, variables, apply, batch = everything()
+  hostile = batch | {key: hidden(batch, key, np.nan) for key in MASK_OF}
+  for ours, theirs in zip(*(jax.tree.leaves(apply(variables, b)) for b in (batch, hostile)), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_temporal_branch_reads_what_the_spatial_branch_saw_whatever_their_order():
+  shapes = [
+    jax.eval_shape(
+      functools.partial(Detector(dataclasses.replace(ALL, branches=branches)).init, train=False),
+      jax.random.key(0),
+      everything()[3],
+    )["params"]
+    for branches in (("temporal", "spatial"), ("spatial", "temporal"), ("temporal",))
+  ]
+  assert shapes[0]["temporal"] == shapes[1]["temporal"]
+  assert "read_features" in shapes[0]["temporal"] and "read_features" not in shapes[2]["temporal"]
 
 
 def test_a_missing_key_is_named():

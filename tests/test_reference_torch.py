@@ -48,7 +48,7 @@ def trained():
     ),
   )
   optimizer = create_optimizer(config.train)
-  variables = random_variables(Detector(config.model), training.abstract_batch(1), train=False)
+  variables = random_variables(Detector(config.model), training.abstract_batch(1, config), train=False)
   params = variables["params"]
   before = training.TrainState(
     step=np.int32(0),

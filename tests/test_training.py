@@ -196,7 +196,7 @@ def test_imagenet_weights_go_into_the_backbone_and_nowhere_else(monkeypatch):
   config = override(
     override(override(tiny_config(), "model.branches=spatial"), "model.backbone=pico"), "model.features=32"
   )
-  fake = random_variables(Detector(config.model), training.abstract_batch(1), train=False)
+  fake = random_variables(Detector(config.model), training.abstract_batch(1, config), train=False)
   imagenet = {kind: dict(fake[kind]["spatial"]["backbone"], classifier=np.ones(3)) for kind in fake}
   asked = []
   monkeypatch.setattr(training, "load_imagenet", lambda name: asked.append(name) or imagenet)

@@ -110,7 +110,9 @@ def write_model(
   """Saves a model of the tiny branch with random parameters; returns the folder."""
   config = config or tiny_config()
   with tiny_branch():
-    variables = random_variables(detector.Detector(config.model), training.abstract_batch(1), train=False)
+    variables = random_variables(
+      detector.Detector(config.model), training.abstract_batch(1, config), train=False
+    )
     facts = training.model_facts(config, {"best": 0.5})
     if calibration:
       facts["calibration"] = dataclasses.asdict(calibration)
