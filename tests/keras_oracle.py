@@ -145,6 +145,7 @@ def check_goldens(name: str) -> None:
 
 def check_parity(name: str) -> None:
   """Every map within 1e-4 of its largest value of Keras', on the same pictures and parameters."""
+  pytest.importorskip("keras")
   ours = our_maps(name)
   theirs = keras_maps(name)
   for key, value in theirs.items():
