@@ -3,7 +3,7 @@ import pytest
 from tiny import random_variables
 
 from deepscan_jax import training
-from deepscan_jax.config import Config, ModelConfig, WindowConfig, load_preset, override
+from deepscan_jax.config import Config, ModelConfig, override
 from deepscan_jax.models.costs import model_costs
 from deepscan_jax.models.detector import Detector
 
@@ -35,10 +35,3 @@ def test_operations_grow_with_the_frames_that_are_looked_at():
   assert two[0].flops == pytest.approx(2 * one[0].flops, rel=0.01)
   # A multiplication and an addition for each parameter of a dense layer, at the least.
   assert one[0].flops > 2 * one[0].parameters
-
-
-def test_the_full_ensemble_fits_its_budget_on_disk():
-  config = load_preset("full")
-  assert config.data.window == WindowConfig(frames=16)
-  whole = model_costs(config.model, training.abstract_batch(1, config))[-1]
-  assert whole.bfloat16_bytes < 110e6

@@ -48,6 +48,8 @@ def test_a_training_step_of_every_preset_fits_together(name):
   assert {"fused", *(f"branch_{branch}" for branch in config.model.branches)} <= set(sums)
   assert ("reconstruction" in sums) == ("autoencoder" in config.model.branches)
   assert ("sync" in sums) == ("lipsync" in config.model.branches)
+  stored = sum((2 if x.ndim > 1 else 4) * x.size for x in jax.tree.leaves(state.variables))
+  assert stored < 110e6  # as `deepscan export` stores the largest of them
 
 
 def test_the_full_preset_is_the_ensemble_with_what_a_container_tells_left_out():
