@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 MODEL_FILE = "model.json"
+# Arrays of fewer numbers stay float32 in a bfloat16 copy: depthwise kernels and last layers are next to
+# nothing on disk, and rounding them moved the default model's probabilities by 0.02, the rest by 0.001.
+NARROW_FROM = 8192
 MANIFEST_FILE = "manifest.json"
 PARAMS_FOLDER = "params"
 
@@ -120,12 +123,12 @@ def save_model(folder: str | Path, *, params: Any, model: dict) -> None:
 
 
 def export_model(source: str | Path, folder: str | Path, *, dtype: str) -> None:
-  """Writes a copy of a model with its kernels stored in another type; everything else is the same.
+  """Writes a copy of a model with its large kernels stored in another type; everything else is the same.
 
   Args:
     source: a model's folder.
     folder: of the copy; must not exist.
-    dtype: "bfloat16" or "float32", of parameters with two or more dimensions; `read_params` gives float32
+    dtype: "bfloat16" or "float32", of parameters of NARROW_FROM numbers or more; `read_params` gives float32
       again.
 
   Raises:
@@ -135,7 +138,7 @@ def export_model(source: str | Path, folder: str | Path, *, dtype: str) -> None:
     raise CheckpointError(f"{folder} exists; choose another folder, or remove it first.")
   model = {key: value for key, value in read_model(source).items() if key != "sha256"}
   variables = read_params(source)
-  params = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, variables["params"])
+  params = jax.tree.map(lambda x: x.astype(dtype) if x.size >= NARROW_FROM else x, variables["params"])
   save_model(folder, params={**variables, "params": params}, model={**model, "stored_dtype": dtype})
 
 

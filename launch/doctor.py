@@ -68,12 +68,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _costs(preset: str) -> list:
   """Prints and returns what the preset's model costs."""
+  from deepscan_jax.checkpoints import NARROW_FROM
   from deepscan_jax.config import load_preset
   from deepscan_jax.models.costs import model_costs
   from deepscan_jax.training import abstract_batch
 
   config = load_preset(preset)
-  costs = model_costs(config.model, abstract_batch(1, config))
+  costs = model_costs(config.model, abstract_batch(1, config), narrow_from=NARROW_FROM)
   print(f"{'':<18}{'parameters':>12}{'float32':>12}{'bfloat16':>12}{'a window':>15}")
   for cost in costs:
     sizes = f"{cost.float32_bytes / 1e6:9.1f} MB{cost.bfloat16_bytes / 1e6:9.1f} MB"

@@ -1,10 +1,10 @@
-"""Writes a smaller copy of a model: its kernels in bfloat16, half the size on disk.
+"""Writes a smaller copy of a model: its large kernels in bfloat16, half the size on disk.
 
     deepscan export --model_path=runs/full/best --output=full_bf16
     deepscan detect --model_path=full_bf16 clip.mp4
 
-Verdicts move by less than 0.01 in probability. Norms, biases and calibration stay float32, and so does all
-computing. The copy has a sha256 of its own; golden scores are left behind, for they are of the original.
+Probabilities move by less than 0.01. Small kernels, norms, biases and calibration stay float32, and so does
+all computing. The copy has a sha256 of its own; golden scores are left behind, for they are of the original.
 """
 
 from collections.abc import Sequence

@@ -19,8 +19,7 @@ class Cost:
     name: of a branch, "fusion" or "all".
     parameters: numbers that training moves; the running statistics of norms are not counted.
     float32_bytes: of all its arrays, running statistics included.
-    bfloat16_bytes: the same with arrays of two or more dimensions in bfloat16, as `deepscan export` stores
-      them.
+    bfloat16_bytes: the same with the large parameters in bfloat16, as `deepscan export` stores them.
     flops: floating point operations of a forward pass over the batch, as XLA counts them for this machine's
       kind of device; a multiplication and an addition are two.
   """
@@ -32,12 +31,15 @@ class Cost:
   flops: float
 
 
-def model_costs(config: ModelConfig, batch: dict[str, jax.ShapeDtypeStruct]) -> list[Cost]:
+def model_costs(
+  config: ModelConfig, batch: dict[str, jax.ShapeDtypeStruct], *, narrow_from: int
+) -> list[Cost]:
   """The costs of each branch, of the fusion and of all together. Nothing is compiled, no memory is taken.
 
   Args:
     config: of the model.
     batch: shapes of what it reads, such as training.abstract_batch(1, ...) gives.
+    narrow_from: parameters of so many numbers or more count as bfloat16 (checkpoints.NARROW_FROM).
   """
   whole = Detector(config)
   variables = _shapes(whole, batch)
@@ -50,12 +52,12 @@ def model_costs(config: ModelConfig, batch: dict[str, jax.ShapeDtypeStruct]) -> 
       frames = batch["crops"].shape[1]
       inputs[FRAME_FEATURES] = jax.ShapeDtypeStruct((size, frames, config.features), np.float32)
     flops = _flops(branch, _shapes(branch, inputs), inputs)
-    costs.append(_cost(name, _part(variables, name), flops))
+    costs.append(_cost(name, _part(variables, name), flops, narrow_from))
     counted += flops
   total = _flops(whole, variables, batch)
   if "fusion" in variables["params"]:
-    costs.append(_cost("fusion", _part(variables, "fusion"), max(total - counted, 0.0)))
-  return [*costs, _cost("all", variables, total)]
+    costs.append(_cost("fusion", _part(variables, "fusion"), max(total - counted, 0.0), narrow_from))
+  return [*costs, _cost("all", variables, total, narrow_from)]
 
 
 def _shapes(module, batch: dict) -> dict:
@@ -71,12 +73,14 @@ def _flops(module, variables: dict, batch: dict) -> float:
   return float(lowered.cost_analysis()["flops"])
 
 
-def _cost(name: str, variables: dict, flops: float) -> Cost:
-  arrays = jax.tree.leaves(variables)
+def _cost(name: str, variables: dict, flops: float, narrow_from: int) -> Cost:
+  arrays = [math.prod(x.shape) for x in jax.tree.leaves(variables)]
+  params = [math.prod(x.shape) for x in jax.tree.leaves(variables["params"])]
+  narrow = sum(size for size in params if size >= narrow_from)
   return Cost(
     name=name,
-    parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"])),
-    float32_bytes=sum(4 * math.prod(x.shape) for x in arrays),
-    bfloat16_bytes=sum((2 if x.ndim > 1 else 4) * math.prod(x.shape) for x in arrays),
+    parameters=sum(params),
+    float32_bytes=4 * sum(arrays),
+    bfloat16_bytes=4 * sum(arrays) - 2 * narrow,
     flops=flops,
   )
