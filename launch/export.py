@@ -3,8 +3,9 @@
     deepscan export --model_path=runs/full/best --output=full_bf16
     deepscan detect --model_path=full_bf16 clip.mp4
 
-Probabilities move by less than 0.01. Small kernels, norms, biases and calibration stay float32, and so does
-all computing. The copy has a sha256 of its own; golden scores are left behind, for they are of the original.
+Probabilities of the default model move by less than 0.01; of others, compare both copies. Small kernels,
+norms, biases and calibration stay float32, and so does all computing. The copy has a sha256 of its own;
+golden scores are left behind, for they are of the original.
 """
 
 from collections.abc import Sequence
