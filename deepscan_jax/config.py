@@ -70,6 +70,7 @@ class DataConfig:
     datasets: names of prepared datasets under the data folder.
     pseudofakes: make one self-blended twin of each real example; batches then hold pairs, real and fake in
       turn. Without it the examples' own labels are used.
+    plain_probability: how often a training pair is cut as for evaluation and not degraded.
     source_weights: (source, times) pairs: how often the examples of a source are seen in one pass; 1 where
       not named.
     batch_size: images in a batch, both twins counted.
@@ -80,6 +81,7 @@ class DataConfig:
 
   datasets: tuple[str, ...] = ("real_only",)
   pseudofakes: bool = True
+  plain_probability: float = 0.0
   source_weights: tuple[tuple[str, int], ...] = ()
   batch_size: int = 32
   workers: int = 0

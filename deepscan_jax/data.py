@@ -114,7 +114,8 @@ class PairMaker(grain.transforms.RandomMap):
 
   def random_map(self, element: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Draws the twin and the augmentation from rng."""
-    return make_pair(element, rng=rng, config=self.config, degraded=True)
+    degraded = bool(rng.random() >= self.config.plain_probability)
+    return make_pair(element, rng=rng, config=self.config, degraded=degraded)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,6 +93,24 @@ def test_plain_pairs_are_the_crops_that_the_detector_sees(held_out):
   assert changed.any() and not (changed & ~blended).any()
 
 
+def test_a_part_of_the_training_pairs_is_left_plain(held_out):
+  def made(share: float, seed: int) -> dict:
+    maker = data.PairMaker(dataclasses.replace(CONFIG, plain_probability=share))
+    return maker.random_map(held_out[0], np.random.default_rng(seed))
+
+  def drawn(seed: int, *, degraded: bool) -> dict:
+    rng = np.random.default_rng(seed)
+    rng.random()
+    return data.make_pair(held_out[0], rng=rng, config=CONFIG, degraded=degraded)
+
+  seeds = range(4)
+  plain = [np.array_equal(made(0.5, s)["crops"], drawn(s, degraded=False)["crops"]) for s in seeds]
+  assert plain == [np.random.default_rng(s).random() < 0.5 for s in seeds]
+  assert 0 < sum(plain) < len(seeds)
+  assert_same(made(1.0, 0), drawn(0, degraded=False))
+  assert_same(made(0.0, 0), drawn(0, degraded=True))
+
+
 def test_a_limit_takes_evenly_spread_pairs_as_they_are(held_out):
   pairs = data.HeldOutPairs(held_out, CONFIG)
   every = {}
