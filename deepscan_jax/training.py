@@ -13,6 +13,7 @@ import logging
 import math
 from pathlib import Path
 
+import einops
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from deepscan_jax.checkpoints import RunCheckpoints, save_model
 from deepscan_jax.config import Config, to_dict
 from deepscan_jax.logs import Progress, ScalarLog
 from deepscan_jax.losses import Sum, detector_losses
+from deepscan_jax.models.backbones import backbone, measured_statistics
 from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
 from deepscan_jax.models.freezing import frozen_layers, layers_in_order, restore_frozen, stop_gradients
 from deepscan_jax.models.pretrained import load_imagenet
@@ -99,6 +101,11 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     state = _restore(checkpoints, last, state, batches)
     record = checkpoints.meta(last)["record"]
     logging.info("Going on at step %d of %s.", last, workdir)
+  elif not config.train.pretrained:
+    with contextlib.closing(
+      iter(data.train_dataset(config.data, data_dir=data_dir, seed=config.seed))
+    ) as first:
+      state = state.replace(batch_stats=first_statistics(config, state.variables, next(first)))
   state = replicate(state)
   step_fn = parallel_step(
     functools.partial(
@@ -246,6 +253,17 @@ def create_state(config: Config) -> TrainState:
     ema=jax.tree.map(jnp.copy, params),
     opt_state=create_optimizer(config.train).init(params),
   )
+
+
+def first_statistics(config: Config, variables: dict, batch: dict[str, np.ndarray]) -> dict:
+  """batch_stats of a detector without ImageNet weights: those of its picture networks as a batch has them."""
+  statistics = dict(variables["batch_stats"])
+  for branch, name in image_networks(config.model).items():
+    ours = {key: variables[key][branch]["backbone"] for key in ("params", "batch_stats")}
+    images = einops.rearrange(batch["crops"], "batch frame ... -> (batch frame) ...")
+    measure = jax.jit(functools.partial(measured_statistics, backbone(name)))
+    statistics[branch] = {**statistics[branch], "backbone": measure(ours, images)}
+  return statistics
 
 
 def abstract_batch(size: int, config: Config) -> dict[str, jax.ShapeDtypeStruct]:

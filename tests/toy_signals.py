@@ -41,16 +41,54 @@ def odd_textures(rng: np.random.Generator, count: int, *, side: int) -> dict:
   }
 
 
+def blended_borders(rng: np.random.Generator, count: int, *, side: int) -> dict:
+  """Single smooth faces; into each fake a round patch of another one is blended, whose border shows.
+
+  Both are drawn alike and the patch lies anywhere, so that neither colours nor places tell, only the border.
+  """
+  label = np.arange(count) % 2
+  rows, columns = np.indices((side, side), np.float32)
+  middle = rng.uniform(0.3 * side, 0.7 * side, (2, count, 1, 1))
+  radius = rng.uniform(0.2 * side, 0.3 * side, (count, 1, 1))
+  distance = np.hypot(rows - middle[0], columns - middle[1])
+  mask = np.clip((radius - distance) / 2 + 0.5, 0, 1) * label[:, None, None]
+  face, patch = _smooth_pictures(rng, count, side), _smooth_pictures(rng, count, side)
+  crops = face + mask[..., None] * (patch - face)
+  places = side // 16
+  region = mask.reshape(count, places, 16, places, 16).mean(axis=(2, 4))
+  return {
+    "crops": np.clip(crops, 0, 255).astype(np.float32)[:, None],
+    "crop_mask": np.ones((count, 1), bool),
+    "region": region.astype(np.float32)[:, None],
+    "label": label.astype(np.int32),
+  }
+
+
 def train_alone(
-  module, draw: Callable[[np.random.Generator], dict], *, steps: int, learning_rate: float
+  module,
+  draw: Callable[[np.random.Generator], dict],
+  *,
+  steps: int,
+  learning_rate: float,
+  prepare: Callable[[dict, dict], dict] | None = None,
 ) -> tuple[float, dict]:
-  """Trains a branch by its own loss, and its reconstruction where it has one; never shown the same twice.
+  """Trains a branch by its own losses, of its score and of its maps; never shown the same twice.
+
+  Args:
+    module: the branch.
+    draw: makes a batch.
+    steps: of Adam.
+    learning_rate: at the start; a half cosine to 0.
+    prepare: (variables, first batch) -> the variables to start from, where they are not those of `init`.
 
   Returns:
     The area under the curve on a batch that comes after the last, and the variables.
   """
   rng = np.random.default_rng(0)
-  variables = jax.jit(lambda key, batch: module.init(key, batch, train=False))(jax.random.key(0), draw(rng))
+  first = draw(rng)
+  variables = jax.jit(lambda key, batch: module.init(key, batch, train=False))(jax.random.key(0), first)
+  if prepare is not None:
+    variables = prepare(variables, first)
   rest = {key: value for key, value in variables.items() if key != "params"}
   optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
@@ -60,6 +98,8 @@ def train_alone(
     if "reconstruction_error" in output.maps:
       error = output.maps["reconstruction_error"]
       total += losses.reconstruction_loss(error, batch["label"], output.token_mask * 1.0).total
+    if "region" in batch:
+      total += losses.region_loss(output.maps["region"], batch["region"], output.token_mask * 1.0).total
     return total / len(batch["label"])
 
   @jax.jit

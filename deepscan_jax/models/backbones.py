@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from deepscan_jax.models.densenet import DenseNet
 from deepscan_jax.models.efficientnet import EfficientNet, family_member
+from deepscan_jax.models.layers import BatchNorm
 from deepscan_jax.models.xception import Xception
 
 Colours = float | tuple[float, float, float]
@@ -100,3 +101,31 @@ def backbone(name: str) -> Backbone:
   if name not in BACKBONES:
     raise ValueError(f"Unknown backbone {name!r}; there are {', '.join(BACKBONES)}.")
   return BACKBONES[name]
+
+
+def measured_statistics(network: Backbone, variables: dict, images: jax.Array) -> dict:
+  """Statistics of the norms as these pictures have them, for a network that starts from random parameters.
+
+  Frozen norms are what ImageNet weights bring along. Of random parameters the initial mean 0 and deviation 1
+  are far off: what tells two pictures apart fades from layer to layer, and training does not get going.
+
+  Args:
+    network: the network.
+    variables: its {"params", "batch_stats"}.
+    images: [batch, height, width, 3], uint8 or float in 0..255.
+
+  Returns:
+    "batch_stats": of each norm the mean and the variance of what reaches it, the norms before it done.
+  """
+  module = network.make(frozen_norm=False)
+  before = variables["batch_stats"]
+  _, changed = module.apply(
+    {"params": variables["params"], "batch_stats": before},
+    network.normalise(images),
+    train=True,
+    mutable=["batch_stats"],
+    rngs={"dropout": jax.random.key(0)},
+  )
+  # One step moves the running statistics a known part of the way to the batch's.
+  kept = BatchNorm.momentum
+  return jax.tree.map(lambda old, new: (new - kept * old) / (1 - kept), before, changed["batch_stats"])
