@@ -276,6 +276,23 @@ def abstract_batch(size: int, config: Config) -> dict[str, jax.ShapeDtypeStruct]
   }
 
 
+def abstract_training_batch(size: int, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of a batch as the training step takes it: `abstract_batch` and what the losses read."""
+  batch = abstract_batch(size, config)
+  batch["label"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+  batch["example_mask"] = jax.ShapeDtypeStruct((size,), jnp.bool_)
+  if config.data.pseudofakes:
+    places = (size, config.data.window.frames, data.REGION_SIZE, data.REGION_SIZE)
+    batch["region"] = jax.ShapeDtypeStruct(places, jnp.float32)
+  return batch
+
+
+def abstract_state(config: Config) -> TrainState:
+  """Shapes and dtypes of the state, without ImageNet weights, which need not be installed."""
+  without = dataclasses.replace(config, train=dataclasses.replace(config.train, pretrained=False))
+  return jax.eval_shape(functools.partial(create_state, without))
+
+
 def frozen_parameters(config: Config) -> frozenset[tuple[str, ...]]:
   """The layers that train.freeze_all_but_last leaves as they are: all but the last of each picture network.
 

@@ -1,8 +1,9 @@
-"""Times detect, a training step or the networks, side by side with what each should be measured against.
+"""Times detect, a training step, the networks or compiling, beside what each should be measured against.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark train --output_json=train.json
     deepscan benchmark models
+    deepscan benchmark compile
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -31,7 +32,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-CASES = ("detect", "train", "models")
+CASES = ("detect", "train", "models", "compile")
 
 _MEDIA = flags.DEFINE_string(
   "media", None, "detect: the video to time; without it a clip is made.", allow_override=True
@@ -55,6 +56,7 @@ _TOTAL_OVER_DECODE = 2.2
 _COLD_FIRST_S, _COLD_CACHED_S = 15.0, 6.0
 _FORWARD_RATIO, _TRAIN_RATIO = 1.0, 1.2
 _PEAK_MEMORY_GB = 1.5
+_COMPILE_FORWARD_S, _COMPILE_STEP_S = 10.0, 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,12 @@ def main(argv: Sequence[str]) -> int:
 
   from deepscan_jax import report
 
-  runs = {"detect": benchmark_detect, "train": benchmark_train, "models": benchmark_models}
+  runs = {
+    "detect": benchmark_detect,
+    "train": benchmark_train,
+    "models": benchmark_models,
+    "compile": benchmark_compile,
+  }
   rows = runs[argv[1]]()
   print(table(rows))
   if _OUTPUT_JSON.value:
@@ -170,6 +177,44 @@ def benchmark_models() -> list[Row]:
   return benchmark_models.model_rows(
     in_turns=in_turns, row=_row, repeats=_REPEATS.value, with_torch=with_torch
   )
+
+
+def benchmark_compile() -> list[Row]:
+  """Tracing and compiling a detector of each branch alone, as the full preset has it, by an empty cache."""
+  import jax
+
+  from deepscan_jax import training
+  from deepscan_jax.config import load_preset
+  from deepscan_jax.models.detector import Detector
+  from deepscan_jax.optimizer import create_optimizer
+
+  full = load_preset("full")
+  # A cache of earlier compilations would answer in its place.
+  jax.config.update("jax_enable_compilation_cache", False)
+  rows = []
+  for name in full.model.branches:
+    config = dataclasses.replace(full, model=dataclasses.replace(full.model, branches=(name,)))
+    detector = Detector(config.model)
+    state = training.abstract_state(config)
+    batch = training.abstract_training_batch(config.data.batch_size, config)
+    forward = jax.jit(functools.partial(detector.apply, train=False))
+    step = jax.jit(
+      functools.partial(
+        training.train_step,
+        model=detector,
+        optimizer=create_optimizer(config.train),
+        config=config,
+        frozen=training.frozen_parameters(config),
+      )
+    )
+    for case, function, inputs, limit in (
+      (f"{name}, forward", forward, (state.variables, batch), _COMPILE_FORWARD_S),
+      (f"{name}, training step", step, (state, batch), _COMPILE_STEP_S),
+    ):
+      started = time.perf_counter()
+      function.lower(*inputs).compile()
+      rows.append(_row("compile", case, time.perf_counter() - started, limit_s=limit))
+  return rows
 
 
 def in_turns(*functions: Callable[[], object], repeats: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Times the picture networks against PyTorch: `deepscan benchmark models`.
+"""Times the picture networks and the 3D network against PyTorch: `deepscan benchmark models`.
 
 Ours and PyTorch's network compute the same numbers from the same parameters and take turns, each in a process
 of its own, as when somebody uses it: within one process the threads of one library go on spinning while the
@@ -22,12 +22,27 @@ Call = Callable[[], object]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A network on so many pictures of a size, and how many times PyTorch's time ours may take."""
+  """A network on so many pictures of a size, and how many times PyTorch's time ours may take.
+
+  Attributes:
+    name: of models/backbones.py, or a key of `CLIP_NETWORKS`.
+    size: pixels on a side.
+    batch: pictures, or clips.
+    limit: ours over PyTorch.
+    frames: of a clip; 0 for pictures.
+  """
 
   name: str
   size: int
   batch: int
   limit: float
+  frames: int = 0
+
+  @property
+  def title(self) -> str:
+    """What the table calls it."""
+    frames = f"{self.frames} x " if self.frames else ""
+    return f"{self.name}, {frames}{self.size} px, batch {self.batch}"
 
 
 FORWARD = tuple(
@@ -35,6 +50,9 @@ FORWARD = tuple(
   for name, size, limit in (("b3", 300, 1.0), ("xception", 299, 1.1), ("densenet121", 224, 1.1))
   for batch in (1, 8)
 )
+# Whether the 3D convolutions are split into space and time.
+CLIP_NETWORKS = {"R(2+1)D": True, "R3D": False}
+CLIPS = tuple(Case(name, 112, batch, 1.2, frames=16) for name in CLIP_NETWORKS for batch in (1, 8))
 TRAINING = (Case("b3", 224, 8, 1.2),)
 
 
@@ -42,12 +60,13 @@ def model_rows(*, in_turns: Callable, row: Callable, repeats: int, with_torch: b
   """The rows of the benchmark, for launch.benchmark, whose `in_turns` and `_row` these are."""
   forward = {"PyTorch": torch_forward, "PyTorch bfloat16": torch_bfloat16_forward}
   plans = [(case, "", our_forward, forward) for case in FORWARD]
+  plans += [(case, "", our_clip_forward, {"PyTorch": torch_clip_forward}) for case in CLIPS]
   plans += [(case, "training step of ", our_step, {"PyTorch": torch_step}) for case in TRAINING]
   rows = []
   for case, what, ours, references in plans:
     sides = {"ours": ours, **(references if with_torch else {})}
     seconds = timings(sides, case, in_turns=in_turns, repeats=repeats)
-    title = f"{what}{case.name}, {case.size} px, batch {case.batch}"
+    title = f"{what}{case.title}"
     if not with_torch:
       rows.append(row("models", title, seconds["ours"]))
     for reference in list(sides)[1:]:
@@ -99,6 +118,37 @@ def torch_bfloat16_forward(case: Case) -> Sequence[Call]:
   import torch
 
   return [_torch_forward(case, torch.bfloat16, channels_last=layout) for layout in (True, False)]
+
+
+def our_clip_forward(case: Case) -> Sequence[Call]:
+  """The last map of a batch of clips in which every frame is present."""
+  import jax
+
+  from deepscan_jax.models.cnn3d import ResNet3D
+
+  module, clips = ResNet3D(factorised=CLIP_NETWORKS[case.name]), case_clips(case)
+  present = np.ones(clips.shape[:2], bool)
+
+  @jax.jit
+  def apply(variables, x):
+    return next(reversed(module.apply(variables, x, present, train=False).values()))
+
+  variables = jax.device_put(_clip_variables(case))
+  return [lambda: np.asarray(apply(variables, clips))]
+
+
+def torch_clip_forward(case: Case) -> Sequence[Call]:
+  """The same in PyTorch, in both layouts."""
+  from . import reference_torch_video
+
+  clips = case_clips(case)
+
+  def in_layout(channels_last: bool) -> Call:
+    network = reference_torch_video.ResNet3D(factorised=CLIP_NETWORKS[case.name])
+    network.load_variables(_clip_variables(case))
+    return functools.partial(reference_torch_video.make_forward(network, channels_last=channels_last), clips)
+
+  return [in_layout(True), in_layout(False)]
 
 
 def our_step(case: Case) -> Sequence[Call]:
@@ -160,16 +210,33 @@ def case_images(case: Case) -> np.ndarray:
   return np.random.default_rng(1).normal(size=(case.batch, case.size, case.size, 3)).astype(np.float32)
 
 
-def random_variables(name: str, *, num_classes: int = 1) -> dict:
-  """Variables of a backbone that keep the size of what goes through; drawn by numpy, for an initialiser takes
-  half a minute to compile."""
-  import jax
+def case_clips(case: Case) -> np.ndarray:
+  """Normalised clips of noise [batch, time, height, width, 3] float32."""
+  shape = (case.batch, case.frames, case.size, case.size, 3)
+  return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
+
+def random_variables(name: str, *, num_classes: int = 1) -> dict:
+  """Variables of a backbone that keep the size of what goes through."""
   from deepscan_jax.models.backbones import backbone
 
-  module = backbone(name).make(num_classes=num_classes)
-  image = jax.ShapeDtypeStruct((1, 96, 96, 3), np.float32)
-  shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), image)
+  return _drawn(backbone(name).make(num_classes=num_classes), (1, 96, 96, 3))
+
+
+def _clip_variables(case: Case) -> dict:
+  from deepscan_jax.models.cnn3d import ResNet3D
+
+  clips = (1, 2, case.size, case.size, 3)
+  return _drawn(ResNet3D(factorised=CLIP_NETWORKS[case.name]), clips, np.ones(clips[:2], bool))
+
+
+def _drawn(module, shape: tuple[int, ...], *inputs) -> dict:
+  """Variables of a module by numpy, for an initialiser takes half a minute to compile."""
+  import jax
+
+  example = jax.ShapeDtypeStruct(shape, np.float32)
+  init = functools.partial(module.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), example, *inputs)
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):

@@ -15,25 +15,10 @@ from deepscan_jax.models.detector import Detector
 from deepscan_jax.optimizer import create_optimizer
 
 
-def abstract_training_batch(config: Config, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  batch = training.abstract_batch(size, config)
-  batch["label"] = jax.ShapeDtypeStruct((size,), jnp.int32)
-  batch["example_mask"] = jax.ShapeDtypeStruct((size,), jnp.bool_)
-  if config.data.pseudofakes:
-    places = (size, config.data.window.frames, data.REGION_SIZE, data.REGION_SIZE)
-    batch["region"] = jax.ShapeDtypeStruct(places, jnp.float32)
-  return batch
-
-
-def abstract_state(config: Config) -> training.TrainState:
-  """The state's shapes, without ImageNet weights, which need not be installed."""
-  return jax.eval_shape(lambda: training.create_state(override(config, "train.pretrained=false")))
-
-
 @pytest.mark.parametrize("name", preset_names())
 def test_a_training_step_of_every_preset_fits_together(name):
   config = load_preset(name)
-  state = abstract_state(config)
+  state = training.abstract_state(config)
   step = functools.partial(
     training.train_step,
     model=Detector(config.model),
@@ -41,7 +26,7 @@ def test_a_training_step_of_every_preset_fits_together(name):
     config=config,
     frozen=training.frozen_parameters(config),
   )
-  after, sums = jax.eval_shape(step, state, abstract_training_batch(config, 2))
+  after, sums = jax.eval_shape(step, state, training.abstract_training_batch(2, config))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
     lambda x: (x.shape, x.dtype), state
   )
@@ -71,7 +56,7 @@ def test_a_step_moves_the_last_layers_of_a_network_and_nothing_before_them():
   for assignment in ("train.freeze_all_but_last=4", "train.pretrained=false", "train.warmup_steps=0"):
     config = override(config, assignment)
   frozen = training.frozen_parameters(config)
-  shapes = abstract_training_batch(config, 2)
+  shapes = training.abstract_training_batch(2, config)
   rng = np.random.default_rng(0)
   batch = {
     "crops": rng.integers(0, 256, shapes["crops"].shape, dtype=np.uint8),
