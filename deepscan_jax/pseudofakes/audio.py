@@ -1,11 +1,11 @@
 """Copy synthesis: a real voice beside a twin that says the same at the same time, put together by a vocoder.
 
 Cloned voices differ by who made them; what most share is that a waveform was put together from a description
-of it: bands of a spectrum without phases, pitch and formants that were moved. A real voice taken apart and put
-together again carries these traces and no others (Wang & Yamagishi 2023, "Spoofed Training Data for Speech
-Spoofing Countermeasure Can Be Efficiently Created Using Neural Vocoders", https://arxiv.org/abs/2210.10570).
-What would give a twin away without them (loudness, peak, offset, band, noise floor, the silence at both ends)
-is made the same in both.
+of it: bands of a spectrum without phases, pitch and formants that were moved. A real voice taken apart and
+put together again carries these traces and no others (Wang & Yamagishi 2023, "Spoofed Training Data for
+Speech Spoofing Countermeasure Can Be Efficiently Created Using Neural Vocoders",
+https://arxiv.org/abs/2210.10570). What would give a twin away without them (loudness, peak, offset, band,
+noise floor, the silence at both ends) is made the same in both.
 
 Waveforms are float32 in -1..1, mono, 16 kHz; every random number comes from the Generator passed in, nothing
 is mutated, and nothing here calls JAX, for it runs in loader workers.
@@ -21,7 +21,8 @@ import scipy.fft
 import scipy.ndimage
 import scipy.signal
 
-SAMPLE_RATE_HZ = 16000
+from deepscan_jax.augment_audio import SAMPLE_RATE_HZ, band_limit, check_waveform, draw_noise, level
+
 VOICE_KINDS = ("griffin_lim", "mel", "phase", "pitch", "formant", "world")
 
 
@@ -36,8 +37,8 @@ class VoiceConfig:
     pitch: another pitch, the same formants.
     formant: other formants, the same pitch.
     world: the WORLD vocoder; above 0 it needs the package pyworld.
-    fft_lengths, mel_bands: of the spectrograms of the first three kinds, drawn evenly; a quarter of the window
-      is the hop.
+    fft_lengths, mel_bands: of the spectrograms of the first three kinds, drawn evenly; a quarter of the
+      window is the hop.
     iterations: (fewest, most) of the Griffin-Lim search.
     phase_noise: (least, most) noise of the phases, as a part of the whole circle.
     phase_levels: (fewest, most) phases that rounding leaves.
@@ -47,8 +48,8 @@ class VoiceConfig:
     fade_s: (shortest, longest) cross-fade at the ends of a span; it lies within the span.
     highpass_hz, lowpass_hz: (lowest, highest) ends of the band that both twins keep.
     noise_snr_db: (loudest, faintest) noise floor that both twins get, below the level of the voice.
-    silence_probability, silence_s: how often the beginning and the end are muted in both twins, each drawn for
-      itself, and for how long at most: no more than a tenth of the whole at either end.
+    silence_probability, silence_s: how often the beginning and the end are muted in both twins, each drawn
+      for itself, and for how long at most: no more than a tenth of the whole at either end.
   """
 
   griffin_lim: float = 0.3
@@ -109,16 +110,17 @@ def voice_pair(waveform: np.ndarray, *, rng: np.random.Generator, config: VoiceC
     ValueError: the waveform has the wrong type, shape, range or length, is not finite or holds no sound.
     ImportError: the config names WORLD, and pyworld is not installed.
   """
-  _check(waveform)
+  check_waveform("A waveform", waveform, least=_LEAST_SAMPLES, audible=True)
   _check_kinds(config)
   kind = VOICE_KINDS[rng.choice(len(VOICE_KINDS), p=_kind_probabilities(config))]
   samples = len(waveform)
   forged = _SYNTHESES[kind](waveform, rng, config)
   audible = _draw_audible(samples, rng, config)
-  real, forged = _draw_band(rng, config)(np.stack([waveform, forged])) * audible
+  ends = {"highpass_hz": rng.uniform(*config.highpass_hz), "lowpass_hz": rng.uniform(*config.lowpass_hz)}
+  real, forged = band_limit(np.stack([waveform, forged]), **ends).astype(np.float64) * audible
   span = _draw_span(real, audible, rng, config)
   fake = _replace(real, forged, span.weight)
-  noise = _draw_noise(samples, rng) * (_level(real) * 10 ** (-rng.uniform(*config.noise_snr_db) / 20))
+  noise = draw_noise(samples, rng) * (level(real) * 10 ** (-rng.uniform(*config.noise_snr_db) / 20))
   real, fake = real + noise, fake + noise
   # One factor for both, so that what is equal stays so.
   scale = min(1.0, 1 / max(np.abs(real).max(), np.abs(fake).max()))
@@ -161,14 +163,15 @@ def copy_synthesis(
   bank, inverse = _mel_bank(sample_rate_hz, fft_length, mel_bands)
   magnitude = _through_mel(np.abs(_spectrum(waveform, fft_length)), bank, inverse)
   found = _griffin_lim(magnitude, samples, rng, iterations=iterations)
-  found *= _level(waveform) / np.maximum(_level(found), 1e-8)
+  wanted, got = (np.sqrt(np.square(x).mean(axis=-1, keepdims=True)) for x in (waveform, found))
+  found *= wanted / np.maximum(got, 1e-8)
   return np.clip(found, -1.0, 1.0).astype(np.float32)
 
 
-_LEAST_S = 0.5
-_SILENCE = 1e-4  # root mean square: -80 dB of full scale
+_LEAST_SAMPLES = 8000  # 0.5 s
 _MOMENTUM = 0.99  # the a of the fast search
-_ENVELOPE_S = 0.002  # quefrencies above it are pitch: 500 Hz
+_ENVELOPE_S = 0.003  # longer quefrencies are pitch
+_HARMONICS_HZ = 200.0  # from one to the next
 _MOST_GAIN = 3.0  # nepers (26 dB) that moving formants may lift or lower a frequency by
 _MUTE_FADE_S = 0.02
 _LIMITER_S = 0.02
@@ -283,7 +286,7 @@ def _griffin_lim(
 
 
 def _spectrum(waveform: np.ndarray, length: int) -> np.ndarray:
-  """[..., time, frequency] complex64 of [..., sample]; the middle of frame i lies at sample i * length / 4."""
+  """[..., time, frequency] complex64 of [..., sample]; frame i is centred on sample i * length / 4."""
   hop = length // 4
   frames = -(-waveform.shape[-1] // hop) + 1
   after = (frames - 1) * hop + length // 2 - waveform.shape[-1]
@@ -294,7 +297,7 @@ def _spectrum(waveform: np.ndarray, length: int) -> np.ndarray:
 
 
 def _waveform(spectrum: np.ndarray, samples: int) -> np.ndarray:
-  """[..., sample] float32, whose spectrum lies closest to [..., time, frequency] (Griffin & Lim 1984, eq. 6)."""
+  """[..., sample] float32 whose spectrum is closest to [..., time, frequency] (Griffin & Lim 1984, eq. 6)."""
   length = 2 * (spectrum.shape[-1] - 1)
   pieces = scipy.fft.irfft(spectrum, n=length, axis=-1) * _window(length)
   summed = _overlap_add(pieces)[..., length // 2 : length // 2 + samples]
@@ -340,10 +343,17 @@ def _mel_bank(sample_rate_hz: int, fft_length: int, mel_bands: int) -> tuple[np.
 
 
 def _log_envelope(spectrum: np.ndarray) -> np.ndarray:
-  """Log magnitude without what changes fast over frequency: the low quefrencies of the real cepstrum."""
+  """Log magnitude from harmonic to harmonic, as formants shape it: low quefrencies of the real cepstrum.
+
+  Between harmonics there is little; highest values over the distance of two close that gap first, or the
+  envelope would follow the pitch and flatten the formants (as the peak picking of Paul 1981, "The Spectral
+  Envelope Estimation Vocoder", IEEE Transactions on Acoustics, Speech, and Signal Processing 29).
+  """
   magnitude = np.abs(spectrum)
-  level = np.log(magnitude + 1e-4 * magnitude.max() + 1e-9)  # the floor keeps empty bands from ruling
-  cepstrum = scipy.fft.irfft(level, axis=-1)
+  floor = 1e-4 * magnitude.max() + 1e-9  # keeps empty bands from ruling
+  bins = round(_HARMONICS_HZ / SAMPLE_RATE_HZ * 2 * (spectrum.shape[-1] - 1)) | 1
+  height = np.log(scipy.ndimage.maximum_filter1d(magnitude, bins, axis=-1, mode="nearest") + floor)
+  cepstrum = scipy.fft.irfft(height, axis=-1)
   keep = round(_ENVELOPE_S * SAMPLE_RATE_HZ)
   cepstrum[..., keep : cepstrum.shape[-1] - keep + 1] = 0
   return scipy.fft.rfft(cepstrum, axis=-1).real
@@ -361,18 +371,6 @@ def _draw_audible(samples: int, rng: np.random.Generator, config: VoiceConfig) -
   rise = np.clip((ramp - edges[0]) / fade, 0, 1) if edges[0] else np.ones_like(ramp)
   fall = np.clip((samples - 1 - edges[1] - ramp) / fade, 0, 1) if edges[1] else np.ones_like(ramp)
   return rise * fall
-
-
-def _draw_band(rng: np.random.Generator, config: VoiceConfig) -> Callable[[np.ndarray], np.ndarray]:
-  """A filter without delay: twice a Butterworth of order 4, there and back."""
-  ends = (rng.uniform(*config.highpass_hz), rng.uniform(*config.lowpass_hz))
-  sections = np.concatenate(
-    [
-      scipy.signal.butter(2, ends[0], "highpass", fs=SAMPLE_RATE_HZ, output="sos"),
-      scipy.signal.butter(6, ends[1], "lowpass", fs=SAMPLE_RATE_HZ, output="sos"),
-    ]
-  )
-  return lambda waveforms: scipy.signal.sosfiltfilt(sections, waveforms, axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -394,8 +392,8 @@ def _draw_span(real: np.ndarray, audible: np.ndarray, rng: np.random.Generator, 
   length = min(round(samples * rng.uniform(*config.partial_share)), last - first)
   fade = max(1, min(round(SAMPLE_RATE_HZ * rng.uniform(*config.fade_s)), length // 2))
   starts = rng.integers(first, last - length + 1, _ATTEMPTS)
-  levels = np.array([_level(real[start : start + length])[0] for start in starts])
-  loud = levels >= _LEAST_SPAN_LEVEL * _level(real)
+  levels = np.array([level(real[start : start + length]) for start in starts])
+  loud = levels >= _LEAST_SPAN_LEVEL * level(real)
   start = int(starts[loud.argmax() if loud.any() else levels.argmax()])
   ramp = (np.arange(fade) + 0.5) / fade
   weight = np.zeros(samples)
@@ -446,20 +444,6 @@ def _accent(height: np.ndarray, highest: float) -> np.ndarray:
   return 1 + (highest / max(height[peak], 1e-12) - 1) * (0.5 + 0.5 * np.cos(np.pi * distance))
 
 
-def _draw_noise(samples: int, rng: np.random.Generator) -> np.ndarray:
-  """[sample] of level 1, between white and pink."""
-  spectrum = scipy.fft.rfft(rng.standard_normal(samples, np.float32))
-  spectrum *= np.maximum(np.arange(len(spectrum)) / len(spectrum), 0.01) ** -rng.uniform(0, 0.5)
-  spectrum[0] = 0
-  noise = scipy.fft.irfft(spectrum, n=samples)
-  return noise / _level(noise)
-
-
-def _level(waveform: np.ndarray) -> np.ndarray:
-  """Root mean square [..., 1]."""
-  return np.sqrt(np.square(waveform).mean(axis=-1, keepdims=True))
-
-
 def _choose(rng: np.random.Generator, options: tuple[int, ...]) -> int:
   return options[rng.integers(len(options))]
 
@@ -489,25 +473,3 @@ def _check_kinds(config: VoiceConfig) -> None:
 @functools.cache
 def _has_world() -> bool:
   return importlib.util.find_spec("pyworld") is not None
-
-
-def _check(waveform: np.ndarray) -> None:
-  if waveform.dtype != np.float32 or waveform.ndim != 1:
-    raise ValueError(
-      f"A waveform must be float32 [sample], mono at 16 kHz, got {waveform.dtype} {list(waveform.shape)}."
-    )
-  if len(waveform) < _LEAST_S * SAMPLE_RATE_HZ:
-    raise ValueError(
-      f"A waveform must last at least {_LEAST_S} s (8000 samples), got {len(waveform)} samples."
-    )
-  if not np.isfinite(waveform).all():
-    raise ValueError(
-      f"A waveform must be finite, got {np.count_nonzero(~np.isfinite(waveform))} samples that are not."
-    )
-  if np.abs(waveform).max() > 1:
-    raise ValueError(f"A waveform must lie in -1..1, got a peak of {np.abs(waveform).max():.3g}.")
-  if _level(waveform) < _SILENCE:
-    raise ValueError(
-      f"A waveform must hold sound (a root mean square of {_SILENCE} or more), "
-      f"got {float(_level(waveform)[0]):.2g}."
-    )
