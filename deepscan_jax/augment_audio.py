@@ -174,15 +174,15 @@ def level(waveform: np.ndarray) -> float:
 
 def draw_noise(samples: int, rng: np.random.Generator) -> np.ndarray:
   """Returns float32 [sample] noise of level 1, whose spectrum falls by 0 (white) to 3 dB (pink) an octave."""
-  # A length that the transform is fast at; the noise is cut from it.
-  length = scipy.fft.next_fast_len(samples, real=True)
+  # A length that the transform is fast at, and enough for a level; the noise is cut from it.
+  length = scipy.fft.next_fast_len(max(samples, 1024), real=True)
   spectrum = scipy.fft.rfft(rng.standard_normal(length, np.float32))
   # Level below a hundredth of the band (80 Hz), or rumble would be all there is.
   place = np.maximum(np.arange(len(spectrum), dtype=np.float32) / len(spectrum), np.float32(0.01))
   spectrum *= place ** np.float32(-rng.uniform(0, 0.5))
   spectrum[0] = 0
-  noise = scipy.fft.irfft(spectrum, n=length)[:samples]
-  return (noise / np.float32(level(noise))).astype(np.float32)
+  noise = scipy.fft.irfft(spectrum, n=length)
+  return (noise[:samples] / np.float32(level(noise))).astype(np.float32)
 
 
 def band_limit(waveform: np.ndarray, *, highpass_hz: float, lowpass_hz: float) -> np.ndarray:
@@ -241,8 +241,10 @@ def codec_round_trip(waveform: np.ndarray, *, codec: str, bit_rate: int = 0) -> 
     float32 [sample] in -1..1.
 
   Raises:
-    ValueError: unknown codec, or a bit rate that it cannot have.
+    ValueError: unknown codec, a bit rate that it cannot have, or a waveform that is not as said above.
   """
+  # Not only for whoever calls this alone: LAME ends the whole process at the first sample that is not finite.
+  check_waveform("A waveform", waveform, least=1)
   if codec not in _CODECS:
     raise ValueError(f"Unknown codec {codec!r}; there are {', '.join(_CODECS)}.")
   if _CODECS[codec].telephone:

@@ -256,6 +256,8 @@ def test_unknown_codecs_and_rates_are_named(voice):
     codec_round_trip(voice, codec="wma")
   with pytest.raises(ValueError, match=r"for mp3 must lie in 8000\.\.128000, got 0"):
     codec_round_trip(voice, codec="mp3")
+  with pytest.raises(ValueError, match="finite, got 24000"):  # which would end the process inside of LAME
+    codec_round_trip(voice * np.float32(np.nan), codec="mp3", bit_rate=32000)
 
 
 def test_resampling_for_the_telephone_has_no_delay():
