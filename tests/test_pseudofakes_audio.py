@@ -216,6 +216,27 @@ def test_pitch_moves_the_harmonics_and_formants_move_the_envelope():
     assert min(abs(formant - 1250), abs(formant - 800)) < 90
 
 
+def test_a_lower_pitch_leaves_no_empty_band(originals):
+  """A shift down by four semitones moves 8 kHz to 6.3 kHz; above, a shortcut would be waiting."""
+  config = only(
+    "pitch",
+    pitch_semitones=(4, 4),
+    partial_probability=0,
+    silence_probability=0,
+    noise_snr_db=(90, 90),
+    lowpass_hz=(7600, 7600),
+  )
+  top = slice(round(6600 / 8000 * 256), round(7300 / 8000 * 256))
+  rng, gaps = np.random.default_rng(7), []
+  for waveform in originals[:10]:
+    pair = voice_pair(waveform, rng=rng, config=config)
+    real, fake = (
+      np.square(np.abs(audio_fakes._spectrum(x, 512)))[:, top].mean() for x in (pair.real, pair.fake)
+    )
+    gaps.append(10 * np.log10(fake / real))
+  assert np.abs(gaps).max() < 6
+
+
 def test_a_copy_with_enough_iterations_has_the_mel_spectrum_it_was_made_from(originals):
   """More of the search comes closer to it, and the search is as good as librosa's."""
   import librosa

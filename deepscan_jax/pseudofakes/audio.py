@@ -119,7 +119,7 @@ def voice_pair(waveform: np.ndarray, *, rng: np.random.Generator, config: VoiceC
   ends = {"highpass_hz": rng.uniform(*config.highpass_hz), "lowpass_hz": rng.uniform(*config.lowpass_hz)}
   real, forged = band_limit(np.stack([waveform, forged]), **ends).astype(np.float64) * audible
   span = _draw_span(real, audible, rng, config)
-  fake = _replace(real, forged, span.weight)
+  fake = _replace(real, forged, span.weight, audible)
   noise = draw_noise(samples, rng) * (level(real) * 10 ** (-rng.uniform(*config.noise_snr_db) / 20))
   real, fake = real + noise, fake + noise
   # One factor for both, so that what is equal stays so.
@@ -403,8 +403,8 @@ def _draw_span(real: np.ndarray, audible: np.ndarray, rng: np.random.Generator, 
   return _Span(start, start + length, weight)
 
 
-def _replace(real: np.ndarray, forged: np.ndarray, weight: np.ndarray) -> np.ndarray:
-  """weight * forged + (1 - weight) * real, as loud as `real` and with the same highest peak where it differs.
+def _replace(real: np.ndarray, forged: np.ndarray, weight: np.ndarray, audible: np.ndarray) -> np.ndarray:
+  """weight * forged + (1 - weight) * real, with the level and mean of `real`, and its peak where it differs.
 
   A peak too high is limited, one too low gets an accent; both by a gain that changes slowly, over the forgery
   alone: outside of it the twins stay equal sample by sample.
@@ -414,6 +414,7 @@ def _replace(real: np.ndarray, forged: np.ndarray, weight: np.ndarray) -> np.nda
   wanted = np.abs(real[touched]).max()
   missing = np.square(real).sum() - np.square(kept).sum()
   for _ in range(_MATCHES):
+    forged = forged - audible * ((weight * (forged - real)).sum() / (weight * audible).sum())
     replaced = weight * forged
     # The positive root g of |g * replaced + kept|^2 = |real|^2.
     power, across = max(np.square(replaced).sum(), 1e-12), (replaced * kept).sum()
