@@ -161,9 +161,9 @@ def check_waveform(name: str, waveform: np.ndarray, *, least: int, audible: bool
     raise ValueError(f"{name} must be finite, got {wrong} samples that are not.")
   if np.abs(waveform).max() > 1:
     raise ValueError(f"{name} must lie in -1..1, got a peak of {np.abs(waveform).max():.3g}.")
-  if audible and level(waveform) < _SILENCE:
+  if audible and waveform.std() < _SILENCE:
     raise ValueError(
-      f"{name} must hold sound (a root mean square of {_SILENCE} or more), got {level(waveform):.2g}."
+      f"{name} must hold sound (a standard deviation of {_SILENCE} or more), got {waveform.std():.2g}."
     )
 
 

@@ -145,6 +145,16 @@ def test_simple_statistics_do_not_tell_the_twins_apart(pairs):
   assert np.median([log_spectral_distance(pair) for pair in pairs]) > 1.5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nor_within_one_kind(kind, originals):
+  """Where every forgery is made in the same way, what it leaves cannot hide among the others."""
+  rng = np.random.default_rng(8)
+  pairs = [voice_pair(x, rng=rng, config=only(kind, partial_probability=0)) for x in originals]
+  real, fake = ([simple_statistics(getattr(p, twin)) for p in pairs] for twin in ("real", "fake"))
+  for name in real[0]:
+    assert separation(real, fake, name) <= 0.5 + CHANCE, name
+
+
 def test_the_statistics_would_notice_twins_that_were_not_matched(originals):
   """So that the test above can fail: a bare vocoder behind a cutter that leaves a little silence."""
   rng = np.random.default_rng(5)
@@ -188,6 +198,23 @@ def test_a_seed_says_it_all_and_the_input_stays(originals):
     assert first.segments == second.segments and first.kind == second.kind == kind
     assert (first.fake != other.fake).any()
     np.testing.assert_array_equal(originals[0], before)
+
+
+@pytest.mark.parametrize("partial", [0, 1])
+def test_sounds_that_are_no_speech_end_in_a_pair_too(partial):
+  """A click, a burst in silence, a clipped square wave, hiss that is hardly there."""
+  rng, samples = np.random.default_rng(0), 8001
+  click, burst = np.zeros(samples), np.zeros(samples)
+  click[4000] = 1
+  burst[2000:2400] = rng.uniform(-1, 1, 400)
+  square, hiss = np.sign(np.sin(np.arange(samples) / 20)), 2e-4 * rng.standard_normal(samples)
+  for kind in KINDS:
+    for sound in (click, burst, square, hiss):
+      pair = voice_pair(sound.astype(np.float32), rng=rng, config=only(kind, partial_probability=partial))
+      for twin in (pair.real, pair.fake):
+        assert np.isfinite(twin).all() and 0 < np.abs(twin).max() <= 1
+      ((start, end),) = pair.segments
+      assert end > start
 
 
 def test_pitch_moves_the_harmonics_and_formants_move_the_envelope():
@@ -274,7 +301,7 @@ def test_copies_of_a_batch_have_its_shape_and_loudness(originals):
     (np.ones(7999, np.float32), "at least 8000 samples at 16 kHz, got 7999"),
     (np.full(16000, np.nan, np.float32), "finite, got 16000 samples that are not"),
     (np.full(16000, 1.5, np.float32), r"in -1\.\.1, got a peak of 1\.5"),
-    (np.zeros(16000, np.float32), "hold sound"),
+    (np.full(16000, 0.5, np.float32), r"hold sound \(a standard deviation of 0.0001 or more\), got 0"),
   ],
 )
 def test_wrong_input_is_named(waveform, message):

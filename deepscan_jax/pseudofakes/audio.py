@@ -60,7 +60,7 @@ class VoiceConfig:
   world: float = 0.0
   fft_lengths: tuple[int, ...] = (512, 1024)
   mel_bands: tuple[int, ...] = (64, 80, 100)
-  iterations: tuple[int, int] = (6, 16)
+  iterations: tuple[int, int] = (6, 20)
   phase_noise: tuple[float, float] = (0.5, 1.0)
   phase_levels: tuple[int, int] = (2, 5)
   pitch_semitones: tuple[float, float] = (1.0, 4.0)
@@ -123,7 +123,7 @@ def voice_pair(waveform: np.ndarray, *, rng: np.random.Generator, config: VoiceC
   noise = draw_noise(samples, rng) * (level(real) * 10 ** (-rng.uniform(*config.noise_snr_db) / 20))
   real, fake = real + noise, fake + noise
   # One factor for both, so that what is equal stays so.
-  scale = min(1.0, 1 / max(np.abs(real).max(), np.abs(fake).max()))
+  scale = 1 / max(1.0, np.abs(real).max(), np.abs(fake).max())
   segment = (span.start / SAMPLE_RATE_HZ, span.stop / SAMPLE_RATE_HZ)
   return VoicePair(
     real=(real * scale).astype(np.float32),
@@ -407,7 +407,8 @@ def _replace(real: np.ndarray, forged: np.ndarray, weight: np.ndarray, audible: 
   """weight * forged + (1 - weight) * real, with the level and mean of `real`, and its peak where it differs.
 
   A peak too high is limited, one too low gets an accent; both by a gain that changes slowly, over the forgery
-  alone: outside of it the twins stay equal sample by sample.
+  alone: outside of it the twins stay equal sample by sample. Where no voice could have both (a click, a
+  square wave), the peak is kept and the level is not.
   """
   touched = weight > 0
   kept = (1 - weight) * real
