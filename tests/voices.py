@@ -1,0 +1,48 @@
+"""Signals like speech, made of numbers: a larynx with a wandering pitch, formants, pauses, a room's hiss."""
+
+import numpy as np
+import scipy.signal
+
+RATE_HZ = 16000
+
+
+def voice(*, seconds: float, seed: int) -> np.ndarray:
+  """float32 [sample]: syllables of pulses and of hiss through moving formants, with pauses between words."""
+  rng = np.random.default_rng(seed)
+  samples = round(seconds * RATE_HZ)
+  times_s = np.arange(samples) / RATE_HZ
+  vibrato = 1 + rng.uniform(0.02, 0.08) * np.sin(2 * np.pi * rng.uniform(3, 6) * times_s + rng.uniform(0, 6))
+  pitch = rng.uniform(90, 230) * vibrato * np.exp(rng.uniform(-0.15, 0.15) * np.sin(times_s))
+  phase = 2 * np.pi * np.cumsum(pitch) / RATE_HZ
+  harmonics = np.arange(1, 60)
+  # Phases that differ by harmonic, as vocal tracts make them: less of a spike than all in step.
+  offsets = rng.uniform(-1, 1, len(harmonics))
+  pulses = sum(
+    np.where(k * pitch < 7800, 1 / k, 0) * np.cos(k * phase + offset)
+    for k, offset in zip(harmonics, offsets, strict=True)
+  )
+  source = pulses + rng.uniform(0.02, 0.2) * rng.standard_normal(samples)
+  sound = np.zeros(samples)
+  for low, high in ((300, 800), (900, 2200), (2400, 3400), (3500, 5500)):
+    middle, width = rng.uniform(low, high), rng.uniform(60, 200)
+    top, bottom = scipy.signal.iirpeak(middle, middle / width, fs=RATE_HZ)
+    sound += scipy.signal.lfilter(top, bottom, source)
+  knots = np.arange(0, seconds + 0.2, 0.1)
+  loudness = rng.uniform(0.1, 1, len(knots)) * (rng.random(len(knots)) > 0.25)
+  sound *= np.interp(times_s, knots, loudness)
+  sound *= rng.uniform(0.02, 0.1) / sound.std()
+  sound += sound.std() * 10 ** (-rng.uniform(40, 60) / 20) * rng.standard_normal(samples)
+  return np.clip(sound + rng.uniform(-1e-3, 1e-3), -1, 1).astype(np.float32)
+
+
+def lag(heard: np.ndarray, original: np.ndarray) -> int:
+  """Samples by which `heard` is late: where the cross-correlation peaks."""
+  correlation = scipy.signal.correlate(heard, original, mode="full")
+  return int(correlation.argmax()) - (len(original) - 1)
+
+
+def envelope(waveform: np.ndarray) -> np.ndarray:
+  """Loudness over time, [sample], without what lies above 25 Hz."""
+  sections = scipy.signal.butter(2, 25, fs=RATE_HZ, output="sos")
+  smooth = scipy.signal.sosfiltfilt(sections, np.abs(waveform))
+  return smooth - smooth.mean()
