@@ -131,11 +131,18 @@ def deepfake_timit(root: Path, *, frame: bytes = b".", frames: int = 12, fill: F
   return root
 
 
-def wild_deepfake(root: Path, *, between: str = "_", frame: Callable[[int], bytes] = lambda _: b".") -> Path:
+def wild_deepfake(
+  root: Path,
+  *,
+  between: str = "_",
+  frame: Callable[[int], bytes] = lambda _: b".",
+  train: Iterable[int] = WILD_ARCHIVES,
+  test: Iterable[int] = (0, 1),
+) -> Path:
   """Archives of two sequences each; the frames' numbers have gaps and no leading zeros."""
   root = root / "deepfake_in_the_wild"
   for label in ("real", "fake"):
-    for split, archives in (("train", WILD_ARCHIVES), ("test", (0, 1))):
+    for split, archives in (("train", train), ("test", test)):
       folder = root / f"{label}{between}{split}"
       folder.mkdir(parents=True)
       for number in archives:
@@ -147,7 +154,7 @@ def wild_deepfake(root: Path, *, between: str = "_", frame: Callable[[int], byte
 
 
 def fakeavceleb(root: Path, *, people: int = 24, fill: Fill = placeholder) -> Path:
-  """One video of each person and type; faces are swapped with, and lips and voices taken from, the next one."""
+  """One video of each person and type, and a face swap with the next person."""
   root = root / "FakeAVCeleb_v1.2"
   rows = []
   for number in range(people):

@@ -1,5 +1,6 @@
 """The builders of the public datasets, on small folders in the official forms (dataset_layouts.py)."""
 
+import itertools
 import json
 import logging
 import re
@@ -7,16 +8,14 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import dataset_layouts as layouts
 import face_media
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from absl.testing import flagsaver
 from media_files import write_video
 
-from deepscan_jax import examples
+from deepscan_jax import data, examples
 from deepscan_jax.launch import build_dataset
 from deepscan_jax.rooms import import_room
 
@@ -513,3 +512,129 @@ def test_the_official_list_of_the_dfdc_sample(tmp_path, caplog):
     examples.FAKE: 323,
   }
   assert not builder.rejected and not caplog.text
+
+
+def built(name: str, data_dir: Path, split: str) -> list[dict]:
+  """The examples of a split, as training reads them."""
+  source = data.ExampleSource([name], split, data_dir)
+  return [source[index] for index in range(len(source))]
+
+
+def test_a_config_is_built_from_the_command_line_and_found_under_its_name(tmp_path, capsys):
+  lists = {"train": [["071", "054"]], "val": [], "test": [["953", "974"]]}
+  videos = [f"original_sequences/youtube/c23/videos/{name}.mp4" for name in ("054", "974")]
+  videos += [f"manipulated_sequences/Deepfakes/c23/videos/{name}.mp4" for name in ("071_054", "953_974")]
+  frames = face_media.moving_portrait(2)
+  root = layouts.write(tmp_path / "root", videos, lambda path: write_video(path, frames))
+  for split, pairs in lists.items():
+    layouts.write_json(root / "splits" / f"{split}.json", pairs)
+  data_dir = tmp_path / "data"
+  with flagsaver.flagsaver(
+    name="faceforensics/c23", media=[str(root)], data_dir=str(data_dir), frames_per_clip=1, overwrite=False
+  ):
+    assert build_dataset.main(["build_dataset"]) == 0
+  told = capsys.readouterr().out
+  assert str(data_dir / "faceforensics" / "c23") in told and "absent: 4" in told
+  for split, pair in (("train", "youtube/054_071"), ("test", "youtube/953_974")):
+    rows = sorted(built("faceforensics/c23", data_dir, split), key=lambda row: int(row["label"]))
+    assert [int(row["label"]) for row in rows] == [examples.REAL, examples.FAKE]
+    assert [row["method"] for row in rows] == ["", "Deepfakes"]
+    assert {row["group"] for row in rows} == {pair} and {row["source"] for row in rows} == {"youtube"}
+    assert rows[0]["faces"].shape == (1, 256, 256, 3) and rows[0]["faces"].any()
+  with pytest.raises(FileNotFoundError, match=r"build_dataset --name=faceforensics/c40 --media"):
+    data.ExampleSource(["faceforensics/c40"], "train", data_dir)
+
+
+def test_clips_of_pictures_become_examples_in_order_of_time(tmp_path):
+  def frame(number: int) -> bytes:
+    view = face_media.portrait(shift=(number / 10, 0), turn_deg=number / 20)
+    return media_builder.encode_png(view)
+
+  root = layouts.wild_deepfake(tmp_path, frame=frame, train=(), test=(0,))
+  builder = import_room("datasets.wild_deepfake.wild_deepfake_dataset_builder").Builder(
+    media_paths=[root], frames_per_clip=2, data_dir=tmp_path / "data"
+  )
+  builder.prepare()
+  rows = built("wild_deepfake", tmp_path / "data", "test")
+  # The first and the third of the four pictures, 2 and 10, of two real and two fake sequences.
+  assert Counter(int(row["label"]) for row in rows) == {examples.REAL: 4, examples.FAKE: 4}
+  for group in {row["group"] for row in rows}:
+    times = [float(row["frame_times_s"][0]) for row in rows if row["group"] == group]
+    assert sorted(times) == pytest.approx([0, 2 / 25])
+  assert not builder.rejected
+
+
+def test_pictures_of_a_clip_that_differ_in_size_or_are_damaged_are_listed(tmp_path):
+  files = [
+    media_builder.MediaFile(
+      id=name,
+      path=None,
+      label=examples.FAKE,
+      group=name,
+      source="s",
+      frames=tuple(lambda d=d: d for d in frames),
+    )
+    for name, frames in {
+      "unequal": [
+        media_builder.encode_png(np.zeros(shape, np.uint8)) for shape in ((40, 40, 3), (40, 42, 3))
+      ],
+      "damaged": [b"no picture"],
+    }.items()
+  ]
+  builder = celeb_df.Builder(data_dir=tmp_path / "data")
+  with pytest.raises(ValueError, match="None of the 2 files"):
+    list(builder._generate_examples(files))
+  reasons = {row["id"]: row["reason"] for row in builder.rejected}
+  assert reasons["unequal"] == "unequal_frames" and reasons["damaged"] in ("not_media", "unsupported_type")
+
+
+def test_only_the_forged_seconds_of_a_fake_become_examples(tmp_path):
+  frames = face_media.moving_portrait(10)
+  root = layouts.lav_df(tmp_path / "root", fake_periods=[[0.1, 0.18], [5.0, 6.0]])
+  rows = [row for row in json.loads((root / "metadata.min.json").read_text()) if row["split"] == "train"][:2]
+  rows.append({**rows[1], "file": "train/000009.mp4", "fake_periods": [[5.0, 6.0]]})
+  for row in rows:
+    write_video(root / row["file"], frames)
+  layouts.write_json(root / "metadata.min.json", rows)
+  builder = import_room("datasets.lav_df.lav_df_dataset_builder").Builder(
+    media_paths=[root], frames_per_clip=5, data_dir=tmp_path / "data"
+  )
+  builder.prepare()
+  times: dict[int, list[float]] = {examples.REAL: [], examples.FAKE: []}
+  for row in built("lav_df", tmp_path / "data", "train"):
+    times[int(row["label"])].append(float(row["frame_times_s"][0]))
+  assert len(times[examples.REAL]) == 5
+  assert sorted(times[examples.FAKE]) == sorted(t for t in times[examples.REAL] if 0.1 <= t <= 0.18) != []
+  assert [(row["id"], row["reason"]) for row in builder.rejected] == [("train/000009.mp4", "no_forged_frame")]
+
+
+def media_file(name: str, group: str, identities=(), split=None):
+  return media_builder.MediaFile(
+    id=name, path=Path(name), label=0, group=group, source="s", identities=identities, split=split
+  )
+
+
+def test_groups_that_share_an_identity_directly_or_not_are_joined():
+  files = [
+    media_file("a.mp4", "g3", ("x", "y")),
+    media_file("b.mp4", "g2", ("y", "z")),
+    media_file("c.mp4", "g1", ("z",)),
+    media_file("d.mp4", "g0", ("w",)),
+    media_file("e.mp4", "g4"),
+    media_file("f.mp4", "g5", ("x",), split="test"),
+  ]
+  assert [file.group for file in media_builder.join_identities(files)] == ["g1", "g1", "g1", "g0", "g4", "g5"]
+  assert media_builder.join_identities(files[3:]) == files[3:]
+
+
+def test_people_have_a_common_split_only_where_their_hashes_agree():
+  names = [f"person {number}" for number in range(60)]
+  for a, b in itertools.pairwise(names):
+    splits = {media_builder.split_of(a), media_builder.split_of(b)}
+    expected = splits.pop() if len(splits) == 1 else None
+    assert media_builder.common_split((a, b)) == media_builder.common_split((b, a)) == expected
+  counts = Counter(media_builder.split_of(f"group {i}", media_builder.TRAIN_SPLITS) for i in range(4000))
+  assert counts["validation"] / 4000 == pytest.approx(0.15, abs=0.02) and set(counts) == {
+    "train",
+    "validation",
+  }
