@@ -42,9 +42,11 @@ from deepscan_jax import examples, media
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
-SPLITS = (("train", 0.70), ("validation", 0.15), ("test", 0.15))
+# What share of the groups goes where: (split, share) pairs.
+Shares = tuple[tuple[str, float], ...]
+SPLITS: Shares = (("train", 0.70), ("validation", 0.15), ("test", 0.15))
 # Of an official training set, where there is no official validation set.
-TRAIN_SPLITS = (("train", 0.85), ("validation", 0.15))
+TRAIN_SPLITS: Shares = (("train", 0.85), ("validation", 0.15))
 
 # Pictures found together in one call of the face detector.
 _PICTURES_AT_ONCE = 32
@@ -102,13 +104,25 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   Args:
     media_paths: folders or tar files that the user points at.
     frames_per_clip: how many frames, spread evenly, are looked at in a video.
+    folds: for cross-validation, into how many parts what a hash splits is cut; 0 for one fixed split.
+    fold: which part is test, 1 to folds; the next one is validation. With an official test set, the part is
+      validation. Splits that are official stay as they are.
     kwargs: of tfds.core.GeneratorBasedBuilder.
   """
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
 
-  def __init__(self, *, media_paths: Iterable[str | Path] = (), frames_per_clip: int = 32, **kwargs):
+  def __init__(
+    self,
+    *,
+    media_paths: Iterable[str | Path] = (),
+    frames_per_clip: int = 32,
+    folds: int = 0,
+    fold: int = 1,
+    **kwargs,
+  ):
+    self.splits, self.train_splits = fold_shares(folds, fold) if folds else (SPLITS, TRAIN_SPLITS)
     self._media_paths = tuple(Path(path) for path in media_paths)
     self._frames_per_clip = frames_per_clip
     self._rejected: list[dict] = []
@@ -165,7 +179,7 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       )
     by_split: dict[str, list[MediaFile]] = {name: [] for name, _ in SPLITS}
     for file in files:
-      by_split[file.split or split_of(file.group)].append(file)
+      by_split[file.split or split_of(file.group, self.splits)].append(file)
     homes: dict[str, set[str]] = {}
     for split, chosen in by_split.items():
       for identity in {identity for file in chosen for identity in file.identities}:
@@ -299,7 +313,22 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       (Path(self.data_dir) / "rejected.jsonl").write_text(lines, encoding="utf-8")
 
 
-def split_of(group: str, shares: tuple[tuple[str, float], ...] = SPLITS) -> str:
+def fold_shares(folds: int, fold: int) -> tuple[Shares, Shares]:
+  """Shares for one fold of a cross-validation: without and with an official test set.
+
+  Raises:
+    ValueError: fewer than three folds, or no such fold.
+  """
+  if folds < 3 or not 1 <= fold <= folds:
+    raise ValueError(f"There is no fold {fold} of {folds}; give 3 folds or more, and a fold from 1 to them.")
+  parts = ["train"] * folds
+  parts[fold - 1] = "validation"
+  of_train = tuple((part, 1 / folds) for part in parts)
+  parts[fold - 1], parts[fold % folds] = "test", "validation"
+  return tuple((part, 1 / folds) for part in parts), of_train
+
+
+def split_of(group: str, shares: Shares = SPLITS) -> str:
   """The split of a group: a stable function of its name and the shares alone."""
   position = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
   for name, share in shares:
@@ -309,7 +338,7 @@ def split_of(group: str, shares: tuple[tuple[str, float], ...] = SPLITS) -> str:
   return shares[-1][0]
 
 
-def common_split(identities: Iterable[str], shares: tuple[tuple[str, float], ...] = SPLITS) -> str | None:
+def common_split(identities: Iterable[str], shares: Shares = SPLITS) -> str | None:
   """The split that all of the identities have by hash; None where they differ."""
   splits = {split_of(identity, shares) for identity in identities}
   return splits.pop() if len(splits) == 1 else None

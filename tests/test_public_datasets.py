@@ -39,10 +39,10 @@ DISJOINT = {"celeb_df": ("train", "validation"), "av_deepfake1m": ()}
 SPLITS = ("train", "validation", "test")
 
 
-def listed(name: str, *roots: Path, tmp_path: Path, config: str | None = None):
+def listed(name: str, *roots: Path, tmp_path: Path, config: str | None = None, **settings):
   """(builder, {split: {id: file}}) of a dataset whose files are listed and not decoded."""
   builder = import_room(f"datasets.{name}.{name}_dataset_builder").Builder(
-    config=config, media_paths=roots, data_dir=tmp_path / "data"
+    config=config, media_paths=roots, data_dir=tmp_path / "data", **settings
   )
   return builder, {split: {f.id: f for f in files} for split, files in builder.split_files().items()}
 
@@ -530,10 +530,17 @@ def test_a_config_is_built_from_the_command_line_and_found_under_its_name(tmp_pa
     layouts.write_json(root / "splits" / f"{split}.json", pairs)
   data_dir = tmp_path / "data"
   with flagsaver.flagsaver(
-    name="faceforensics/c23", media=[str(root)], data_dir=str(data_dir), frames_per_clip=1, overwrite=False
+    name="faceforensics/c23",
+    media=[str(root)],
+    data_dir=str(data_dir),
+    frames_per_clip=1,
+    overwrite=False,
+    folds=5,
+    fold=2,
   ):
     assert build_dataset.main(["build_dataset"]) == 0
   told = capsys.readouterr().out
+  data_dir = data_dir / "fold_2_of_5"
   assert str(data_dir / "faceforensics" / "c23") in told and "absent: 4" in told
   for split, pair in (("train", "youtube/054_071"), ("test", "youtube/953_974")):
     rows = sorted(built("faceforensics/c23", data_dir, split), key=lambda row: int(row["label"]))
@@ -638,3 +645,38 @@ def test_people_have_a_common_split_only_where_their_hashes_agree():
     "train",
     "validation",
   }
+
+
+@pytest.mark.parametrize("name", ["fakeavceleb", "deepfake_timit", "faceforensics", "dfdc", "celeb_df"])
+def test_each_identity_is_tested_in_one_fold_and_folds_are_disjoint(name, tmp_path):
+  # Nothing official in the way: no lists, no labelled test set.
+  settings = {"dfdc": {"with_test": False}, "faceforensics": {"lists": {}}}
+  root = WRITERS[name](tmp_path / name, **settings.get(name, {}))
+  config = "v2_disjoint" if name == "celeb_df" else None
+  tested: Counter[str] = Counter()
+  for fold in range(1, 6):
+    _, splits = listed(name, root, tmp_path=tmp_path, config=config, folds=5, fold=fold)
+    chosen = [people(splits.get(split, {})) for split in SPLITS]
+    assert len(set().union(*chosen)) == sum(map(len, chosen))
+    tested.update(chosen[2])
+  assert set(tested.values()) == {1} and set(tested) == set().union(*chosen)
+
+
+@pytest.mark.parametrize("name", ["wild_deepfake", "celeb_df"])
+def test_folds_leave_an_official_test_set_as_it_is(name, roots, tmp_path):
+  _, fixed = listed(name, roots[name], tmp_path=tmp_path)
+  held_out: Counter[str] = Counter()
+  for fold in range(1, 6):
+    _, splits = listed(name, roots[name], tmp_path=tmp_path, folds=5, fold=fold)
+    assert set(splits["test"]) == set(fixed["test"])
+    held_out.update(people(splits.get("validation", {})))
+  assert set(held_out.values()) == {1}
+  rest = people(fixed["train"]) | people(fixed["validation"])
+  # A celebrity whose every video is in the official test set is never held out.
+  assert set(held_out) == rest if name == "wild_deepfake" else set(held_out) >= rest - people(fixed["test"])
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(2, 1), (5, 0), (5, 6)])
+def test_folds_that_cannot_be_are_refused(folds, fold, tmp_path):
+  with pytest.raises(ValueError, match=f"no fold {fold} of {folds}"):
+    celeb_df.Builder(data_dir=tmp_path, folds=folds, fold=fold)

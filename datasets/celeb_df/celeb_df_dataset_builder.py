@@ -11,8 +11,6 @@ import tensorflow_datasets as tfds
 from deepscan_jax import examples
 
 from ..media_builder import (
-  SPLITS,
-  TRAIN_SPLITS,
   MediaBuilder,
   MediaFile,
   common_split,
@@ -75,7 +73,7 @@ class Builder(MediaBuilder):
             in_test.remove(name)
             split = "test"
           else:
-            split = common_split(people, SPLITS if disjoint else TRAIN_SPLITS)
+            split = common_split(people, self.splits if disjoint else self.train_splits)
           if split is None:
             self.leave_out_between_splits(name, people)
             continue

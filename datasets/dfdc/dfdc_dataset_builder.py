@@ -11,10 +11,9 @@ from pathlib import Path
 from deepscan_jax import examples
 
 from ..media_builder import (
-  SPLITS,
-  TRAIN_SPLITS,
   MediaBuilder,
   MediaFile,
+  Shares,
   find_root,
   split_of,
   walk_media,
@@ -46,7 +45,8 @@ class Builder(MediaBuilder):
       ValueError: a label is unknown.
     """
     folders = [folder for path in paths for folder in _labelled_folders(path)]
-    shares = TRAIN_SPLITS if any((folder / "labels.csv").is_file() for folder in folders) else SPLITS
+    has_test = any((folder / "labels.csv").is_file() for folder in folders)
+    shares = self.train_splits if has_test else self.splits
     for folder in folders:
       if (folder / "labels.csv").is_file():
         yield from self._test_files(folder)
@@ -56,7 +56,7 @@ class Builder(MediaBuilder):
     if numbers and (missing := sorted(set(range(_PARTS)) - numbers)):
       logging.warning("%s: of the %d parts these are missing: %s.", self.name, _PARTS, missing)
 
-  def _train_files(self, folder: Path, shares: tuple[tuple[str, float], ...]) -> Iterator[MediaFile]:
+  def _train_files(self, folder: Path, shares: Shares) -> Iterator[MediaFile]:
     listed = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     found = {file.name: file for _, file, _ in walk_media(folder)}
     counts: Counter[str] = Counter()

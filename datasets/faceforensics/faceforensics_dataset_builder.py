@@ -117,7 +117,7 @@ class Builder(MediaBuilder):
     for stem, file in found.items():
       # 01__exit_phone_room, or 01_02__exit_phone_room__YVGY8LOK: target and source.
       actors = tuple(f"actors/{number}" for number in stem.split("__")[0].split("_"))
-      split = common_split(actors)
+      split = common_split(actors, self.splits)
       if split is None:
         self.leave_out_between_splits(f"{folder}/{file.name}", actors)
         continue

@@ -60,7 +60,7 @@ class Builder(MediaBuilder):
             row[key] for key in ("source", "target1", "target2") if _PERSON.fullmatch(row[key] or "")
           )
         ) or (name,)
-        split = common_split(people)
+        split = common_split(people, self.splits)
         if split is None:
           self.leave_out_between_splits(name, people)
           continue

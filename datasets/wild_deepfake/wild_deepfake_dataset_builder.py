@@ -8,7 +8,6 @@ from pathlib import Path
 from deepscan_jax import examples
 
 from ..media_builder import (
-  TRAIN_SPLITS,
   MediaBuilder,
   MediaFile,
   find_root,
@@ -68,7 +67,7 @@ class Builder(MediaBuilder):
               identities=(unpacked,),
               source="WildDeepfake",
               method="unknown" if label == "fake" else "",
-              split="test" if official == "test" else split_of(unpacked, TRAIN_SPLITS),
+              split="test" if official == "test" else split_of(unpacked, self.train_splits),
               frames=frames,
             )
     warn_of_counts(self.name, counts, _OFFICIAL_COUNTS)
