@@ -648,18 +648,20 @@ def test_people_have_a_common_split_only_where_their_hashes_agree():
 
 
 @pytest.mark.parametrize("name", ["fakeavceleb", "deepfake_timit", "faceforensics", "dfdc", "celeb_df"])
-def test_each_identity_is_tested_in_one_fold_and_folds_are_disjoint(name, tmp_path):
+def test_each_identity_is_tested_and_validated_in_one_fold_each_and_splits_are_disjoint(name, tmp_path):
   # Nothing official in the way: no lists, no labelled test set.
   settings = {"dfdc": {"with_test": False}, "faceforensics": {"lists": {}}}
   root = WRITERS[name](tmp_path / name, **settings.get(name, {}))
   config = "v2_disjoint" if name == "celeb_df" else None
-  tested: Counter[str] = Counter()
+  tested, validated = Counter(), Counter()
   for fold in range(1, 6):
     _, splits = listed(name, root, tmp_path=tmp_path, config=config, folds=5, fold=fold)
     chosen = [people(splits.get(split, {})) for split in SPLITS]
     assert len(set().union(*chosen)) == sum(map(len, chosen))
+    validated.update(chosen[1])
     tested.update(chosen[2])
-  assert set(tested.values()) == {1} and set(tested) == set().union(*chosen)
+  for times in (validated, tested):
+    assert set(times.values()) == {1} and set(times) == set().union(*chosen)
 
 
 @pytest.mark.parametrize("name", ["wild_deepfake", "celeb_df"])
