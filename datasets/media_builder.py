@@ -10,8 +10,9 @@ The others are split 70/15/15 by a stable hash, after all groups that share an i
 needs identities that are linked sparsely, such as the pairs of FaceForensics++. Where forgeries link everyone
 to everyone (Celeb-DF, the actors of DeepFakeDetection, FakeAVCeleb), joining would put the whole dataset into
 one split; there a builder hashes each person (`common_split`) and leaves out, and lists, the forgeries whose
-people are in different splits. Forgeries outnumber the real videos of those sets many times, so that their
-loss costs little; a leak of identities would make every figure worthless.
+people are in different splits. That costs about four forgeries of ten, and leaves validation and test few of
+them; but forgeries outnumber the real videos of those sets many times, and a leak of identities would make
+every figure worthless.
 """
 
 import contextlib

@@ -217,6 +217,12 @@ def test_faceforensics_splits_the_actors_by_actor(roots, tmp_path):
   assert len(swaps) + len(left_out) == len(layouts.ACTORS) * (len(layouts.ACTORS) - 1) and swaps and left_out
 
 
+def test_the_actors_fall_as_the_readme_says():
+  actors = Counter(media_builder.split_of(f"actors/{number:02d}") for number in range(1, 29))
+  assert actors == {"train": 21, "validation": 5, "test": 2}
+  assert "21, 5 and 2 of the 28" in (ROOM / "faceforensics" / "README.md").read_text()
+
+
 def test_faceforensics_without_lists_keeps_pairs_together(tmp_path, caplog):
   root = layouts.faceforensics(tmp_path, lists={}, actors=())
   with caplog.at_level(logging.WARNING):
@@ -489,6 +495,14 @@ def test_the_official_list_of_celeb_df(tmp_path):
   }
   # Why a training set without the people of the test is no choice.
   assert len({person for name in names for person in re.findall(r"id\d+", name)}) == 56
+  # What splits that share nobody cost, as the README says.
+  swaps = [re.findall(r"id\d+", name) for name in names if name.startswith("Celeb-synthesis")]
+  assert Counter(map(media_builder.common_split, swaps)) == {
+    "train": 186,
+    "validation": 3,
+    "test": 5,
+    None: 146,
+  }
 
 
 def test_the_official_lists_of_faceforensics(tmp_path):
