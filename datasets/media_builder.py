@@ -4,6 +4,15 @@ A builder says where its files are and what is known of each (`MediaFile`); this
 the faces, cuts the examples (through deepscan_jax.examples, exactly as the detector does) and writes them as
 array_record, without TensorFlow. What could not be used is listed in `rejected.jsonl` beside the data, with
 the reason.
+
+Splits. A file goes where `MediaFile.split` says: where the official lists put it, or where the builder does.
+The others are split 70/15/15 by a stable hash, after all groups that share an identity were joined. Joining
+needs identities that are linked sparsely, such as the pairs of FaceForensics++. Where forgeries link everyone
+to everyone (Celeb-DF, the actors of DeepFakeDetection, FakeAVCeleb), joining would put the whole dataset into
+one split; there a builder hashes each person (`common_split`) and leaves out, and lists, the forgeries whose
+people are in different splits. That costs about four forgeries of ten, and leaves validation and test few of
+them; but forgeries outnumber the real videos of those sets many times, and a leak of identities would make
+every figure worthless.
 """
 
 import contextlib
@@ -13,13 +22,14 @@ import hashlib
 import inspect
 import io
 import json
+import logging
 import lzma
 import shutil
 import tarfile
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,13 +43,21 @@ from deepscan_jax import examples, media
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
-SPLITS = (("train", 0.70), ("validation", 0.15), ("test", 0.15))
+# What share of the groups goes where: (split, share) pairs.
+Shares = tuple[tuple[str, float], ...]
+SPLITS: Shares = (("train", 0.70), ("validation", 0.15), ("test", 0.15))
+# Of an official training set, where there is no official validation set.
+TRAIN_SPLITS: Shares = (("train", 0.85), ("validation", 0.15))
 
 # Pictures found together in one call of the face detector.
 _PICTURES_AT_ONCE = 32
 _HASH_BITS = 256
 # Two pictures are copies of each other when at most this many of the bits of their hashes differ.
 _COPY_BITS = 24
+# Clips that are stored as pictures carry no clock; this is the rate of most broadcasts.
+_FRAMES_PER_S = 25.0
+# Names that a warning gives before it says how many more there are.
+_NAMES_IN_WARNING = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +71,14 @@ class MediaFile:
     group: files of one group (a person, a source video) never meet in two splits.
     source: where it comes from, for figures by source.
     method: how a fake was made; "" for a real one.
+    read: returns the bytes of a member of an archive.
+    identities: the people, or the source videos where people are not known, that are seen in it. Groups that
+      share one are joined before they are split by hash.
+    split: "train", "validation" or "test" where official lists or the builder decide; None: by hash.
+    frames: for a clip that is stored as pictures, one reader of bytes a picture, in order of time at 25 a
+      second; path and read are then None.
+    forged_spans_s: (start, end) of what is forged in a fake, in seconds; None: all of it. Faces outside of
+      the spans are genuine, and are not used.
   """
 
   id: str
@@ -62,11 +88,15 @@ class MediaFile:
   source: str
   method: str = ""
   read: Callable[[], bytes] | None = None
+  identities: tuple[str, ...] = ()
+  split: str | None = None
+  frames: tuple[Callable[[], bytes], ...] = ()
+  forged_spans_s: tuple[tuple[float, float], ...] | None = None
 
   @property
   def is_image(self) -> bool:
     """By the name's ending; whether it really is one shows when it is decoded."""
-    return self.id.lower().endswith(IMAGE_SUFFIXES)
+    return not self.frames and self.id.lower().endswith(IMAGE_SUFFIXES)
 
 
 class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -75,21 +105,97 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   Args:
     media_paths: folders or tar files that the user points at.
     frames_per_clip: how many frames, spread evenly, are looked at in a video.
+    folds: for cross-validation, into how many parts what a hash splits is cut; 0 for one fixed split.
+    fold: which part is test, 1 to folds; the next one is validation. With an official test set, the part is
+      validation. Splits that are official stay as they are.
     kwargs: of tfds.core.GeneratorBasedBuilder.
   """
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
 
-  def __init__(self, *, media_paths: Iterable[str | Path] = (), frames_per_clip: int = 32, **kwargs):
+  def __init__(
+    self,
+    *,
+    media_paths: Iterable[str | Path] = (),
+    frames_per_clip: int = 32,
+    folds: int = 0,
+    fold: int = 1,
+    **kwargs,
+  ):
+    self.splits, self.train_splits = fold_shares(folds, fold) if folds else (SPLITS, TRAIN_SPLITS)
     self._media_paths = tuple(Path(path) for path in media_paths)
     self._frames_per_clip = frames_per_clip
     self._rejected: list[dict] = []
     super().__init__(file_format="array_record", **kwargs)
 
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
-    """The dataset's files in a stable order."""
+    """The dataset's files in a stable order; what it cannot use goes to `leave_out`."""
     raise NotImplementedError(f"{type(self).__name__} must say where its files are.")
+
+  @property
+  def rejected(self) -> tuple[dict, ...]:
+    """What was not used: {"id", "reason", "message"} each."""
+    return tuple(self._rejected)
+
+  def leave_out(self, name: str, reason: str, message: str) -> None:
+    """Notes a file that is not used; it will be listed in rejected.jsonl."""
+    self._rejected.append({"id": name, "reason": reason, "message": message})
+
+  def leave_out_absent(self, name: str) -> None:
+    """Notes a file that a list of the dataset names and that is not there."""
+    self.leave_out(name, "absent", "A list of the dataset names it, and it is not there.")
+
+  def leave_out_between_splits(self, name: str, identities: Iterable[str]) -> None:
+    """Notes a forgery whose people are in different splits."""
+    self.leave_out(name, "between_splits", f"{' and '.join(identities)} are in different splits.")
+
+  def leave_out_sound_only(self, name: str) -> None:
+    """Notes a fake whose picture is genuine: examples hold faces and no sound, so none of it is forged."""
+    self.leave_out(name, "sound_only", "Only its sound is forged, and examples hold faces without sound.")
+
+  def split_files(self) -> dict[str, list[MediaFile]]:
+    """The files of each split that has any, listed and grouped but not decoded.
+
+    Warns of files that are named and absent, and of identities that meet in several splits.
+
+    Raises:
+      FileNotFoundError: the paths do not hold this dataset.
+      ValueError: there are no files.
+    """
+    self._rejected = []
+    files = join_identities(join_copies(self.media_files(self._media_paths)))
+    if absent := [row["id"] for row in self._rejected if row["reason"] == "absent"]:
+      more = len(absent) - _NAMES_IN_WARNING
+      logging.warning(
+        "%s: %d files are named in the lists and are not there: %s%s.",
+        self.name,
+        len(absent),
+        ", ".join(absent[:_NAMES_IN_WARNING]),
+        f" and {more} more (see rejected.jsonl)" if more > 0 else "",
+      )
+    if not files:
+      raise ValueError(
+        f"No pictures or videos in {', '.join(map(str, self._media_paths)) or 'an empty list of paths'}."
+      )
+    by_split: dict[str, list[MediaFile]] = {name: [] for name, _ in SPLITS}
+    for file in files:
+      by_split[file.split or split_of(file.group, self.splits)].append(file)
+    homes: dict[str, set[str]] = {}
+    for split, chosen in by_split.items():
+      for identity in {identity for file in chosen for identity in file.identities}:
+        homes.setdefault(identity, set()).add(split)
+    shared = Counter(" and ".join(sorted(splits)) for splits in homes.values() if len(splits) > 1)
+    for splits, count in sorted(shared.items()):
+      logging.warning(
+        "%s: %d of %d identities are in %s, as the official lists have it.",
+        self.name,
+        count,
+        len(homes),
+        splits,
+      )
+    # A small dataset may have no group in a split, and TFDS refuses to write an empty one.
+    return {split: chosen for split, chosen in by_split.items() if chosen}
 
   @classmethod
   def get_metadata(cls) -> dataset_metadata.DatasetMetadata:
@@ -119,14 +225,7 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
     del dl_manager  # Nothing is downloaded: the user points at the files.
-    files = join_copies(self.media_files(self._media_paths))
-    if not files:
-      raise ValueError(
-        f"No pictures or videos in {', '.join(map(str, self._media_paths)) or 'an empty list of paths'}."
-      )
-    by_split = {name: [file for file in files if split_of(file.group) == name] for name, _ in SPLITS}
-    # A small dataset may have no group in a split, and TFDS refuses to write an empty one.
-    return {name: self._generate_examples(chosen) for name, chosen in by_split.items() if chosen}
+    return {name: self._generate_examples(chosen) for name, chosen in self.split_files().items()}
 
   def _generate_examples(self, files: list[MediaFile]) -> Iterator[tuple[str, dict]]:
     rejected_before, used = len(self._rejected), False
@@ -163,9 +262,12 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       yield from self._subject_examples(file, subjects)
 
   def _video_examples(self, file: MediaFile) -> Iterator[tuple[str, dict]]:
-    plan = media.SamplingPlan(frame_count=self._frames_per_clip)
     try:
-      clip = media.decode_clip(file.path, plan=plan, trusted=True)
+      if file.frames:
+        clip = _clip_of_pictures(file, self._frames_per_clip)
+      else:
+        plan = media.SamplingPlan(frame_count=self._frames_per_clip)
+        clip = media.decode_clip(file.path, plan=plan, trusted=True)
     except media.MediaError as error:
       self._reject(file, error.reason, str(error))
       return
@@ -181,6 +283,10 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       if not cut:
         codes = sorted({code for reasons in subject.reasons for code in reasons})
         self._reject(file, "+".join(codes), f"No sighting of person {person} passes the quality gate.")
+      elif file.forged_spans_s is not None:
+        cut = [example for example in cut if _is_forged(example, file.forged_spans_s)]
+        if not cut:
+          self._reject(file, "no_forged_frame", f"No frame of person {person} is in a forged part.")
       for index, example in enumerate(cut):
         key = f"{file.id}#{person}.{index}"
         yield (
@@ -196,7 +302,7 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
   def _reject(self, file: MediaFile, reason: str, message: str) -> None:
-    self._rejected.append({"id": file.id, "reason": reason, "message": message})
+    self.leave_out(file.id, reason, message)
 
   def prepare(self, *, overwrite: bool = False) -> None:
     """Builds the dataset, and writes rejected.jsonl beside it."""
@@ -208,14 +314,65 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       (Path(self.data_dir) / "rejected.jsonl").write_text(lines, encoding="utf-8")
 
 
-def split_of(group: str) -> str:
-  """The split of a group: a stable function of its name alone, 70/15/15."""
+def fold_shares(folds: int, fold: int) -> tuple[Shares, Shares]:
+  """Shares for one fold of a cross-validation: without and with an official test set.
+
+  Raises:
+    ValueError: fewer than three folds, or no such fold.
+  """
+  if folds < 3 or not 1 <= fold <= folds:
+    raise ValueError(f"There is no fold {fold} of {folds}; give 3 folds or more, and a fold from 1 to them.")
+  parts = ["train"] * folds
+  parts[fold - 1] = "validation"
+  of_train = tuple((part, 1 / folds) for part in parts)
+  parts[fold - 1], parts[fold % folds] = "test", "validation"
+  return tuple((part, 1 / folds) for part in parts), of_train
+
+
+def split_of(group: str, shares: Shares = SPLITS) -> str:
+  """The split of a group: a stable function of its name and the shares alone."""
   position = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
-  for name, share in SPLITS:
+  for name, share in shares:
     if position < share:
       return name
     position -= share
-  return SPLITS[-1][0]
+  return shares[-1][0]
+
+
+def common_split(identities: Iterable[str], shares: Shares = SPLITS) -> str | None:
+  """The split that all of the identities have by hash; None where they differ."""
+  splits = {split_of(identity, shares) for identity in identities}
+  return splits.pop() if len(splits) == 1 else None
+
+
+def find_root(path: Path, names: Iterable[str], *, below: Iterable[str] = (), layout: str) -> Path:
+  """The folder that holds one of `names`: the path itself, or one of its folders `below`.
+
+  Raises:
+    FileNotFoundError: no such folder; the sentence gives the layout that was expected.
+  """
+  names = tuple(names)
+  for folder in (path, *(path / name for name in below)):
+    if any((folder / name).exists() for name in names):
+      return folder
+  raise FileNotFoundError(f"{path} has none of {', '.join(names)}; expected {layout}")
+
+
+def warn_of_counts(dataset: str, found: Mapping[str, int], official: Mapping[str, int]) -> None:
+  """Warns, kind by kind, where the files that were found are not as many as the official ones.
+
+  Args:
+    dataset: its name.
+    found: how many files there are of each kind (class, method).
+    official: how many there should be.
+  """
+  differing = [
+    f"{kind} {found.get(kind, 0):,} of {count:,}"
+    for kind, count in official.items()
+    if found.get(kind, 0) != count
+  ]
+  if differing:
+    logging.warning("%s: not as many files as the official set has: %s.", dataset, ", ".join(differing))
 
 
 def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], bytes] | None]]:
@@ -235,13 +392,18 @@ def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], byte
         yield path.relative_to(root).as_posix(), path, None
   elif root.is_file() and tarfile.is_tarfile(root):
     try:
-      archive = _open_archive(root)
+      state = root.stat().st_mtime_ns
+      archive = _open_archive(root, state)
       members = sorted((m for m in archive if m.isfile()), key=lambda m: m.name)
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
       raise ValueError(f"The tar file {root} is damaged or cut off; copy or download it again.") from error
     for member in members:
       if member.name.lower().endswith(IMAGE_SUFFIXES):
-        yield member.name.removeprefix("./"), None, functools.partial(_read_member, archive, member)
+        yield (
+          member.name.removeprefix("./"),
+          None,
+          functools.partial(_read_member, root, state, member.offset_data, member.size),
+        )
   else:
     raise FileNotFoundError(f"{root} is neither a folder nor a tar file; give the path of what you unpacked.")
 
@@ -260,26 +422,56 @@ def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
   Copies are found by a 256-bit difference hash: signs of horizontal gradients at 16 x 16 (Krawetz 2013).
   """
   files = list(files)
-  parent = {file.group: file.group for file in files}
-
-  def root(group: str) -> str:
-    while parent[group] != group:
-      parent[group] = parent[parent[group]]
-      group = parent[group]
-    return group
-
+  groups = _Joined(file.group for file in files)
   hashed = [(file, bits) for file in files if file.is_image and (bits := _difference_hash(file)) is not None]
   bits = np.array([bits for _, bits in hashed], np.uint8).reshape(len(hashed), _HASH_BITS // 8)
   for i in range(len(hashed) - 1):
     distance = np.bitwise_count(bits[i + 1 :] ^ bits[i]).sum(axis=1)
     for j in np.flatnonzero(distance <= _COPY_BITS):
-      a, b = sorted((root(hashed[i][0].group), root(hashed[i + 1 + j][0].group)))
-      parent[b] = a
-  return [dataclasses.replace(file, group=root(file.group)) for file in files]
+      groups.join(hashed[i][0].group, hashed[i + 1 + j][0].group)
+  return [dataclasses.replace(file, group=groups.root(file.group)) for file in files]
 
 
-def _open_archive(path: Path) -> tarfile.TarFile:
-  """An archive whose members can be read in any order; a compressed one is unpacked into a nameless file."""
+def join_identities(files: Iterable[MediaFile]) -> list[MediaFile]:
+  """Gives groups that share an identity one common name; files whose split is decided keep theirs."""
+  files = list(files)
+  open_files = [file for file in files if file.split is None]
+  groups = _Joined(file.group for file in open_files)
+  first_group: dict[str, str] = {}
+  for file in open_files:
+    for identity in file.identities:
+      groups.join(first_group.setdefault(identity, file.group), file.group)
+  return [
+    dataclasses.replace(file, group=groups.root(file.group)) if file.split is None else file for file in files
+  ]
+
+
+class _Joined:
+  """Names in disjoint sets (union-find); a set goes by its first name in alphabetical order."""
+
+  def __init__(self, names: Iterable[str]):
+    self._parent = {name: name for name in names}
+
+  def root(self, name: str) -> str:
+    parent = self._parent
+    while parent[name] != name:
+      parent[name] = parent[parent[name]]
+      name = parent[name]
+    return name
+
+  def join(self, a: str, b: str) -> None:
+    first, second = sorted((self.root(a), self.root(b)))
+    self._parent[second] = first
+
+
+# Datasets of thousands of archives: only the last ones stay open, and unpacked.
+@functools.lru_cache(maxsize=8)
+def _open_archive(path: Path, state: int) -> tarfile.TarFile:
+  """An archive whose members can be read in any order; a compressed one is unpacked into a nameless file.
+
+  state changes with the file, so that a file that was replaced is opened again.
+  """
+  del state
   with contextlib.suppress(tarfile.ReadError):
     return tarfile.open(path, "r:")
   unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the archive is.
@@ -290,8 +482,15 @@ def _open_archive(path: Path) -> tarfile.TarFile:
   return tarfile.open(fileobj=unpacked, mode="r:")
 
 
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-  return archive.extractfile(member).read()
+def _read_member(path: Path, state: int, offset: int, size: int) -> bytes:
+  file = _open_archive(path, state).fileobj
+  file.seek(offset)
+  return file.read(size)
+
+
+def _is_forged(example: dict, spans_s: tuple[tuple[float, float], ...]) -> bool:
+  times = example["frame_times_s"][example["face_mask"]]
+  return bool(all(any(start <= time <= end for start, end in spans_s) for time in times))
 
 
 def _difference_hash(file: MediaFile) -> np.ndarray | None:
@@ -310,6 +509,27 @@ def _picture(data: bytes) -> media.Clip:
     kind="image",
     frames=frame[None],
     frame_times_s=np.zeros(1),
+    waveform=np.zeros(0, np.float32),
+    sample_rate_hz=16_000,
+    facts={},
+    warnings=(),
+  )
+
+
+def _clip_of_pictures(file: MediaFile, count: int) -> media.Clip:
+  """Up to `count` pictures of the file, spread evenly, as a clip without sound.
+
+  Raises:
+    MediaError: a picture cannot be decoded, or they differ in size.
+  """
+  chosen = np.array(media.SamplingPlan(frame_count=count).choose(len(file.frames)))
+  frames = [media.decode_image_bytes(file.frames[index]()) for index in chosen]
+  if len({frame.shape for frame in frames}) > 1:
+    raise media.MediaError("unequal_frames", f"The pictures of {file.id} differ in size.")
+  return media.Clip(
+    kind="video",
+    frames=np.stack(frames),
+    frame_times_s=chosen / _FRAMES_PER_S,
     waveform=np.zeros(0, np.float32),
     sample_rate_hz=16_000,
     facts={},

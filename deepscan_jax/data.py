@@ -251,7 +251,7 @@ def _directory(name: str, data_dir: Path) -> Path:
     found = sorted(str(p.parent.parent.relative_to(data_dir)) for p in data_dir.rglob("dataset_info.json"))
     raise FileNotFoundError(
       f"Dataset {name!r} is not in {data_dir} (found there: {', '.join(found) or 'none'}); build it with: "
-      f"deepscan build_dataset --name={name.split('/')[0]} --media=FOLDER --data_dir={data_dir}"
+      f"deepscan build_dataset --name={name} --media=FOLDER --data_dir={data_dir}"
     )
   return versions[-1]
 

@@ -2,6 +2,14 @@
 
     deepscan build_dataset --name=real_only --media=/path/to/photos --media=/path/to/faces.tar --data_dir=data
     deepscan build_dataset --name=real_fake_folder --media=/path/with/real/and/fake --data_dir=data
+    deepscan build_dataset --name=faceforensics/c23 --media=/path/to/FaceForensics++ --data_dir=data
+
+    deepscan build_dataset --name=fakeavceleb --media=/path/to/FakeAVCeleb_v1.2 --folds=5 --fold=2
+
+The public datasets have a builder each, whose README says where to get the files; what follows a slash is one
+of its configs. Training and evaluation find the result under the same name. With --folds, each --fold is a
+dataset of its own, in a folder such as data/fold_2_of_5: what is split by hash is cut into so many parts, of
+which one is test and the next validation. Official splits stay.
 
 Files that could not be used are listed in rejected.jsonl beside the data, each with the reason. A dataset
 that is there already is left as it is; --overwrite builds it again.
@@ -17,7 +25,12 @@ from pathlib import Path
 
 from absl import app, flags
 
-_NAME = flags.DEFINE_string("name", "real_only", "A builder: a folder in datasets/.", allow_override=True)
+_NAME = flags.DEFINE_string(
+  "name",
+  "real_only",
+  "A builder: a folder in datasets/, and a config of it after a slash.",
+  allow_override=True,
+)
 _MEDIA = flags.DEFINE_multi_string(
   "media", [], "A folder or tar file of media; may be given several times.", allow_override=True
 )
@@ -27,6 +40,10 @@ _DATA_DIR = flags.DEFINE_string(
 _FRAMES = flags.DEFINE_integer(
   "frames_per_clip", 32, "Frames looked at in each video.", lower_bound=1, allow_override=True
 )
+_FOLDS = flags.DEFINE_integer(
+  "folds", 0, "For cross-validation: how many folds; 0 for one fixed split.", allow_override=True
+)
+_FOLD = flags.DEFINE_integer("fold", 1, "Which fold to build, from 1 on.", allow_override=True)
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Build again what is there.", allow_override=True)
 
 
@@ -44,10 +61,23 @@ def main(argv: Sequence[str]) -> int:
   known = sorted(
     path.parent.name for path in Path(import_room("datasets").__path__[0]).glob("*/*_dataset_builder.py")
   )
-  if _NAME.value not in known:
-    raise app.UsageError(f"Unknown dataset {_NAME.value!r}; there are {', '.join(known)}.")
-  builder = import_room(f"datasets.{_NAME.value}.{_NAME.value}_dataset_builder").Builder(
-    media_paths=_MEDIA.value, frames_per_clip=_FRAMES.value, data_dir=_DATA_DIR.value
+  name, _, config = _NAME.value.partition("/")
+  if name not in known:
+    raise app.UsageError(f"Unknown dataset {name!r}; there are {', '.join(known)}.")
+  builder_class = import_room(f"datasets.{name}.{name}_dataset_builder").Builder
+  configs = [known_config.name for known_config in builder_class.BUILDER_CONFIGS]
+  if config and config not in configs:
+    raise app.UsageError(
+      f"{name} has no config {config!r}; "
+      + (f"there are {', '.join(configs)}." if configs else "it has none.")
+    )
+  builder = builder_class(
+    config=config or None,
+    media_paths=_MEDIA.value,
+    frames_per_clip=_FRAMES.value,
+    folds=_FOLDS.value,
+    fold=_FOLD.value,
+    data_dir=Path(_DATA_DIR.value) / (f"fold_{_FOLD.value}_of_{_FOLDS.value}" if _FOLDS.value else ""),
   )
   folder = Path(builder.data_dir)
   if folder.exists() and not _OVERWRITE.value:

@@ -157,7 +157,9 @@ def test_an_odd_batch_of_pairs_is_refused(prepared_dataset):
 
 
 def test_a_dataset_that_is_not_there_is_named_with_the_command_that_builds_it(prepared_dataset):
-  with pytest.raises(FileNotFoundError, match=r"'mine/one' is not in .*found there: real_only.*--name=mine "):
+  with pytest.raises(
+    FileNotFoundError, match=r"'mine/one' is not in .*found there: real_only.*--name=mine/one "
+  ):
     data.ExampleSource(["mine/one"], "train", prepared_dataset)
 
 

@@ -105,7 +105,15 @@ def test_a_second_build_leaves_what_is_there(prepared_dataset, real_media, capsy
   ("flags", "message"),
   [
     ({"media": []}, "Say which media to read"),
-    ({"media": ["x"], "name": "nothing"}, "Unknown dataset 'nothing'; there are real_fake_folder, real_only"),
+    (
+      {"media": ["x"], "name": "nothing"},
+      "Unknown dataset 'nothing'; there are .*real_fake_folder, real_only",
+    ),
+    ({"media": ["x"], "name": "real_only/mine"}, "real_only has no config 'mine'; it has none"),
+    (
+      {"media": ["x"], "name": "faceforensics/c99"},
+      "faceforensics has no config 'c99'; there are c23, c40, raw",
+    ),
   ],
 )
 def test_build_dataset_says_what_it_needs(flags, message, tmp_path):

@@ -1,0 +1,1 @@
+"""The av_deepfake1m dataset."""

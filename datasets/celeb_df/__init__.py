@@ -1,0 +1,1 @@
+"""The celeb_df dataset."""

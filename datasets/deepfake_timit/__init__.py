@@ -1,0 +1,1 @@
+"""The deepfake_timit dataset."""

@@ -1,0 +1,1 @@
+"""The lav_df dataset."""

@@ -1,0 +1,1 @@
+"""The wild_deepfake dataset."""
