@@ -9,8 +9,9 @@ the fact is in a bin of its own, because what is missing tells as well. A logist
 penalty over these bins, both classes weighing the same, is fitted for each fact and for all of them together.
 It is fitted on train and measured on validation and test, or, where a part has too few groups, by
 cross-validation over groups. Intervals come from a bootstrap over groups of the measured files: they hold for
-this fit, and say nothing of what another training set would give. Some thirty facts are tried at once, and no
-correction is made for that but the line for warnings, which lies above 0.5.
+this fit, and say nothing of what another training set would give, so those of a small dataset are somewhat
+too narrow. Some thirty facts are tried at once, and no correction is made for that but the line for warnings,
+which lies above 0.5.
 """
 
 import dataclasses
