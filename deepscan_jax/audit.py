@@ -11,7 +11,8 @@ It is fitted on train and measured on validation and test, or, where a part has 
 cross-validation over groups. Intervals come from a bootstrap over groups of the measured files: they hold for
 this fit, and say nothing of what another training set would give, so those of a small dataset are somewhat
 too narrow. Some thirty facts are tried at once, and no correction is made for that but the line for warnings,
-which lies above 0.5.
+which lies above 0.5. An interval from 1 to 1 says that no measured file is on the wrong side, not that no
+other would be.
 """
 
 import dataclasses
@@ -119,7 +120,8 @@ def audit_dataset(
       each class that were measured,
     facts: best first, {fact, words, unit, auc, interval, known, typical} each; known is the share of either
       class that has the fact, typical the median or the most frequent value of either class,
-    constant_facts: names of those that are the same in all fitted files,
+    constant_facts: names of those that are the same in all fitted files, and absent_facts of those that no
+      file has,
     together: {auc, interval} of all facts, or None,
     warnings, notes: sentences,
     duplicates: {compared, files, pairs, examples}, files of different splits that look nearly the same.
@@ -154,11 +156,13 @@ def audit_dataset(
     )
   table = _Table(rows)
   protocol, folds, notes = _protocol(table)
+  absent = [name for name in FACTS if not _known(table.values[name]).any()]
   found, constant, together = [], [], None
   if folds:
-    bins_of = {name: [_Bins(table.values[name], fitted) for fitted, _ in folds] for name in FACTS}
-    constant = [name for name in FACTS if all(bins.count < 2 for bins in bins_of[name])]
-    varying = [name for name in FACTS if name not in constant]
+    present = [name for name in FACTS if name not in absent]
+    bins_of = {name: [_Bins(table.values[name], fitted) for fitted, _ in folds] for name in present}
+    constant = [name for name in present if all(bins.count < 2 for bins in bins_of[name])]
+    varying = [name for name in present if name not in constant]
     for name in varying:
       found.append(
         {
@@ -192,6 +196,7 @@ def audit_dataset(
     "protocol": protocol,
     "facts": found,
     "constant_facts": constant,
+    "absent_facts": absent,
     "together": together,
     "warnings": _warnings(found, together, protocol),
     "notes": notes,

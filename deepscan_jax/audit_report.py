@@ -61,26 +61,33 @@ def render_html(result: Mapping, *, created: datetime.datetime | None = None) ->
   """
   leaks = bool(result["warnings"])
   verdict = "Labels can be guessed without looking at a face" if leaks else _no_warning(result)
+  details = [warning.partition(": ")[2] for warning in result["warnings"]]
   band = tag(
     "section",
     tag("p", verdict, class_="words"),
-    *(tag("p", warning, class_="reason") for warning in result["warnings"]),
+    # The heading says already what every warning begins with.
+    *(tag("p", f"{text[:1].upper()}{text[1:]}", class_="reason") for text in details),
     *(tag("p", note, class_="fine") for note in result["notes"]),
     class_=f"band {'likely_manipulated' if leaks else 'not_applicable'}",
   )
   rows = _measured(result)
-  main = tag(
-    "main",
-    tag("header", tag("h1", "Audit of ", tag("bdi", result["dataset"]), class_="file-name")),
+  article = tag(
+    "article",
+    tag("h1", "Audit of ", tag("bdi", result["dataset"]), class_="file-name"),
     band,
     _chart_card(result, rows) if rows else "",
     _files_card(result),
     _copies_card(result),
     _unreadable_card(result),
-    id="main",
   )
   head = masthead("Dataset audit", created or datetime.datetime.now(datetime.UTC))
-  return page(head, main, colophon(), title=f"Dataset audit: {result['dataset']}", style=_STYLE)
+  return page(
+    head,
+    tag("main", article, id="main"),
+    colophon(),
+    title=f"Dataset audit: {result['dataset']}",
+    style=_STYLE,
+  )
 
 
 def _measured(result: Mapping) -> list[Mapping]:

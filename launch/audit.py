@@ -34,7 +34,7 @@ _MEDIA = flags.DEFINE_multi_string(
 _FRAMES = flags.DEFINE_integer(
   "frames",
   4,
-  "Frames looked at in each video, for brightness, sharpness and copies; 0 takes facts of the file alone.",
+  "Frames looked at in each video, for brightness, sharpness and copies; 0 looks at no picture of it.",
   lower_bound=0,
   upper_bound=4096,
   allow_override=True,

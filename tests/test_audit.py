@@ -106,6 +106,9 @@ def test_fakes_of_another_size_are_caught_and_the_size_is_named_first(small_fake
   assert any(": width alone reaches AUC 1.00 (95 % interval 1.00 to 1.00)" in w for w in result["warnings"])
   assert row_of(result, "brightness")["interval"][0] < audit.WARNING_AUC
   assert {"fps", "codec", "extension"} <= set(result["constant_facts"])
+  assert {"loudness_db", "jpeg_quality"} <= set(result["absent_facts"])
+  parts = (names(result), result["constant_facts"], result["absent_facts"])
+  assert sorted(name for part in parts for name in part) == sorted(audit.FACTS)
 
 
 def test_the_datasets_own_split_is_kept(small_fakes):
