@@ -96,7 +96,7 @@ def equal_pictures(tmp_path_factory):
 
 def test_fakes_of_another_size_are_caught_and_the_size_is_named_first(small_fakes):
   _, result = small_fakes
-  assert names(result)[0] == "width"
+  assert names(result)[0] == "width" and names(result)[-1] == "brightness"
   assert result["facts"][0]["auc"] == 1 and result["facts"][0]["interval"] == [1, 1]
   assert result["facts"][0]["typical"] == {"real": 64, "fake": 48}
   assert result["together"]["auc"] > 0.98
@@ -263,6 +263,25 @@ def test_dark_frames_are_nobodys_copies():
   found = audit._copies_across_splits(rows)
   assert [[row["id"] for row in pair] for pair in found["examples"]] == [["2", "3"]]
   assert found["compared"] == 2
+
+
+def test_clips_are_copies_only_if_all_their_frames_are():
+  rng = np.random.default_rng(0)
+  first, second, third = (rng.integers(0, 255, (48, 48, 3), np.uint8) for _ in range(3))
+  rows = [
+    audit._row(split, _file(i), audit.Sample("a.mp4", "video", {}, 1.0, frames, np.zeros(0, np.float32)))
+    for i, (split, frames) in enumerate(
+      [
+        ("train", [first, second]),
+        ("test", [first, third]),
+        ("validation", [first, second]),
+        ("test", [first]),
+      ]
+    )
+  ]
+  found = audit._copies_across_splits(rows)
+  assert [[row["id"] for row in pair] for pair in found["examples"]] == [["0", "2"]]
+  assert found["compared"] == 4
 
 
 def _file(name: object, **places):
