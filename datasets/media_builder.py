@@ -39,7 +39,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import dataset_metadata
 
-from deepscan_jax import examples, media
+from deepscan_jax import copies, examples, media
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -51,9 +51,6 @@ TRAIN_SPLITS: Shares = (("train", 0.85), ("validation", 0.15))
 
 # Pictures found together in one call of the face detector.
 _PICTURES_AT_ONCE = 32
-_HASH_BITS = 256
-# Two pictures are copies of each other when at most this many of the bits of their hashes differ.
-_COPY_BITS = 24
 # Clips that are stored as pictures carry no clock; this is the rate of most broadcasts.
 _FRAMES_PER_S = 25.0
 # Names that a warning gives before it says how many more there are.
@@ -252,7 +249,12 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for file in files:
       try:
         clips.append(
-          (file, _picture(file.read()) if file.read else media.decode_clip(file.path, trusted=True))
+          (
+            file,
+            media.decode_image_bytes(file.read())
+            if file.read
+            else media.decode_clip(file.path, trusted=True),
+          )
         )
       except media.MediaError as error:
         self._reject(file, error.reason, str(error))
@@ -419,15 +421,14 @@ def encode_png(image: np.ndarray) -> bytes:
 def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
   """Gives groups that share a (nearly) equal picture one common name, so that no copy crosses a split.
 
-  Copies are found by a 256-bit difference hash: signs of horizontal gradients at 16 x 16 (Krawetz 2013).
+  What a copy is, deepscan_jax.copies says. Clips are not compared.
   """
   files = list(files)
   groups = _Joined(file.group for file in files)
   hashed = [(file, bits) for file in files if file.is_image and (bits := _difference_hash(file)) is not None]
-  bits = np.array([bits for _, bits in hashed], np.uint8).reshape(len(hashed), _HASH_BITS // 8)
+  bits = np.array([bits for _, bits in hashed], np.uint8).reshape(len(hashed), copies.HASH_BYTES)
   for i in range(len(hashed) - 1):
-    distance = np.bitwise_count(bits[i + 1 :] ^ bits[i]).sum(axis=1)
-    for j in np.flatnonzero(distance <= _COPY_BITS):
+    for j in np.flatnonzero(copies.copies_of(bits[i], bits[i + 1 :])):
       groups.join(hashed[i][0].group, hashed[i + 1 + j][0].group)
   return [dataclasses.replace(file, group=groups.root(file.group)) for file in files]
 
@@ -499,21 +500,7 @@ def _difference_hash(file: MediaFile) -> np.ndarray | None:
   image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2) if data else None
   if image is None:
     return None  # The decoder will say why.
-  small = cv2.resize(image, (17, 16), interpolation=cv2.INTER_AREA)
-  return np.packbits(small[:, 1:] > small[:, :-1])
-
-
-def _picture(data: bytes) -> media.Clip:
-  frame = media.decode_image_bytes(data)
-  return media.Clip(
-    kind="image",
-    frames=frame[None],
-    frame_times_s=np.zeros(1),
-    waveform=np.zeros(0, np.float32),
-    sample_rate_hz=16_000,
-    facts={},
-    warnings=(),
-  )
+  return copies.difference_hash(image)
 
 
 def _clip_of_pictures(file: MediaFile, count: int) -> media.Clip:
@@ -523,7 +510,7 @@ def _clip_of_pictures(file: MediaFile, count: int) -> media.Clip:
     MediaError: a picture cannot be decoded, or they differ in size.
   """
   chosen = np.array(media.SamplingPlan(frame_count=count).choose(len(file.frames)))
-  frames = [media.decode_image_bytes(file.frames[index]()) for index in chosen]
+  frames = [media.decode_image_bytes(file.frames[index]()).frames[0] for index in chosen]
   if len({frame.shape for frame in frames}) > 1:
     raise media.MediaError("unequal_frames", f"The pictures of {file.id} differ in size.")
   return media.Clip(

@@ -136,6 +136,15 @@ def file_state(path: str | os.PathLike) -> tuple[int, ...] | None:
   return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
+def file_size(path: str | os.PathLike) -> int:
+  """Returns the bytes of a file.
+
+  Raises:
+    OSError: it cannot be looked at.
+  """
+  return os.stat(path).st_size
+
+
 def decode_clip(
   path: str | os.PathLike,
   *,
@@ -170,16 +179,24 @@ def decode_clip(
     os.close(file)
 
 
-def decode_image_bytes(data: bytes) -> np.ndarray:
-  """Returns the upright RGB pixels, uint8 [height, width, channel], of one's own jpg, png or webp bytes.
+def decode_image_bytes(data: bytes) -> Clip:
+  """Returns the Clip, of one frame, of one's own jpg, png or webp bytes.
 
   The same reading as decode_clip's, without its child process.
 
   Raises:
     MediaError: the bytes are not a picture, or it is damaged or too large.
   """
-  picture, _, _ = open_picture(data, frame_pixels=Budget().frame_pixels)
-  return np.array(picture)
+  picture, facts, warnings = open_picture(data, frame_pixels=Budget().frame_pixels)
+  return Clip(
+    kind="image",
+    frames=np.array(picture)[None],
+    frame_times_s=np.zeros(1),
+    waveform=np.zeros(0, np.float32),
+    sample_rate_hz=SAMPLE_RATE_HZ,
+    facts=facts,
+    warnings=tuple(warnings),
+  )
 
 
 def _open_regular_file(path: str | os.PathLike) -> int:

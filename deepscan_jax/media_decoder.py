@@ -323,7 +323,9 @@ def _picture_facts(picture, form: str) -> dict:
 
 
 def _quantisation_facts(picture) -> dict:
-  """The quality, 1..100, whose standard luma table is nearest to a JPEG picture's, and whether it is that."""
+  """Of a JPEG picture: the quality, 1..100, whose standard luma table is nearest to its own, whether it is
+  that table, and how its colours are sampled.
+  """
   table = getattr(picture, "quantization", {}).get(0)
   if not table:
     return {}
@@ -333,7 +335,13 @@ def _quantisation_facts(picture) -> dict:
     return [min(max((entry * percent + 50) // 100, 1), 255) for entry in STANDARD_LUMA]
 
   quality = min(range(1, 101), key=lambda quality: abs(sum(standard(quality)) - sum(table)))
-  return {"jpeg_quality": quality, "jpeg_standard_table": sorted(table) == standard(quality)}
+  from PIL.JpegImagePlugin import get_sampling
+
+  return {
+    "jpeg_quality": quality,
+    "jpeg_standard_table": sorted(table) == standard(quality),
+    "chroma_subsampling": ("4:4:4", "4:2:2", "4:2:0", "other")[get_sampling(picture)],
+  }
 
 
 def _decode_picture(file: int, region: Region, *, budget: Budget) -> dict:

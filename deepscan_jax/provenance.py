@@ -29,6 +29,7 @@ cannot be told is None or missing:
 | audio_codec, audio_sample_rate_hz, audio_channels | | of the sound |
 | jpeg_quality | 1..100 | quality whose standard luma table is nearest to the picture's |
 | jpeg_standard_table | | whether the table is that one exactly |
+| chroma_subsampling | | of a JPEG picture: 4:4:4, 4:2:2, 4:2:0 or other |
 | c2pa | | read_manifest's answer, where it was asked for |
 """
 

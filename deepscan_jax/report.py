@@ -174,14 +174,43 @@ def summary_text(answer: Answer, *, color: bool = False, width: int | None = Non
 def render_html(answers: Answer | Sequence[Answer], *, created: datetime.datetime | None = None) -> str:
   """The page that `write_html` writes."""
   several = [answers] if isinstance(answers, Answer) else list(answers)
-  created = created or datetime.datetime.now(datetime.UTC)
+  title = _name(several[0]) if len(several) == 1 else f"{len(several)} files"
   script = Html(_asset("report.js"))
+  main = tag(
+    "main",
+    _overview(several) if len(several) > 1 else "",
+    *(_article(answer, number, heading=len(several) == 1) for number, answer in enumerate(several, start=1)),
+    _limits(),
+    _embedded_json(answers),
+    id="main",
+  )
+  return page(
+    tag("a", "Skip to the verdict", href="#main", class_="skip"),
+    masthead("Deepfake analysis report", created or datetime.datetime.now(datetime.UTC)),
+    main,
+    colophon(),
+    tag("div", id="preview", aria_hidden="true", hidden=True),
+    tag("script", script),
+    title=f"Deepfake report: {title}",
+    script=script,
+  )
+
+
+def page(*body: object, title: str, script: str = "", style: str = "") -> str:
+  """A page of HTML that holds all that it needs, under a policy that keeps it from asking for anything else.
+
+  Args:
+    body: what is inside of its body.
+    title: of the page.
+    script: the one script that may run; it has to be in the body too. "" is none at all.
+    style: CSS behind that which all pages have.
+  """
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   policy = (
-    f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-    "base-uri 'none'; form-action 'none'"
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    + (f"script-src 'sha256-{digest}'; " if script else "")
+    + "base-uri 'none'; form-action 'none'"
   )
-  title = _name(several[0]) if len(several) == 1 else f"{len(several)} files"
   head = tag(
     "head",
     tag("meta", charset="utf-8"),
@@ -189,40 +218,10 @@ def render_html(answers: Answer | Sequence[Answer], *, created: datetime.datetim
     tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
     tag("meta", name="referrer", content="no-referrer"),
     tag("meta", name="generator", content=f"deepscan_jax {__version__}"),
-    tag("title", f"Deepfake report: {title}"),
-    tag("style", Html(_asset("report.css"))),
+    tag("title", title),
+    tag("style", Html(_asset("report.css") + style)),
   )
-  stamp = created.astimezone(datetime.UTC)
-  masthead = tag(
-    "header",
-    tag("p", tag("span", "deepscan", class_="wordmark"), " Deepfake analysis report"),
-    tag("p", "Made ", tag("time", f"{stamp:%-d %B %Y, %H:%M} UTC", datetime=f"{stamp:%Y-%m-%dT%H:%M:%SZ}")),
-    class_="masthead",
-  )
-  footer = tag(
-    "footer",
-    tag("p", f"Made with deepscan_jax {__version__}. This page asks nothing of the network."),
-    class_="colophon",
-  )
-  body = tag(
-    "body",
-    tag("a", "Skip to the verdict", href="#main", class_="skip"),
-    masthead,
-    tag(
-      "main",
-      _overview(several) if len(several) > 1 else "",
-      *(
-        _article(answer, number, heading=len(several) == 1) for number, answer in enumerate(several, start=1)
-      ),
-      _limits(),
-      _embedded_json(answers),
-      id="main",
-    ),
-    footer,
-    tag("div", id="preview", aria_hidden="true", hidden=True),
-    tag("script", script),
-  )
-  return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+  return "<!doctype html>\n" + tag("html", head, tag("body", *body), lang="en") + "\n"
 
 
 def percent(probability: float) -> str:
@@ -276,6 +275,26 @@ def tag(_name: str, *children: object, **attributes: object) -> Html:
     return Html("".join(parts)[:-1] + "/>")
   parts += [child if isinstance(child, Html) else _escape(child) for child in children]
   return Html("".join(parts) + f"</{_name}>")
+
+
+def masthead(words: str, created: datetime.datetime) -> Html:
+  """The line at the top of a page: what it is, and when it was made."""
+  stamp = created.astimezone(datetime.UTC)
+  return tag(
+    "header",
+    tag("p", tag("span", "deepscan", class_="wordmark"), f" {words}"),
+    tag("p", "Made ", tag("time", f"{stamp:%-d %B %Y, %H:%M} UTC", datetime=f"{stamp:%Y-%m-%dT%H:%M:%SZ}")),
+    class_="masthead",
+  )
+
+
+def colophon() -> Html:
+  """The line at the end of a page."""
+  return tag(
+    "footer",
+    tag("p", f"Made with deepscan_jax {__version__}. This page asks nothing of the network."),
+    class_="colophon",
+  )
 
 
 def _escape(value: object) -> str:

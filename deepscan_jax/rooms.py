@@ -5,6 +5,7 @@ top-level folders.
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 
@@ -16,3 +17,28 @@ def import_room(name: str) -> ModuleType:
     if not error.name or not f"deepscan_jax.{name}".startswith(error.name):
       raise  # The room is there, and something that it needs is not.
     return importlib.import_module(name)
+
+
+def find_builder(name: str) -> tuple[type, str | None]:
+  """Returns (builder class, config) of a dataset by its name, such as "dfdc" or "faceforensics/c23".
+
+  Args:
+    name: a folder in datasets/, and after a slash one of its configs; without one the config is None.
+
+  Raises:
+    ValueError: there is no such dataset or config; the sentence names those that there are.
+  """
+  known = sorted(
+    path.parent.name for path in Path(import_room("datasets").__path__[0]).glob("*/*_dataset_builder.py")
+  )
+  dataset, _, config = name.partition("/")
+  if dataset not in known:
+    raise ValueError(f"Unknown dataset {dataset!r}; there are {', '.join(known)}.")
+  builder_class = import_room(f"datasets.{dataset}.{dataset}_dataset_builder").Builder
+  configs = [known_config.name for known_config in builder_class.BUILDER_CONFIGS]
+  if config and config not in configs:
+    raise ValueError(
+      f"{dataset} has no config {config!r}; "
+      + (f"there are {', '.join(configs)}." if configs else "it has none.")
+    )
+  return builder_class, config or None

@@ -55,24 +55,12 @@ def main(argv: Sequence[str]) -> int:
     raise app.UsageError("Say which media to read: --media=FOLDER_OR_TAR (may be given several times).")
 
   from deepscan_jax import compilation_cache
-  from deepscan_jax.rooms import import_room
+  from deepscan_jax.rooms import find_builder
 
   compilation_cache.switch_on()
-  known = sorted(
-    path.parent.name for path in Path(import_room("datasets").__path__[0]).glob("*/*_dataset_builder.py")
-  )
-  name, _, config = _NAME.value.partition("/")
-  if name not in known:
-    raise app.UsageError(f"Unknown dataset {name!r}; there are {', '.join(known)}.")
-  builder_class = import_room(f"datasets.{name}.{name}_dataset_builder").Builder
-  configs = [known_config.name for known_config in builder_class.BUILDER_CONFIGS]
-  if config and config not in configs:
-    raise app.UsageError(
-      f"{name} has no config {config!r}; "
-      + (f"there are {', '.join(configs)}." if configs else "it has none.")
-    )
+  builder_class, config = find_builder(_NAME.value)
   builder = builder_class(
-    config=config or None,
+    config=config,
     media_paths=_MEDIA.value,
     frames_per_clip=_FRAMES.value,
     folds=_FOLDS.value,

@@ -31,6 +31,9 @@ FORBIDDEN = {
   "checkpoints": TRAINING | SERVING | {"models", "config", "examples"},
   "verdict": TRAINING | {"inference", "models", "media", "faces", "report"},
   "report": TRAINING | {"inference", "models", "media", "faces"},
+  "audit": TRAINING | SERVING | {"models", "faces", "examples", "config", "checkpoints"},
+  "audit_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "audit"},
+  "copies": {""},
   "inference": {"training", "data", "augment", "pseudofakes", "evaluation", "losses", "optimizer", "report"},
 }
 # Who may use a package at all, of the modules of the library.

@@ -119,7 +119,7 @@ def test_a_second_build_leaves_what_is_there(prepared_dataset, real_media, capsy
 def test_build_dataset_says_what_it_needs(flags, message, tmp_path):
   with (
     flagsaver.flagsaver(data_dir=str(tmp_path), **flags),
-    pytest.raises(build_dataset.app.UsageError, match=message),
+    pytest.raises((build_dataset.app.UsageError, ValueError), match=message),
   ):
     build_dataset.main(["build_dataset"])
 

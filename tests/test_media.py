@@ -314,7 +314,9 @@ def test_pictures_are_turned_as_their_exif_says(folder, suffix, orientation):
   assert clip.kind == "image"
   assert clip.frames.shape == (1, *PICTURE.shape)
   assert np.abs(clip.frames[0].astype(int) - PICTURE).mean() < (8 if suffix == "jpg" else 1e-9)
-  np.testing.assert_array_equal(decode_image_bytes(path.read_bytes()), clip.frames[0])
+  of_bytes = decode_image_bytes(path.read_bytes())
+  np.testing.assert_array_equal(of_bytes.frames, clip.frames)
+  assert (of_bytes.kind, of_bytes.facts, of_bytes.warnings) == (clip.kind, clip.facts, clip.warnings)
 
 
 def test_picture_modes_become_plain_rgb(folder):
