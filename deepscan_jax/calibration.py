@@ -1,13 +1,15 @@
 """From logits to probabilities and outcomes: fitted on validation data alone, stored with the model."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 from deepscan_jax import metrics
 from deepscan_jax.verdict import INCONCLUSIVE, LIKELY_AUTHENTIC, LIKELY_MANIPULATED, Thresholds
 
-_FEW_PICTURES = 100
+# Of the standard normal distribution: 95 % lie below.
+_ONE_SIDED_95 = 1.644854
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,35 +85,32 @@ def calibrate(
   *,
   real_logits: np.ndarray,
   real_sources: np.ndarray,
+  real_groups: np.ndarray,
   false_positive_rate: float = 0.05,
   inconclusive_rate: float = 0.2,
-  margin: float = 1.0,
 ) -> Calibration:
   """Fits a Calibration on validation scores.
 
   Thresholds do not carry between sources: what is exceeded by 5 % of one source's real pictures is exceeded
-  by 20 % of another's. So the rate holds for the worst source, not for the mixture.
+  by 20 % of another's. So the rate holds for the worst source, not for the mixture. Nor does a rate that is
+  just held on some pictures hold on the next ones: see `rate_to_show`.
 
   Args:
     labels, logits: [example], for the probability.
     real_logits: [picture] of untouched real pictures, for the thresholds.
-    real_sources: [picture] str.
+    real_sources, real_groups: [picture] str; pictures of a group (a person, an occasion) are not independent.
     false_positive_rate: share of real pictures of any source that may reach `manipulated`.
     inconclusive_rate: the same for `inconclusive`.
-    margin: the rates are divided by this, so that they hold on new pictures too and not on average only. A
-      source of fewer than 100 pictures is held to the plain rate: the one or two highest of so few scores
-      are mostly chance, and would decide for all the others.
   """
   scale, offset = fit_platt(labels, logits)
 
   def worst(rate: float) -> float:
-    by_source = [real_logits[real_sources == source] for source in np.unique(real_sources)]
-    return max(
-      metrics.threshold_at(
-        scores, false_positive_rate=rate / (margin if len(scores) >= _FEW_PICTURES else 1.0)
-      )
-      for scores in by_source
-    )
+    thresholds = []
+    for source in np.unique(real_sources):
+      rows = real_sources == source
+      shown = rate_to_show(rate, len(np.unique(real_groups[rows])))
+      thresholds.append(metrics.threshold_at(real_logits[rows], false_positive_rate=shown))
+    return max(thresholds)
 
   return Calibration(
     scale=scale,
@@ -120,3 +119,14 @@ def calibrate(
     manipulated=worst(false_positive_rate),
     false_positive_rate=false_positive_rate,
   )
+
+
+def rate_to_show(rate: float, groups: int) -> float:
+  """The rate that independent groups may show so that the true one is, with 95 % confidence, at most `rate`.
+
+  It is the one whose upper limit by Wilson (1927) is `rate`: rate - z * sqrt(rate * (1 - rate) / groups).
+  Where there are too few groups for any rate (51 for 5 %), the rate itself: the highest of so few scores are
+  mostly chance, and would decide for all other sources.
+  """
+  shown = rate - _ONE_SIDED_95 * math.sqrt(rate * (1 - rate) / groups)
+  return shown if shown >= 0 else rate

@@ -14,9 +14,6 @@ from deepscan_jax import checkpoints, data, metrics
 from deepscan_jax.calibration import calibrate
 from deepscan_jax.inference import Detector
 
-# A rate that holds exactly on the validation pictures fails on half of all other sets of pictures.
-_RATE_MARGIN = 1.5
-
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -120,8 +117,8 @@ def calibrate_model(folder: str | Path, *, data_dir: str | Path, false_positive_
     every.logits,
     real_logits=real.real,
     real_sources=real.source[real.labels == 0],
+    real_groups=real.group[real.labels == 0],
     false_positive_rate=false_positive_rate,
-    margin=_RATE_MARGIN,
   )
   facts = {k: v for k, v in checkpoints.read_model(folder).items() if k != "sha256"}
   checkpoints.write_model_json(folder, {**facts, "calibration": dataclasses.asdict(fitted)})

@@ -3,7 +3,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from deepscan_jax import metrics
-from deepscan_jax.calibration import Calibration, calibrate, fit_platt
+from deepscan_jax.calibration import Calibration, calibrate, fit_platt, rate_to_show
 from deepscan_jax.verdict import INCONCLUSIVE, LIKELY_AUTHENTIC, LIKELY_MANIPULATED
 
 
@@ -48,28 +48,41 @@ def test_thresholds_hold_their_rate_on_every_source():
   rng = np.random.default_rng(1)
   sources = np.repeat(["a", "b", "c"], [200, 60, 400])
   real = rng.normal(size=660) + np.repeat([0.0, 1.5, -1.0], [200, 60, 400])
-  fitted = calibrate(labels, logits, real_logits=real, real_sources=sources)
+  # Each picture in a group of its own source's: too few groups for more than the plain rate.
+  fitted = calibrate(labels, logits, real_logits=real, real_sources=sources, real_groups=sources)
   rates = {s: metrics.false_positive_rate(real[sources == s], threshold=fitted.manipulated) for s in "abc"}
   assert max(rates.values()) <= 0.05 and rates["b"] == 3 / 60 and rates["c"] < 0.01
   doubtful = [metrics.false_positive_rate(real[sources == s], threshold=fitted.inconclusive) for s in "abc"]
   assert max(doubtful) <= 0.2 < max(doubtful) + 1 / 60
 
 
-def test_the_margin_is_for_sources_with_enough_pictures():
+def test_a_rate_is_held_with_confidence_where_there_are_groups_enough():
   labels, logits = scores(reals=500, fakes=500)
   rng = np.random.default_rng(2)
-  many, few = rng.normal(size=400), rng.normal(size=60) + 1.0
+  many, few = rng.normal(size=400), rng.normal(size=40) + 1.0
 
-  def fitted(*groups, margin):
-    sources = np.repeat(["a", "b"][: len(groups)], [len(g) for g in groups])
-    found = calibrate(labels, logits, real_logits=np.concatenate(groups), real_sources=sources, margin=margin)
-    return found.manipulated
+  def fitted(*sources, pictures_in_a_group=1):
+    names = np.repeat(["a", "b"][: len(sources)], [len(s) for s in sources])
+    groups = np.concatenate([np.arange(len(s)) // pictures_in_a_group for s in sources])
+    real = np.concatenate(sources)
+    return calibrate(labels, logits, real_logits=real, real_sources=names, real_groups=groups).manipulated
 
-  assert metrics.false_positive_rate(many, threshold=fitted(many, margin=2.0)) == 0.025
-  assert fitted(many, margin=2.0) > fitted(many, margin=1.0)
-  # The few decide here, at the plain rate: 3 of 60.
-  assert fitted(many, few, margin=2.0) == fitted(few, margin=1.0)
-  assert metrics.false_positive_rate(few, threshold=fitted(many, few, margin=2.0)) == 0.05
+  # 0.05 - 1.645 * sqrt(0.05 * 0.95 / 400) = 0.032: 12 of 400.
+  assert metrics.false_positive_rate(many, threshold=fitted(many)) == 12 / 400
+  # With 100 groups 0.014.
+  assert metrics.false_positive_rate(many, threshold=fitted(many, pictures_in_a_group=4)) == 5 / 400
+  # The few decide here, at the plain rate: 2 of 40.
+  assert metrics.false_positive_rate(few, threshold=fitted(many, few)) == 2 / 40
+
+
+def test_the_rate_to_show_keeps_the_true_one_below_with_confidence():
+  rng = np.random.default_rng(0)
+  for true, groups in ((0.05, 93), (0.2, 60)):
+    seen = rng.binomial(groups, true, 20_000) / groups
+    # A set that shows so little although its true rate is higher is one of twenty, or rarer.
+    assert np.mean(seen <= rate_to_show(true, groups)) <= 0.05 + 0.01
+  assert rate_to_show(0.05, 51) == 0.05 and 0 <= rate_to_show(0.05, 52) < 0.001
+  assert rate_to_show(0.05, 10**8) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_outcomes_change_at_the_thresholds_and_probabilities_keep_the_order():
