@@ -8,8 +8,8 @@ import numpy as np
 from deepscan_jax import metrics
 from deepscan_jax.verdict import INCONCLUSIVE, LIKELY_AUTHENTIC, LIKELY_MANIPULATED, Thresholds
 
-# Of the standard normal distribution: 95 % lie below.
-_ONE_SIDED_95 = 1.644854
+# The middle 95 % of the standard normal distribution, as in the intervals that evaluation reports.
+_TWO_SIDED_95 = 1.959964
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +122,11 @@ def calibrate(
 
 
 def rate_to_show(rate: float, groups: int) -> float:
-  """The rate that independent groups may show so that the true one is, with 95 % confidence, at most `rate`.
+  """The rate that independent groups may show so that their 95 % interval ends at `rate` or below.
 
-  It is the one whose upper limit by Wilson (1927) is `rate`: rate - z * sqrt(rate * (1 - rate) / groups).
-  Where there are too few groups for any rate (51 for 5 %), the rate itself: the highest of so few scores are
-  mostly chance, and would decide for all other sources.
+  Its upper end by Wilson (1927) is `rate` where rate - z * sqrt(rate * (1 - rate) / groups) is seen. Where
+  there are too few groups for any rate (73 for 5 %), the rate itself: the highest of so few scores are mostly
+  chance, and would decide for all other sources.
   """
-  shown = rate - _ONE_SIDED_95 * math.sqrt(rate * (1 - rate) / groups)
+  shown = rate - _TWO_SIDED_95 * math.sqrt(rate * (1 - rate) / groups)
   return shown if shown >= 0 else rate
