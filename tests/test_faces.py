@@ -300,7 +300,7 @@ def test_crop_levels_and_centres_the_face():
   np.testing.assert_allclose(side * (1 + 2 * faces.STORED_MARGIN), 256, rtol=1e-5)
   np.testing.assert_allclose(side * 1.3, faces.EVAL_SIZE, rtol=1e-5)
   np.testing.assert_allclose(
-    side / faces.face_size(landmarks), np.linalg.norm(faces.face_transform(landmarks)[:, 0])
+    side / faces.face_size(landmarks), np.linalg.norm(faces.face_transform(landmarks)[:, 0]), rtol=1e-5
   )
   # The crop shows what the landmarks say: the network finds them again where they should be.
   (found,) = faces.find_faces([crop])
