@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import logging
@@ -9,10 +10,11 @@ import pytest
 from absl.testing import flagsaver
 from tiny import random_variables, tiny_batch, tiny_branch, tiny_config
 
-from deepscan_jax import checkpoints, compilation_cache, training
-from deepscan_jax.config import override, to_dict
+from deepscan_jax import checkpoints, compilation_cache, data, training
+from deepscan_jax.config import Config, ModelConfig, override, to_dict
 from deepscan_jax.inference import load_detector
 from deepscan_jax.launch import train
+from deepscan_jax.models.backbones import backbone, measured_statistics
 from deepscan_jax.models.detector import Detector
 
 
@@ -73,6 +75,40 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
   assert scalars(tmp_path) == scalars(workdir)
   ours, theirs = (checkpoints.read_model(folder / "best") for folder in (tmp_path, workdir))
   assert ours["training"] == theirs["training"]
+
+
+def test_statistics_are_measured_once_where_no_imagenet_weights_bring_them(
+  prepared_dataset, tmp_path, monkeypatch
+):
+  measured = []
+
+  def measure(config, variables, batch):
+    measured.append(batch["crops"])
+    return variables["batch_stats"]
+
+  monkeypatch.setattr(training, "first_statistics", measure)
+  config = tiny_config()
+  for _ in range(2):  # The second one goes on where the first has stopped.
+    training.fit(config, workdir=tmp_path, data_dir=prepared_dataset)
+  (first,) = measured
+  batches = iter(data.train_dataset(config.data, data_dir=prepared_dataset, seed=config.seed))
+  np.testing.assert_array_equal(first, next(batches)["crops"])
+  batches.close()
+
+
+def test_first_statistics_are_those_of_every_picture_network():
+  config = Config(model=ModelConfig(branches=("spatial", "autoencoder"), backbone="pico"))
+  variables = random_variables(Detector(config.model), training.abstract_batch(2, config), train=False)
+  crops = np.random.default_rng(0).integers(0, 256, (2, 1, 64, 64, 3)).astype(np.uint8)
+  measured = training.first_statistics(config, variables, {"crops": crops})
+  assert jax.tree.structure(measured) == jax.tree.structure(variables["batch_stats"])
+  ours = {key: variables[key]["spatial"]["backbone"] for key in ("params", "batch_stats")}
+  expected = jax.jit(functools.partial(measured_statistics, backbone("pico")))(ours, crops[:, 0])
+  for a, b in zip(*map(jax.tree.leaves, (measured["spatial"]["backbone"], expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+  for name, statistics in measured.items():
+    if name != "spatial":
+      jax.tree.map(np.testing.assert_array_equal, statistics, variables["batch_stats"][name])
 
 
 def test_a_finished_run_is_not_trained_again(whole_run, prepared_dataset):
