@@ -232,7 +232,7 @@ def read_sample(file, *, frames: int) -> Sample:
     clip, size = media.decode_image_bytes(data), len(data)
   else:
     clip = media.decode_clip(file.path, plan=plan, trusted=True)
-    size = media.file_size(file.path)
+    size = file.path.stat().st_size
   # A picture is decoded whole in any case.
   looked_at = clip.frames if frames or clip.kind == "image" else ()
   return Sample(file.id, clip.kind, clip.facts, float(size), list(looked_at), clip.waveform)

@@ -136,15 +136,6 @@ def file_state(path: str | os.PathLike) -> tuple[int, ...] | None:
   return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def file_size(path: str | os.PathLike) -> int:
-  """Returns the bytes of a file.
-
-  Raises:
-    OSError: it cannot be looked at.
-  """
-  return os.stat(path).st_size
-
-
 def decode_clip(
   path: str | os.PathLike,
   *,
