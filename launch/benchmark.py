@@ -118,7 +118,9 @@ def benchmark_detect() -> list[Row | MemoryRow]:
     detector = load_detector()
     clip = media.decode_clip(path, plan=plan)
     subjects = examples.find_subjects(clip)
-    batch = examples.stack([examples.model_inputs(e) for s in subjects for e in examples.windows(s)])
+    window = detector.window
+    cut = [e for s in subjects for e in examples.face_windows(s, clip, window=window)]
+    batch = examples.stack([examples.model_inputs(e, window=window) for e in cut])
     detector.judge(batch)
     chosen = set(_frame_numbers(path, len(clip.frames)))
 

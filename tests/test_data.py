@@ -8,7 +8,9 @@ from deepscan_jax import data, examples
 from deepscan_jax.config import DataConfig
 
 CONFIG = DataConfig(batch_size=4)
-MADE = ("crops", "crop_mask", "label", "example_mask", "region")
+WINDOW = CONFIG.window.reading(data.FACE_INPUTS)
+LABELS = ("label", "face_label", "sound_label")
+MADE = ("crops", "crop_mask", *LABELS, "example_mask", "region")
 
 
 def first_batches(data_dir, *, count=2, seed=0, config=CONFIG) -> list[dict]:
@@ -67,7 +69,7 @@ def test_an_iterator_goes_on_where_its_state_was_taken(prepared_dataset):
 def test_labelled_data_keep_their_labels(prepared_dataset):
   config = dataclasses.replace(CONFIG, pseudofakes=False, batch_size=3)
   (batch,) = first_batches(prepared_dataset, count=1, config=config)
-  assert sorted(batch) == ["crop_mask", "crops", "example_mask", "label"]
+  assert sorted(batch) == sorted(["crop_mask", "crops", "example_mask", *LABELS])
   assert batch["crops"].shape == (3, 1, 224, 224, 3)
   np.testing.assert_array_equal(batch["label"], 0)
 
@@ -87,7 +89,7 @@ def test_plain_pairs_are_the_crops_that_the_detector_sees(held_out):
   # Without black: where a crop reaches beyond its photograph, blending may fill it.
   element = {**held_out[0], "faces": np.maximum(held_out[0]["faces"], 30)}
   pair = data.HeldOutPairs([element], CONFIG, degraded=False)[0]
-  np.testing.assert_array_equal(pair["crops"][0], examples.model_inputs(element)["crops"])
+  np.testing.assert_array_equal(pair["crops"][0], examples.model_inputs(element, window=WINDOW)["crops"])
   changed = (pair["crops"][0] != pair["crops"][1]).any(axis=-1)[0]
   blended = pair["region"][1, 0].repeat(16, axis=0).repeat(16, axis=1) > 0
   assert changed.any() and not (changed & ~blended).any()
@@ -101,7 +103,9 @@ def test_a_part_of_the_training_pairs_is_left_plain(held_out):
   def drawn(seed: int, *, degraded: bool) -> dict:
     rng = np.random.default_rng(seed)
     rng.random()
-    return data.make_pair(held_out[0], rng=rng, config=CONFIG, degraded=degraded)
+    pair = data.make_pair(held_out[0], rng=rng, config=CONFIG, degraded=degraded)
+    assert pair.pop("kind") == "face"
+    return pair
 
   seeds = range(4)
   plain = [np.array_equal(made(0.5, s)["crops"], drawn(s, degraded=False)["crops"]) for s in seeds]

@@ -68,8 +68,8 @@ def test_no_group_is_in_two_splits(built):
 
 def test_an_example_follows_the_schema(built):
   row = built["train"][0]
-  assert np.stack(row["faces"]).shape == (examples.FRAMES_PER_WINDOW, 256, 256, 3)
-  assert row["landmarks"].shape == (examples.FRAMES_PER_WINDOW, 468, 2)
+  assert np.stack(row["faces"]).shape == (1, 256, 256, 3)
+  assert row["landmarks"].shape == (1, 468, 2)
   assert row["landmarks"].dtype == row["frame_times_s"].dtype == np.float32
   assert row["face_mask"].all() and row["label"] == examples.REAL and row["method"] == ""
   assert row["landmarks"].min() > 0 and row["landmarks"].max() < 256
@@ -143,7 +143,7 @@ def test_a_split_without_a_group_is_left_out_and_said_to_be_empty(labelled):
   data_dir, found = labelled
   missing = [split for split in SPLITS if split not in found]
   assert missing, "two groups cannot fill three splits"
-  with pytest.raises(ValueError, match=f"Split '{missing[0]}' of real_fake_folder is empty"):
+  with pytest.raises(ValueError, match=f"Split '{missing[0]}' of real_fake_folder has no example"):
     data.ExampleSource(["real_fake_folder"], missing[0], data_dir)
 
 
@@ -159,7 +159,7 @@ def test_a_root_without_real_or_fake_is_refused(tmp_path):
 
 
 def test_nothing_to_build_from_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="No pictures or videos in"):
+  with pytest.raises(ValueError, match="No pictures, videos or sound in"):
     real_only.Builder(media_paths=[tmp_path], data_dir=tmp_path / "data").prepare()
 
 

@@ -569,7 +569,7 @@ def test_a_config_is_built_from_the_command_line_and_found_under_its_name(tmp_pa
 def test_clips_of_pictures_become_examples_in_order_of_time(tmp_path):
   def frame(number: int) -> bytes:
     view = face_media.portrait(shift=(number / 10, 0), turn_deg=number / 20)
-    return media_builder.encode_png(view)
+    return media_builder.Form().encode(view)
 
   root = layouts.wild_deepfake(tmp_path, frame=frame, train=(), test=(0,))
   builder = import_room("datasets.wild_deepfake.wild_deepfake_dataset_builder").Builder(
@@ -597,7 +597,7 @@ def test_pictures_of_a_clip_that_differ_in_size_or_are_damaged_are_listed(tmp_pa
     )
     for name, frames in {
       "unequal": [
-        media_builder.encode_png(np.zeros(shape, np.uint8)) for shape in ((40, 40, 3), (40, 42, 3))
+        media_builder.Form().encode(np.zeros(shape, np.uint8)) for shape in ((40, 40, 3), (40, 42, 3))
       ],
       "damaged": [b"no picture"],
     }.items()
