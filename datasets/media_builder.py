@@ -207,16 +207,17 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     config: str | None = None,
     **kwargs,
   ):
-    self.form = self._form(config or "")
+    self.form = self.form_of(config or "")
     self.splits, self.train_splits = fold_shares(folds, fold) if folds else (SPLITS, TRAIN_SPLITS)
     self._media_paths = tuple(Path(path) for path in media_paths)
     self._frames_per_clip = frames_per_clip
     self._rejected: list[dict] = []
-    named = tfds.core.BuilderConfig(name=config) if config else None
-    super().__init__(file_format="array_record", config=named, **kwargs)
+    if config and config not in self.builder_configs:
+      config = tfds.core.BuilderConfig(name=config)
+    super().__init__(file_format="array_record", config=config, **kwargs)
 
   @classmethod
-  def _form(cls, name: str) -> Form:
+  def form_of(cls, name: str) -> Form:
     """What a config's name asks for.
 
     Raises:
@@ -225,8 +226,9 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     form, own = Form.parse(name), [config.name for config in cls.BUILDER_CONFIGS]
     if form.variant and form.variant not in own:
       raise ValueError(
-        f"{cls.name} has no config {name!r}; there are {', '.join([*own, 'clips', 'jpeg95'])}, joined by "
-        "dashes in this order."
+        f"{cls.name} has no config {name!r}; a name is joined by dashes of "
+        f"{'one of ' + ', '.join(own) + ', ' if own else ''}clips and jpeg1 to jpeg100, each of which may be "
+        "left out."
       )
     return form if form.variant or not own else dataclasses.replace(form, variant=own[0])
 

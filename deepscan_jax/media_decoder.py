@@ -140,8 +140,8 @@ class SamplingPlan:
   1 / rate_hz seconds apart, so that a run lasts as long whatever the file's own rate. A file with fewer
   frames gives what it has, never a frame twice.
 
-  spans_s: (start, end) in seconds since the clip's start; where any are given, frames outside of them are
-  only taken to fill a run that begins in one.
+  spans_s: (start, end) in seconds since the clip's start; where any frame lies in one, those outside are only
+  taken to fill a run around one that does.
   """
 
   frame_count: int = 32
@@ -172,9 +172,8 @@ class SamplingPlan:
     Args:
       times_s: of each frame, ascending, seconds since the clip's start.
     """
-    inside = [
-      i for i, t in enumerate(times_s) if not self.spans_s or any(a <= t <= b for a, b in self.spans_s)
-    ]
+    inside = [i for i, t in enumerate(times_s) if any(a <= t <= b for a, b in self.spans_s)]
+    inside = inside or list(range(len(times_s)))
     if self.rate_hz <= 0 or self.window_frames == 1 or not inside:
       return [inside[i] for i in self.choose(len(inside))]
     run_s = self.window_frames / self.rate_hz
