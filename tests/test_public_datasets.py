@@ -430,10 +430,11 @@ def test_lav_df_follows_its_list(roots, tmp_path, caplog):
   assert not rejected(builder)
   for split, files in splits.items():
     real, seen, heard, both = (files[name] for name in sorted(files))
-    assert [file.label for file in (real, seen, heard, both)] == [0, 1, 1, 1], split
-    assert [file.labels["face_label"] for file in (real, seen, heard, both)] == [0, 1, 0, 1]
-    assert [file.labels["sound_label"] for file in (real, seen, heard, both)] == [0, 0, 1, 1]
-    assert [file.method for file in (real, seen, heard, both)] == [
+    found = (real, seen, heard, both)
+    assert [file.label for file in found] == [0, 1, 1, 1], split
+    assert [file.labels["face_label"] for file in found] == [0, 1, 0, 1]
+    assert [file.labels["sound_label"] for file in found] == [0, 0, 1, 1]
+    assert [file.method for file in found] == [
       "",
       "picture",
       "sound",
