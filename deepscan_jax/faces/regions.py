@@ -35,8 +35,8 @@ N_LANDMARKS = 468
 
 _RIGHT = [i for i in range(248) if i not in MIDLINE]
 # Of each point, the one that lies in its place in a mirrored picture. The mesh counts the right half and the
-# midline first, then the left half in the order of the right one: so it is in 119 faces, on which the mesh was
-# run as they are and mirrored, for each point's nearest one on average, both ways.
+# midline first, then the left half in the order of the right one. Checked with 119 faces and their mirror
+# images, all given to the mesh: this is the point that is nearest on average, both ways.
 MIRRORED = np.arange(N_LANDMARKS)
 MIRRORED[_RIGHT] = np.arange(248, N_LANDMARKS)
 MIRRORED[248:] = _RIGHT
