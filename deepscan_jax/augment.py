@@ -18,6 +18,7 @@ from fractions import Fraction
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from deepscan_jax.faces import regions
 
@@ -26,6 +27,8 @@ Twins = list[list[np.ndarray]]
 Step = Callable[[Twins], Twins]
 
 _KEY_FRAME_EVERY = 250  # frames; as x264 and most others do
+# Conversions have a thread per core since PyAV 17, which costs more than it gains at this size.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 
 
 @dataclass(frozen=True)
@@ -405,17 +408,21 @@ def h264_clip(frames: Sequence[np.ndarray], *, qp: int, key_frames_only: bool = 
   encoder.pix_fmt, encoder.time_base, encoder.thread_count = "yuv420p", Fraction(1, 25), 1
   encoder.gop_size = 1 if key_frames_only else _KEY_FRAME_EVERY
   encoder.options = {"preset": "superfast", "tune": "zerolatency", "qp": str(qp)}
+  # Left to itself, each frame would set up a conversion of its own.
+  to_yuv, to_rgb = VideoReformatter(), VideoReformatter()
   packets = []
   for frame in frames:
     padded = frame
     if height % 2 or width % 2:
       padded = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-    packets += encoder.encode(av.VideoFrame.from_ndarray(padded, format="rgb24"))
+    picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
+    packets += encoder.encode(to_yuv.reformat(picture, format="yuv420p", **_ONE_THREAD))
   packets += encoder.encode(None)
   decoder = av.CodecContext.create("h264", "r")
   decoder.thread_count = 1
   decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
-  return [np.ascontiguousarray(frame.to_ndarray(format="rgb24")[:height, :width]) for frame in decoded]
+  pictures = [to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray() for frame in decoded]
+  return [np.ascontiguousarray(picture[:height, :width]) for picture in pictures]
 
 
 def _h264_twins(twins: Twins, *, qp: int) -> Twins:

@@ -252,20 +252,27 @@ def make_canvases(
 ) -> list[Canvas]:
   """Finds and fills what is black because a stored crop reaches beyond its photograph.
 
+  In a clip it is done in every frame or in none, for what is filled in one and black in the next flickers.
+
   Args:
     images: uint8 [size, size, 3] of one clip, at least one.
     rng: draws whether the black comes back in both twins, for all of them.
     config: for `fill_probability`.
   """
-  photographs = [_find_photograph(image) for image in images]
-  found = any(photograph is not None for photograph in photographs)
-  keep_black = found and rng.random() >= config.fill_probability
-  return [
-    Canvas(image, None)
-    if photograph is None
-    else Canvas(_mirror_fill(image, photograph), photograph.inside if keep_black else None)
-    for image, photograph in zip(images, photographs, strict=True)
-  ]
+  found = []
+  for image in images:
+    photograph = _find_photograph(image)
+    if photograph is None:
+      return [Canvas(image, None) for image in images]
+    found.append((image, photograph))
+  keep_black = rng.random() >= config.fill_probability
+  return [Canvas(_mirror_fill(i, p), p.inside if keep_black else None) for i, p in found]
+
+
+def fill_outside(image: np.ndarray) -> np.ndarray:
+  """Returns a stored crop whose black outside of the photograph is filled by its mirror image."""
+  photograph = _find_photograph(image)
+  return image if photograph is None else _mirror_fill(image, photograph)
 
 
 def draw_blend(
