@@ -344,8 +344,12 @@ def scale_channels(
   image: np.ndarray, *, offset: np.ndarray, gain: np.ndarray | tuple[float, ...] = (1.0, 1.0, 1.0)
 ) -> np.ndarray:
   """Returns gain * image + offset per colour channel, rounded and clipped to uint8."""
-  levels = np.arange(256.0)[:, None] * np.asarray(gain) + offset
-  return cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8)[None])
+  # A table for three channels takes twice the time of a sum, or of a table that they have in common.
+  if np.all(np.asarray(gain) == 1):
+    return cv2.add(image, (*np.rint(offset).tolist(), 0.0))
+  table = np.clip(np.rint(np.arange(256.0)[:, None] * np.asarray(gain) + offset), 0, 255).astype(np.uint8)
+  shared = (table == table[:, :1]).all()
+  return cv2.LUT(image, table[:, 0] if shared else table[None])
 
 
 def shift_hsv(image: np.ndarray, *, shift: np.ndarray) -> np.ndarray:

@@ -594,9 +594,11 @@ def _find_photograph(image: np.ndarray) -> _Photograph | None:
 def _mirror_fill(image: np.ndarray, photograph: _Photograph) -> np.ndarray:
   """Fills the outside with the photograph mirrored at its own edges."""
   size = image.shape[0]
-  upright = warp(image, matrix=photograph.upright, size=(photograph.width, photograph.height))
+  # Four channels: OpenCV warps them in half the time of three.
+  whole = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
+  upright = warp(whole, matrix=photograph.upright, size=(photograph.width, photograph.height))
   filled = warp(upright, matrix=photograph.upright, size=(size, size), inverse=True)
-  return cv2.copyTo(image, photograph.inside, filled)
+  return cv2.copyTo(image, photograph.inside, cv2.cvtColor(filled, cv2.COLOR_RGBA2RGB))
 
 
 def _kind_probabilities(config: BlendConfig) -> np.ndarray:
