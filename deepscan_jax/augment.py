@@ -354,15 +354,14 @@ def scale_channels(
 
 def shift_hsv(image: np.ndarray, *, shift: np.ndarray) -> np.ndarray:
   """Returns the image with hue turned by shift[0] degrees, saturation and value moved by grey levels."""
-  levels = np.arange(256.0)[:, None] + [
-    shift[0] / 2,
-    shift[1],
-    shift[2],
-  ]  # OpenCV counts hue in steps of 2 degrees
-  table = np.clip(np.rint(levels), 0, 255)
-  table[:, 0] = np.rint(levels[:, 0]) % 180
-  hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table.astype(np.uint8)[None])
-  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+  hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+  turned = np.rint(np.arange(256.0) + shift[0] / 2) % 180  # OpenCV counts hue in steps of 2 degrees
+  hue = cv2.LUT(hue, turned.astype(np.uint8))
+  saturation, value = (
+    cv2.add(channel, (float(np.rint(move)), 0.0, 0.0, 0.0))
+    for channel, move in ((saturation, shift[1]), (value, shift[2]))
+  )
+  return cv2.cvtColor(cv2.merge([hue, saturation, value]), cv2.COLOR_HSV2RGB)
 
 
 def jpeg(

@@ -8,6 +8,7 @@ import pytest
 from face_media import portrait
 from rough_faces import IDENTITY, NO_COLOUR, rough_landmarks
 
+from deepscan_jax.config import from_dict, to_dict
 from deepscan_jax.pseudofakes import (
   MASK_KINDS,
   BlendConfig,
@@ -219,6 +220,20 @@ def test_a_seed_says_where_the_camera_goes(face):
   np.testing.assert_array_equal(first, second)
   np.testing.assert_array_equal(points, same)
   assert (first != other).any()
+
+
+@pytest.mark.parametrize("config", [LIVELY, MotionConfig(shift_px=3)])
+def test_configs_can_be_stored(config):
+  assert from_dict(to_dict(config), type(config)) == config
+
+
+def test_without_smoothness_every_frame_is_new(face):
+  config = dataclasses.replace(SILENT, smooth_frames=(0.0, 0.0))
+  _, landmarks = moving_still(
+    face, rough_landmarks(), frames=200, rng=np.random.default_rng(0), config=config
+  )
+  path = landmarks[:, 10, 0]
+  assert path.std() == pytest.approx(2, rel=0.25) and abs(np.corrcoef(path[1:], path[:-1])[0, 1]) < 0.2
 
 
 CROPS, LANDMARKS = np.zeros((2, 256, 256, 3), np.uint8) + 9, np.stack([rough_landmarks()] * 2)

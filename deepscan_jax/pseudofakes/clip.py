@@ -242,7 +242,7 @@ def _walk(
   rng: np.random.Generator, frames: int, shape: tuple[int, ...], *, smooth_frames: float
 ) -> np.ndarray:
   """float32 [frame, *shape]: Gaussian noise smoothed over frames, of standard deviation 1 in every frame."""
-  weights = _smoothing(frames, round(smooth_frames, 1))
+  weights = _smoothing(frames, max(round(smooth_frames, 1), 0.1))  # in steps, to be computed seldom
   noise = rng.standard_normal((weights.shape[1], math.prod(shape)), np.float32)
   return (weights @ noise).reshape(frames, *shape)
 

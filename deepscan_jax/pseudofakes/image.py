@@ -8,6 +8,7 @@ passed in; nothing here calls JAX, for it runs in loader workers.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -475,7 +476,14 @@ def _bend(mask: np.ndarray, field: np.ndarray, motion: np.ndarray | None) -> np.
   field = cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC)
   if motion is not None:
     field = warp(field, matrix=motion, size=(size, size))
-  return cv2.remap(mask, cv2.add(_pixel_grid(size), field, dst=field), None, cv2.INTER_LINEAR)
+  # No part of the mask comes from farther than the longest vector, so beyond that nothing is looked for.
+  reach = math.ceil(cv2.norm(field, cv2.NORM_INF)) + 1
+  left, top, width, height = cv2.boundingRect(mask)
+  left, top, right, bottom = left - reach, top - reach, left + width + reach, top + height + reach
+  box = np.s_[max(top, 0) : bottom, max(left, 0) : right]
+  bent = np.zeros_like(mask)
+  bent[box] = cv2.remap(mask, cv2.add(_pixel_grid(size)[box], field[box]), None, cv2.INTER_LINEAR)
+  return bent
 
 
 def _soften(mask: np.ndarray, recipe: Recipe, held: Held | None) -> tuple[np.ndarray, tuple[int, int]]:
