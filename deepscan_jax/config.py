@@ -16,6 +16,7 @@ from pathlib import Path
 from deepscan_jax.augment import AugmentConfig
 from deepscan_jax.augment_audio import AudioAugmentConfig
 from deepscan_jax.pseudofakes.audio import VoiceConfig
+from deepscan_jax.pseudofakes.clip import ClipBlendConfig, MotionConfig
 from deepscan_jax.pseudofakes.image import BlendConfig
 from deepscan_jax.pseudofakes.sync import SyncConfig
 from deepscan_jax.rooms import import_room
@@ -108,6 +109,8 @@ class DataConfig:
       and examples that are not known to be real are left out. Without it the examples' own labels are used.
     pseudofake_kinds: (kind, relative frequency) pairs of what is forged, where an example allows it and the
       model reads it: "face" (self-blended), "voice" (copy synthesis), "sync" (sound of another moment).
+    moving_stills: how often an example of one picture becomes a window of frames by a camera that moves,
+      where the model looks at windows.
     plain_probability: how often a training pair is cut as for evaluation and not degraded.
     source_weights: (source, times) pairs: how often the examples of a source are seen in one pass; 1 where
       not named.
@@ -115,6 +118,8 @@ class DataConfig:
     workers: loader processes; 0 reads in a thread.
     validation_limit: at most so many validation pictures, evenly spread and always the same; 0 = all.
     window: the size of an example.
+    blend, clip_blend, motion, voice, sync, augment, augment_audio: how pseudo-fakes and augmentations are
+      drawn; the blend of clip_blend is `blend`.
   """
 
   datasets: tuple[str, ...] = ("real_only",)
@@ -122,6 +127,7 @@ class DataConfig:
   balance_classes: bool = False
   pseudofakes: bool = True
   pseudofake_kinds: tuple[tuple[str, float], ...] = (("face", 1.0), ("voice", 1.0), ("sync", 1.0))
+  moving_stills: float = 1.0
   plain_probability: float = 0.0
   source_weights: tuple[tuple[str, int], ...] = ()
   batch_size: int = 32
@@ -129,8 +135,11 @@ class DataConfig:
   validation_limit: int = 400
   window: WindowConfig = dataclasses.field(default_factory=WindowConfig)
   blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
+  clip_blend: ClipBlendConfig = dataclasses.field(default_factory=ClipBlendConfig)
+  motion: MotionConfig = dataclasses.field(default_factory=MotionConfig)
   voice: VoiceConfig = dataclasses.field(default_factory=VoiceConfig)
-  sync: SyncConfig = dataclasses.field(default_factory=SyncConfig)
+  # Windows of stored examples are cut again, so that there is sound and picture to shift.
+  sync: SyncConfig = dataclasses.field(default_factory=lambda: SyncConfig(mouth_frames=35))
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
   augment_audio: AudioAugmentConfig = dataclasses.field(default_factory=AudioAugmentConfig)
 

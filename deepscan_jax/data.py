@@ -19,11 +19,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deepscan_jax import examples
-from deepscan_jax.augment import augment_one, augment_pair
+from deepscan_jax.augment import draw_augmentation
 from deepscan_jax.augment_audio import degrade_one, degrade_pair
 from deepscan_jax.config import DataConfig, WindowConfig
 from deepscan_jax.faces.align import eval_crop, eval_points
 from deepscan_jax.pseudofakes.audio import voice_pair
+from deepscan_jax.pseudofakes.clip import moving_still, self_blend_clip
 from deepscan_jax.pseudofakes.image import self_blend
 from deepscan_jax.pseudofakes.sync import SAMPLES_PER_FRAME, sync_pair
 
@@ -195,11 +196,10 @@ class SingleMaker(grain.transforms.RandomMap):
     window = self.config.window.reading(self.inputs)
     fitted = examples.fit(element, window=window, keys=self.inputs)
     rows = {key: np.asarray(value)[None] for key, value in fitted.items()}
-    if "faces" in fitted and len(element["face_mask"]):
-      crops = np.stack([augment_one(face, rng=rng, config=self.config.augment) for face in fitted["faces"]])
-      rows["crops"] = np.where(fitted["face_mask"][:, None, None, None], crops, 0)[None]
-    if "waveform" in fitted and fitted["waveform_mask"].any():
-      count = int(fitted["waveform_mask"].sum())
+    if "crops" in self.inputs:
+      twins = _face_twins(fitted, rng, self.config, window, forged=False, degraded=True)
+      rows |= {key: value[:1] for key, value in twins.items() if key != "region"}
+    if "waveform" in fitted and (count := int(fitted["waveform_mask"].sum())):
       heard = degrade_one(fitted["waveform"][:count], rng=rng, config=self.config.augment_audio)
       rows["waveform"] = examples.padded(heard, window.samples)[None]
     labels = {key: value[None] for key, value in examples.labels(element, keys=self.inputs).items()}
@@ -241,7 +241,7 @@ def make_pair(
   if kind == "sync":
     rows |= _sync_twins(fitted, rng, config, window, keep_mouths="crops" in inputs)
   if "crops" in inputs:
-    rows |= _face_twins(fitted, rng, config, forged=kind == "face", degraded=degraded)
+    rows |= _face_twins(fitted, rng, config, window, forged=kind == "face", degraded=degraded)
   if "waveform" in inputs:
     rows |= _sound_twins(rows, rng, config, forged=kind == "voice", degraded=degraded)
   labels["label"][1] = examples.FAKE
@@ -444,31 +444,54 @@ def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, input
 
 
 def _face_twins(
-  fitted: dict, rng: np.random.Generator, config: DataConfig, *, forged: bool, degraded: bool
+  fitted: dict,
+  rng: np.random.Generator,
+  config: DataConfig,
+  window: WindowConfig,
+  *,
+  forged: bool,
+  degraded: bool,
 ) -> Rows:
-  """crops [2, frame, ...], landmarks [2, frame, ...] in their pixels and region [2, frame, ...]."""
-  rows: list[tuple] = []
-  for face, landmarks, there in zip(fitted["faces"], fitted["landmarks"], fitted["face_mask"], strict=True):
-    if not there:
-      empty = np.zeros_like(eval_crop(face))
-      rows.append((empty, empty, empty[..., 0].astype(np.float32)))
-      continue
-    if forged:
-      pair = self_blend(face, landmarks, rng=rng, config=config.blend)
-      real, fake, mask = pair.real, pair.fake, pair.mask
-    else:
-      real, fake, mask = face, face, np.zeros(face.shape[:2], np.float32)
-    if degraded:
-      rows.append(augment_pair(real, fake, mask, rng=rng, config=config.augment))
-    else:
-      mask = eval_crop(np.repeat(mask[..., None], 3, axis=-1))[..., 0]
-      rows.append((eval_crop(real), eval_crop(fake), mask))
-  real, fake, masks = (np.stack(column) for column in zip(*rows, strict=True))
-  region = np.stack([cv2.resize(m, (REGION_SIZE, REGION_SIZE), interpolation=cv2.INTER_AREA) for m in masks])
-  return {
-    "crops": np.stack([real, fake]),
-    "region": np.stack([np.zeros_like(region), region]).astype(np.float32),
+  """crops, face_mask, frame_times_s, landmarks in the crops' pixels and region, each [2, frame, ...]."""
+  places = np.flatnonzero(fitted["face_mask"])
+  faces, points, times_s = (fitted[key][places] for key in ("faces", "landmarks", "frame_times_s"))
+  if len(places) == 1 and window.frames > 1 and config.moving_stills and rng.random() < config.moving_stills:
+    places = np.arange(window.frames)
+    faces, points = moving_still(faces[0], points[0], frames=window.frames, rng=rng, config=config.motion)
+    times_s = (times_s[0] + places / window.frame_rate_hz).astype(np.float32)
+  real, fake, masks = faces, faces, np.zeros(faces.shape[:3], np.float32)
+  if forged and len(places) == 1:
+    pair = self_blend(faces[0], points[0], rng=rng, config=config.blend)
+    real, fake, masks = pair.real[None], pair.fake[None], pair.mask[None]
+  elif forged:
+    drift = dataclasses.replace(config.clip_blend, blend=config.blend)
+    clips = self_blend_clip(faces, points, rng=rng, config=drift)
+    real, fake, masks = clips.real, clips.fake, clips.mask
+  if degraded and len(places):
+    augmentation = draw_augmentation(rng, faces.shape[1], frames=len(places), config=config.augment)
+    real, fake = augmentation.pictures(real, fake)
+    masks, points = augmentation.mask(masks), augmentation.landmarks(points)
+  else:
+    real, fake, masks = eval_crop(real), eval_crop(fake), eval_crop(masks[..., None])[..., 0]
+    points = eval_points(points)
+  small = (REGION_SIZE, REGION_SIZE)
+  region = [cv2.resize(mask, small, interpolation=cv2.INTER_AREA) for mask in masks]
+  region = np.stack(region) if region else np.zeros((0, *small), np.float32)
+  made = {
+    "crops": (real, fake),
+    "region": (np.zeros_like(region), region),
+    "landmarks": (points, points),
+    "frame_times_s": (times_s, times_s),
+    "face_mask": (np.ones(len(places), bool),) * 2,
   }
+  return {key: np.stack([_placed(v, places, window.frames) for v in twins]) for key, twins in made.items()}
+
+
+def _placed(values: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+  """[size, ...] with values [count, ...] at their places and zeros elsewhere."""
+  spread = np.zeros((size, *values.shape[1:]), values.dtype)
+  spread[places] = values
+  return spread
 
 
 def _sound_twins(
@@ -515,16 +538,8 @@ def _first_run(mask: np.ndarray) -> int:
 
 
 def _as_inputs(rows: Rows, inputs: Sequence[str]) -> Rows:
-  """Rows with stored faces as the network reads them; what was not augmented is cut as for evaluation."""
-  made = {}
-  for key in inputs:
-    if key == "crops":
-      made[key] = rows["crops"] if "crops" in rows else eval_crop(rows["faces"])
-    elif key == "landmarks":
-      made[key] = np.where(rows["face_mask"][..., None, None], eval_points(rows["landmarks"]), 0)
-    else:
-      made[key] = rows["face_mask"] if key == "crop_mask" else rows[key]
-  return made
+  """Rows under the names that the network knows; `_face_twins` and the others made all that they hold."""
+  return {key: rows["face_mask" if key == "crop_mask" else key] for key in inputs}
 
 
 def _merge_twins(batch: Rows) -> Rows:
