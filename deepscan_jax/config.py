@@ -105,8 +105,10 @@ class DataConfig:
     dataset_weights: how often each of them is drawn, relative to the others; empty: all examples are
       equally frequent.
     balance_classes: draw real and fake examples equally often, whatever their number.
-    pseudofakes: make one forged twin of each real example; batches then hold pairs, real and fake in turn,
-      and examples that are not known to be real are left out. Without it the examples' own labels are used.
+    pseudofakes: make one forged twin of each real example; batches then hold pairs, real and fake in turn.
+      Without it the examples' own labels are used.
+    labelled_share: how many of the pairs are a real example and, in place of a twin, another that is known to
+      be forged, 0 to 1; 0 leaves out of training with pseudo-fakes whatever is not known to be real.
     pseudofake_kinds: (kind, relative frequency) pairs of what is forged, where an example allows it and the
       model reads it: "face" (self-blended), "voice" (copy synthesis), "sync" (sound of another moment).
     moving_stills: how often an example of one picture becomes a window of frames by a camera that moves,
@@ -126,6 +128,7 @@ class DataConfig:
   dataset_weights: tuple[float, ...] = ()
   balance_classes: bool = False
   pseudofakes: bool = True
+  labelled_share: float = 0.0
   pseudofake_kinds: tuple[tuple[str, float], ...] = (("face", 1.0), ("voice", 1.0), ("sync", 1.0))
   moving_stills: float = 1.0
   plain_probability: float = 0.0
@@ -161,6 +164,10 @@ class TrainConfig:
     region_weight, branch_weight: of the region-map loss and of each branch's own loss beside the fused one.
     reconstruction_weight, sync_weight: of the autoencoder's and of the lip-sync branch's own losses.
     freeze_all_but_last: how many layers of each pretrained network are trained, the last ones; 0: all.
+    start_from: folder of a model, or "default" for the one that comes with the package: parameters that it
+      has too start from its values; "": all are new.
+    branches: train these branches alone, on what they read; all else that start_from holds stays as it is, to
+      the bit. Empty: train all.
     ema_decay: of the average of parameters that is validated and shipped; 0 switches it off.
     validate_every, save_every: steps.
     patience: validations without a better `metric` before training stops; 0 never stops early.
@@ -185,6 +192,8 @@ class TrainConfig:
   reconstruction_weight: float = 1.0
   sync_weight: float = 0.5
   freeze_all_but_last: int = 0
+  start_from: str = ""
+  branches: tuple[str, ...] = ()
   ema_decay: float = 0.99
   validate_every: int = 200
   save_every: int = 100

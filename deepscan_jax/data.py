@@ -23,7 +23,7 @@ from deepscan_jax.augment import draw_augmentation
 from deepscan_jax.augment_audio import degrade_one, degrade_pair
 from deepscan_jax.config import DataConfig, WindowConfig
 from deepscan_jax.faces.align import eval_crop, eval_points
-from deepscan_jax.pseudofakes.audio import voice_pair
+from deepscan_jax.pseudofakes.audio import matched_pair, voice_pair
 from deepscan_jax.pseudofakes.clip import moving_still, self_blend_clip
 from deepscan_jax.pseudofakes.image import self_blend
 from deepscan_jax.pseudofakes.sync import SAMPLES_PER_FRAME, sync_pair
@@ -143,7 +143,10 @@ def train_dataset(
       f"Batch size {config.batch_size} must be even: each real example comes with its pseudo-fake."
     )
   parts = _parts(config, "train", data_dir, inputs)
-  make = PairMaker(config, tuple(inputs)) if config.pseudofakes else SingleMaker(config, tuple(inputs))
+  if config.pseudofakes:
+    make = PairMaker(config, tuple(inputs), reals=parts[0][0] if config.labelled_share else None)
+  else:
+    make = SingleMaker(config, tuple(inputs))
   datasets = [grain.MapDataset.source(part).seed(seed).shuffle().repeat() for part, _ in parts]
   dataset = datasets[0]
   if len(datasets) > 1:
@@ -172,15 +175,24 @@ def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[s
 
 @dataclasses.dataclass(frozen=True)
 class PairMaker(grain.transforms.RandomMap):
-  """Example -> itself and its forged twin, augmented alike, each key with a twin axis in front."""
+  """Example -> itself and its forged twin, augmented alike, each key with a twin axis in front.
+
+  An example that is known to be forged comes after one of `reals`, drawn for it.
+  """
 
   config: DataConfig
   inputs: tuple[str, ...] = FACE_INPUTS
+  reals: ExampleSource | None = None
 
   def random_map(self, element: dict, rng: np.random.Generator) -> Rows:
     """Draws the twin and the augmentation from rng."""
     degraded = bool(rng.random() >= self.config.plain_probability)
-    pair = make_pair(element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded)
+    forged = None
+    if self.reals is not None and examples.labels(element, keys=self.inputs)["label"] == examples.FAKE:
+      forged, element = element, self.reals[int(rng.integers(len(self.reals)))]
+    pair = make_pair(
+      element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded, forged=forged
+    )
     return {key: value for key, value in pair.items() if key != "kind"}
 
 
@@ -197,8 +209,8 @@ class SingleMaker(grain.transforms.RandomMap):
     fitted = examples.fit(element, window=window, keys=self.inputs)
     rows = {key: np.asarray(value)[None] for key, value in fitted.items()}
     if "crops" in self.inputs:
-      twins = _face_twins(fitted, rng, self.config, window, forged=False, degraded=True)
-      rows |= {key: value[:1] for key, value in twins.items() if key != "region"}
+      made = _face_twins([fitted], rng, self.config, window, forged=False, degraded=True)
+      rows |= {key: value[:1] for key, value in made.items() if key != "region"}
     if "waveform" in fitted and (count := int(fitted["waveform_mask"].sum())):
       heard = degrade_one(fitted["waveform"][:count], rng=rng, config=self.config.augment_audio)
       rows["waveform"] = examples.padded(heard, window.samples)[None]
@@ -213,6 +225,7 @@ def make_pair(
   config: DataConfig,
   degraded: bool,
   inputs: Sequence[str] = FACE_INPUTS,
+  forged: dict | None = None,
 ) -> dict:
   """A real example and its forged twin as two rows.
 
@@ -225,30 +238,35 @@ def make_pair(
     config: of the window, the pseudo-fakes and the augmentation.
     degraded: augment both alike as in training; else both are as in evaluation.
     inputs: what the model reads.
+    forged: an example that is known to be forged, in place of a twin.
 
   Returns:
     The inputs, each [2, ...]; label, face_label, sound_label [2] int32; example_mask [2] bool; where the
-    model reads crops, region [2, frame, 14, 14] float32: how much of each place was blended in; kind: str.
+    model reads crops, region [2, frame, 14, 14] float32: how much of each place was blended in, and
+    region_mask [2] bool: whether that is known; kind: str, "labelled" with `forged`.
 
   Raises:
     ValueError: the example allows none of the kinds.
   """
   window = config.window.reading(inputs)
-  fitted = examples.fit(element, window=window, keys=inputs)
-  kind = _draw_kind(fitted, rng, config, inputs)
-  rows = {key: np.repeat(np.asarray(value)[None], 2, axis=0) for key, value in fitted.items()}
-  labels = {key: np.repeat(value, 2) for key, value in examples.labels(element, keys=inputs).items()}
+  pair = [examples.fit(e, window=window, keys=inputs) for e in (element, forged) if e is not None]
+  kind = "labelled" if forged is not None else _draw_kind(pair[0], rng, config, inputs)
+  # Two of the same, unless another example is given.
+  rows = {key: np.stack([np.asarray(row[key]) for row in (pair[0], pair[-1])]) for key in pair[0]}
+  labels = [examples.labels(e, keys=inputs) for e in (element, forged or element)]
+  labels = {key: np.stack([row[key] for row in labels]) for key in labels[0]}
   if kind == "sync":
-    rows |= _sync_twins(fitted, rng, config, window, keep_mouths="crops" in inputs)
+    rows |= _sync_twins(pair[0], rng, config, window, keep_mouths="crops" in inputs)
   if "crops" in inputs:
-    rows |= _face_twins(fitted, rng, config, window, forged=kind == "face", degraded=degraded)
+    rows |= _face_twins(pair, rng, config, window, forged=kind == "face", degraded=degraded)
+    rows["region_mask"] = np.array([True, kind != "labelled"])
   if "waveform" in inputs:
-    rows |= _sound_twins(rows, rng, config, forged=kind == "voice", degraded=degraded)
+    rows |= _sound_twins(rows, rng, config, kind=kind, degraded=degraded)
   labels["label"][1] = examples.FAKE
-  if kind != "sync":
+  if kind in ("face", "voice"):
     labels["face_label" if kind == "face" else "sound_label"][1] = examples.FAKE
-  made = _as_inputs(rows, inputs) | labels | {"example_mask": np.ones(2, bool)}
-  return made | ({"region": rows["region"]} if "region" in rows else {}) | {"kind": kind}
+  regions = {key: rows[key] for key in ("region", "region_mask") if key in rows}
+  return _as_inputs(rows, inputs) | labels | {"example_mask": np.ones(2, bool)} | regions | {"kind": kind}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,6 +391,17 @@ def _parts(
   """The sources that are mixed, and how often each is drawn."""
   if config.balance_classes and config.pseudofakes:
     raise ValueError("data.balance_classes has no meaning with data.pseudofakes, whose pairs are balanced.")
+  if not 0 <= config.labelled_share < 1 or (config.labelled_share and not config.pseudofakes):
+    raise ValueError(
+      f"data.labelled_share must be 0 or, with data.pseudofakes, below 1; got {config.labelled_share:g}."
+    )
+  if config.labelled_share:
+    if config.dataset_weights:
+      raise ValueError("data.labelled_share and data.dataset_weights cannot be had together.")
+    reals, fakes = (
+      _source(config, split, data_dir, inputs, labels=(label,)) for label in (examples.REAL, examples.FAKE)
+    )
+    return [(reals, 1 - config.labelled_share), (fakes, config.labelled_share)]
   if not config.dataset_weights and not config.balance_classes:
     return [(_source(config, split, data_dir, inputs), 1.0)]
   weights = config.dataset_weights or (0.0,) * len(config.datasets)
@@ -444,7 +473,7 @@ def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, input
 
 
 def _face_twins(
-  fitted: dict,
+  pair: list[dict],
   rng: np.random.Generator,
   config: DataConfig,
   window: WindowConfig,
@@ -452,39 +481,70 @@ def _face_twins(
   forged: bool,
   degraded: bool,
 ) -> Rows:
-  """crops, face_mask, frame_times_s, landmarks in the crops' pixels and region, each [2, frame, ...]."""
+  """crops, face_mask, frame_times_s, landmarks in the crops' pixels and region, each [2, frame, ...].
+
+  Args:
+    pair: one fitted example, of which two rows are made, or two that belong together for the camera alone.
+    rng, config, window: as in `make_pair`.
+    forged: blend the second row.
+    degraded: as in `make_pair`.
+  """
+  twins = [_clip_of(fitted, rng, config, window) for fitted in pair]
+  clips, masks = [faces for faces, *_ in twins], None
+  if forged:
+    faces, points, *_ = twins[0]
+    if len(faces) == 1:
+      blended = self_blend(faces[0], points[0], rng=rng, config=config.blend)
+      clips, masks = [blended.real[None], blended.fake[None]], blended.mask[None]
+    else:
+      drift = dataclasses.replace(config.clip_blend, blend=config.blend)
+      blended = self_blend_clip(faces, points, rng=rng, config=drift)
+      clips, masks = [blended.real, blended.fake], blended.mask
+  # Not both at once where they differ in length; twins that are drawn for one camera get one camera.
+  seed = None if len(twins) == 1 else rng.integers(2**63)
+  made: list[Rows] = []
+  for row in range(2):
+    faces, (_, points, times_s, places) = clips[min(row, len(clips) - 1)], twins[min(row, len(twins) - 1)]
+    if degraded and len(places):
+      if row == 0 or seed is not None:
+        drawn = rng if seed is None else np.random.default_rng(seed)
+        augmentation = draw_augmentation(drawn, faces.shape[1], frames=len(places), config=config.augment)
+        pictures = augmentation.pictures(*(clips if seed is None else [faces]))
+      crops = pictures[min(row, len(pictures) - 1)]
+      points = augmentation.landmarks(points)
+      blend = augmentation.mask(masks) if masks is not None and row else None
+    else:
+      crops, points = eval_crop(faces), eval_points(points)
+      blend = eval_crop(masks[..., None])[..., 0] if masks is not None and row else None
+    small = (REGION_SIZE, REGION_SIZE)
+    region = np.zeros((len(places), *small), np.float32)
+    if blend is not None:
+      region = np.stack([cv2.resize(mask, small, interpolation=cv2.INTER_AREA) for mask in blend])
+    values = {
+      "crops": crops,
+      "region": region,
+      "landmarks": points,
+      "frame_times_s": times_s,
+      "face_mask": np.ones(len(places), bool),
+    }
+    made.append({key: _placed(value, places, window.frames) for key, value in values.items()})
+  return {key: np.stack([row[key] for row in made]) for key in made[0]}
+
+
+def _clip_of(
+  fitted: dict, rng: np.random.Generator, config: DataConfig, window: WindowConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """faces, landmarks and frame_times_s of the frames that are there, and their places in the window.
+
+  A single picture becomes a clip as often as config.moving_stills says.
+  """
   places = np.flatnonzero(fitted["face_mask"])
   faces, points, times_s = (fitted[key][places] for key in ("faces", "landmarks", "frame_times_s"))
   if len(places) == 1 and window.frames > 1 and config.moving_stills and rng.random() < config.moving_stills:
     places = np.arange(window.frames)
     faces, points = moving_still(faces[0], points[0], frames=window.frames, rng=rng, config=config.motion)
     times_s = (times_s[0] + places / window.frame_rate_hz).astype(np.float32)
-  real, fake, masks = faces, faces, np.zeros(faces.shape[:3], np.float32)
-  if forged and len(places) == 1:
-    pair = self_blend(faces[0], points[0], rng=rng, config=config.blend)
-    real, fake, masks = pair.real[None], pair.fake[None], pair.mask[None]
-  elif forged:
-    drift = dataclasses.replace(config.clip_blend, blend=config.blend)
-    clips = self_blend_clip(faces, points, rng=rng, config=drift)
-    real, fake, masks = clips.real, clips.fake, clips.mask
-  if degraded and len(places):
-    augmentation = draw_augmentation(rng, faces.shape[1], frames=len(places), config=config.augment)
-    real, fake = augmentation.pictures(real, fake)
-    masks, points = augmentation.mask(masks), augmentation.landmarks(points)
-  else:
-    real, fake, masks = eval_crop(real), eval_crop(fake), eval_crop(masks[..., None])[..., 0]
-    points = eval_points(points)
-  small = (REGION_SIZE, REGION_SIZE)
-  region = [cv2.resize(mask, small, interpolation=cv2.INTER_AREA) for mask in masks]
-  region = np.stack(region) if region else np.zeros((0, *small), np.float32)
-  made = {
-    "crops": (real, fake),
-    "region": (np.zeros_like(region), region),
-    "landmarks": (points, points),
-    "frame_times_s": (times_s, times_s),
-    "face_mask": (np.ones(len(places), bool),) * 2,
-  }
-  return {key: np.stack([_placed(v, places, window.frames) for v in twins]) for key, twins in made.items()}
+  return faces, points, times_s, places
 
 
 def _placed(values: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
@@ -495,19 +555,25 @@ def _placed(values: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
 
 
 def _sound_twins(
-  rows: Rows, rng: np.random.Generator, config: DataConfig, *, forged: bool, degraded: bool
+  rows: Rows, rng: np.random.Generator, config: DataConfig, *, kind: str, degraded: bool
 ) -> Rows:
-  """waveform [2, sample] of rows that hold it already, equal in both or of two twins."""
-  count, samples = int(rows["waveform_mask"][0].sum()), rows["waveform"].shape[1]
-  if not count:
+  """waveform and waveform_mask [2, sample] of rows that hold them: equal in both, or of two twins."""
+  samples = rows["waveform"].shape[1]
+  counts = rows["waveform_mask"].sum(axis=1)
+  if not counts.all():
     return {}
-  real, fake = rows["waveform"][:, :count]
-  if forged:
+  real, fake = (waveform[:count] for waveform, count in zip(rows["waveform"], counts, strict=True))
+  if kind == "voice":
     pair = voice_pair(real, rng=rng, config=config.voice)
     real, fake = pair.real, pair.fake
+  elif kind == "labelled":
+    real, fake = matched_pair(real, fake, rng=rng, config=config.voice)
   if degraded:
     real, fake = degrade_pair(real, fake, rng=rng, config=config.augment_audio)
-  return {"waveform": np.stack([examples.padded(sound, samples) for sound in (real, fake)])}
+  return {
+    "waveform": np.stack([examples.padded(sound, samples) for sound in (real, fake)]),
+    "waveform_mask": np.arange(samples) < np.array([[len(real)], [len(fake)]]),
+  }
 
 
 def _sync_twins(

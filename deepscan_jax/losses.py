@@ -71,7 +71,7 @@ def detector_losses(
     output: of the detector on this batch.
     batch: label [batch] int32, 0 real, 1 fake, -1 not known; example_mask [batch] bool; optional face_label
       and sound_label [batch] int32, which else are the label; optional region [batch, frame, rows, columns]
-      float32.
+      float32, and region_mask [batch] bool: of which examples it is known.
     gamma, smoothing: see `focal_loss`.
     class_weights: of real and of fake examples, in the classification losses.
 
@@ -95,7 +95,8 @@ def detector_losses(
     losses[f"branch_{name}"] = classify(branch.logit, kind, branch.present)
     frames = valid[:, None] * branch.token_mask
     if "region" in batch and "region" in branch.maps:
-      regions.append(region_loss(branch.maps["region"], batch["region"], frames))
+      known = frames * batch["region_mask"][:, None] if "region_mask" in batch else frames
+      regions.append(region_loss(branch.maps["region"], batch["region"], known))
     if "reconstruction_error" in branch.maps:
       losses["reconstruction"] = reconstruction_loss(branch.maps["reconstruction_error"], face_label, frames)
     if "shift_logit" in branch.maps:

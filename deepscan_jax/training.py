@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from deepscan_jax import data, evaluation, examples
-from deepscan_jax.checkpoints import RunCheckpoints, save_model
+from deepscan_jax.checkpoints import RunCheckpoints, read_params, save_model
 from deepscan_jax.config import Config, to_dict
+from deepscan_jax.inference import DEFAULT_MODEL
 from deepscan_jax.logs import Progress, ScalarLog
 from deepscan_jax.losses import Sum, detector_losses
 from deepscan_jax.models.backbones import backbone, measured_statistics
@@ -93,8 +95,10 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   workdir = Path(workdir)
   _claim_workdir(config, workdir)
   config = with_steps(config, data_dir=data_dir)
-  model, optimizer = Detector(config.model, axis_name=AXIS), create_optimizer(config.train)
-  inputs = detector_inputs(config.model)
+  # What is computed; the state holds the whole model.
+  part = trained_part(config)
+  model, optimizer = Detector(part.model, axis_name=AXIS), create_optimizer(config.train)
+  inputs = detector_inputs(part.model)
   dataset = data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
   batches = iter(dataset)
   checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
@@ -103,16 +107,16 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     state = _restore(checkpoints, last, state, batches)
     record = checkpoints.meta(last)["record"]
     logging.info("Going on at step %d of %s.", last, workdir)
-  elif not config.train.pretrained:
+  elif not config.train.pretrained and not config.train.start_from:
     with contextlib.closing(iter(dataset)) as first:
       state = state.replace(batch_stats=first_statistics(config, state.variables, next(first)))
   state = replicate(state)
   step_fn = parallel_step(
     functools.partial(
-      train_step, model=model, optimizer=optimizer, config=config, frozen=frozen_parameters(config)
+      train_step, model=model, optimizer=optimizer, config=part, frozen=frozen_parameters(config)
     )
   )
-  predict = make_predict(config)
+  predict = make_predict(part)
   log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
   schedule = learning_rate_schedule(config.train)
   shown: dict[str, float] = {}
@@ -138,7 +142,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
         log.write(step, {f"train/{k}": v for k, v in losses.items()} | {"learning_rate": schedule(step)})
         shown |= losses
       if validates:
-        figures = validate(config, predict, state, data_dir=data_dir)
+        figures = validate(part, predict, state, data_dir=data_dir)
         log.write(step, {f"validation/{k}": v for k, v in figures.items()})
         shown |= {"auc": figures["auc"], "accuracy": figures["accuracy"]}
         record = _note(record, figures, step, config)
@@ -213,18 +217,28 @@ def train_step(
   right = ((logit > 0) == (batch["label"] > 0)) * valid
   sums = total({**losses, "train_accuracy": Sum(right.sum(), valid.sum())})
   sums["gradient_norm"] = Sum(optax.tree.norm(gradients), jnp.ones(()))
+  average = optax.incremental_update(params, state.ema, step_size=1.0 - decay)
   state = state.replace(
     step=state.step + 1,
     params=params,
-    ema=optax.incremental_update(params, state.ema, step_size=1.0 - decay),
+    # An average of equal numbers is not always that number.
+    ema=restore_frozen(average, state.ema, frozen),
     opt_state=opt_state,
   )
   return state, sums
 
 
 def create_state(config: Config) -> TrainState:
-  """The state before the first step; with train.pretrained the picture networks carry ImageNet weights."""
-  networks = image_networks(config.model) if config.train.pretrained else {}
+  """The state before the first step.
+
+  With train.start_from, parameters and statistics that the other model has too are its own; else with
+  train.pretrained the picture networks carry ImageNet weights.
+
+  Raises:
+    CheckpointError: there is no such model.
+    ValueError: a parameter of both differs in shape.
+  """
+  networks = image_networks(config.model) if config.train.pretrained and not config.train.start_from else {}
   imagenet = {branch: load_imagenet(network) for branch, network in networks.items()}
   inputs = abstract_batch(1, config)
 
@@ -246,6 +260,10 @@ def create_state(config: Config) -> TrainState:
       for ours, collection in ((params, "params"), (batch_stats, "batch_stats")):
         wanted = expected[collection][branch]["backbone"]
         ours[branch]["backbone"] = _matching(wanted, weights[collection])
+  if config.train.start_from:
+    given = read_params(_model_folder(config))
+    params = _overlaid(params, given["params"])
+    batch_stats = _overlaid(batch_stats, given.get("batch_stats", {}))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -253,6 +271,25 @@ def create_state(config: Config) -> TrainState:
     ema=jax.tree.map(jnp.copy, params),
     opt_state=create_optimizer(config.train).init(params),
   )
+
+
+def trained_part(config: Config) -> Config:
+  """The configuration with the branches of train.branches alone, where it names some.
+
+  Raises:
+    ValueError: train.branches names one that the model has not, or there is no train.start_from.
+  """
+  branches = config.train.branches
+  if not branches:
+    return config
+  if unknown := sorted(set(branches) - set(config.model.branches)):
+    raise ValueError(
+      f"train.branches names {', '.join(unknown)}; the model has {', '.join(config.model.branches)}."
+    )
+  if not config.train.start_from:
+    raise ValueError("train.branches needs train.start_from, which holds the branches that are not trained.")
+  kept = tuple(name for name in config.model.branches if name in branches)
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, branches=kept))
 
 
 def first_statistics(config: Config, variables: dict, batch: dict[str, np.ndarray]) -> dict:
@@ -285,6 +322,7 @@ def abstract_training_batch(size: int, config: Config) -> dict[str, jax.ShapeDty
   if config.data.pseudofakes and "crops" in batch:
     places = (size, config.data.window.frames, data.REGION_SIZE, data.REGION_SIZE)
     batch["region"] = jax.ShapeDtypeStruct(places, jnp.float32)
+    batch["region_mask"] = jax.ShapeDtypeStruct((size,), jnp.bool_)
   return batch
 
 
@@ -295,15 +333,20 @@ def abstract_state(config: Config) -> TrainState:
 
 
 def frozen_parameters(config: Config) -> frozenset[tuple[str, ...]]:
-  """The layers that train.freeze_all_but_last leaves as they are: all but the last of each picture network.
+  """The layers that train.freeze_all_but_last leaves as they are, and the parameters that train.branches
+  does.
 
   Raises:
-    ValueError: it is negative.
+    ValueError: train.freeze_all_but_last is negative.
   """
-  if not config.train.freeze_all_but_last:
-    return frozenset()
-  order = layers_in_order(Detector(config.model), abstract_batch(1, config), train=False)
-  return frozen_layers(order, keep_last=config.train.freeze_all_but_last)
+  frozen: frozenset = frozenset()
+  if config.train.freeze_all_but_last:
+    order = layers_in_order(Detector(config.model), abstract_batch(1, config), train=False)
+    frozen = frozen_layers(order, keep_last=config.train.freeze_all_but_last)
+  if config.train.branches:
+    given = traverse_util.flatten_dict(read_params(_model_folder(config))["params"])
+    frozen |= {path for path in given if path[0] not in config.train.branches}
+  return frozen
 
 
 def with_steps(config: Config, *, data_dir: str | Path) -> Config:
@@ -318,7 +361,8 @@ def with_steps(config: Config, *, data_dir: str | Path) -> Config:
     raise ValueError(f"train.epochs must be 0 (train.steps counts) or more, got {epochs}.")
   if not epochs:
     return config
-  rows = data.rows_in_pass(config.data, data_dir=data_dir, inputs=detector_inputs(config.model))
+  inputs = detector_inputs(trained_part(config).model)
+  rows = data.rows_in_pass(config.data, data_dir=data_dir, inputs=inputs)
   steps = math.ceil(epochs * rows / config.data.batch_size)
   logging.info("%d epochs are %d steps.", epochs, steps)
   return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
@@ -460,6 +504,27 @@ def _loss_weight(name: str, config: Config) -> float:
     "sync": config.train.sync_weight,
   }
   return own.get(name, config.train.branch_weight if name.startswith("branch_") else 1.0)
+
+
+def _model_folder(config: Config) -> Path:
+  return DEFAULT_MODEL if config.train.start_from == "default" else Path(config.train.start_from)
+
+
+def _overlaid(ours: dict, theirs: dict) -> dict:
+  """Ours, with the values of theirs wherever they have one of the same name.
+
+  Raises:
+    ValueError: the two differ in shape; it names the first that does.
+  """
+  flat, given = traverse_util.flatten_dict(ours), traverse_util.flatten_dict(theirs)
+  for path in flat.keys() & given.keys():
+    if flat[path].shape != given[path].shape:
+      raise ValueError(
+        f"train.start_from has {'/'.join(path)} as {list(given[path].shape)}, the model needs "
+        f"{list(flat[path].shape)}; choose the same model settings."
+      )
+    flat[path] = jnp.asarray(given[path], flat[path].dtype)
+  return traverse_util.unflatten_dict(flat)
 
 
 def _matching(ours: dict, theirs: dict) -> dict:

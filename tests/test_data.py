@@ -13,7 +13,7 @@ from deepscan_jax.pseudofakes.image import BlendConfig
 CONFIG = DataConfig(batch_size=4)
 WINDOW = CONFIG.window.reading(data.FACE_INPUTS)
 LABELS = ("label", "face_label", "sound_label")
-MADE = ("crops", "crop_mask", *LABELS, "example_mask", "region")
+MADE = ("crops", "crop_mask", *LABELS, "example_mask", "region", "region_mask")
 
 
 def first_batches(data_dir, *, count=2, seed=0, config=CONFIG) -> list[dict]:

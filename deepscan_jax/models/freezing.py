@@ -56,7 +56,12 @@ def frozen_layers(order: list[Path], *, backbone: str = "backbone", keep_last: i
 
 
 def stop_gradients(params: Any, frozen: frozenset[Path]) -> Any:
-  """The same parameters; no gradient flows into the frozen ones, nor is it computed."""
+  """The same parameters; no gradient flows into the frozen ones, nor is it computed.
+
+  Args:
+    params: a tree of dicts.
+    frozen: paths of layers, or of single parameters.
+  """
   return _map_frozen(jax.lax.stop_gradient, params, frozen)
 
 
@@ -70,7 +75,7 @@ def _map_frozen(function, tree: Any, frozen: frozenset[Path], *others: Any) -> A
     return tree
 
   def apply(path, leaf, *rest):
-    owner = tuple(key.key for key in path[:-1])
-    return function(leaf, *rest) if owner in frozen else leaf
+    path = tuple(key.key for key in path)
+    return function(leaf, *rest) if path in frozen or path[:-1] in frozen else leaf
 
   return jax.tree_util.tree_map_with_path(apply, tree, *others)

@@ -133,6 +133,37 @@ def voice_pair(waveform: np.ndarray, *, rng: np.random.Generator, config: VoiceC
   )
 
 
+def matched_pair(
+  real: np.ndarray, fake: np.ndarray, *, rng: np.random.Generator, config: VoiceConfig
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a real voice and another that is known to be forged, without what tells recordings apart.
+
+  Synthetic speech is too clean: it has another band, noise floor, level and silence than recordings, which a
+  network would learn in place of the synthesis. Both get the same ones, as in `voice_pair`.
+
+  Args:
+    real, fake: float32 [sample] in -1..1, at least 0.5 s each, of any two lengths.
+    rng: the only source of randomness.
+    config: of band, noise and silence.
+
+  Returns:
+    (real, fake): float32 [sample] in -1..1, cut to the shorter one's length.
+
+  Raises:
+    ValueError: as `voice_pair`.
+  """
+  check_waveform("The real voice", real, least=_LEAST_SAMPLES, audible=True)
+  check_waveform("The forged voice", fake, least=_LEAST_SAMPLES, audible=True)
+  samples = min(len(real), len(fake))
+  ends = {"highpass_hz": rng.uniform(*config.highpass_hz), "lowpass_hz": rng.uniform(*config.lowpass_hz)}
+  both = band_limit(np.stack([real[:samples], fake[:samples]]), **ends).astype(np.float64)
+  both = both * _draw_audible(samples, rng, config)
+  both[1] *= level(both[0]) / max(level(both[1]), 1e-9)
+  both = both + draw_noise(samples, rng) * (level(both[0]) * 10 ** (-rng.uniform(*config.noise_snr_db) / 20))
+  real, fake = (both / max(1.0, np.abs(both).max())).astype(np.float32)
+  return real, fake
+
+
 def copy_synthesis(
   waveform: np.ndarray,
   rng: np.random.Generator,
