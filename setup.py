@@ -79,7 +79,7 @@ setup(
     "absl-py>=2.1",
     "numpy>=2",
     "scipy>=1.12",
-    "opencv-python-headless>=4.10",
+    "opencv-python-headless>=4.12",
     "pillow>=10.3",
     # the portrait of the demo (public domain, NASA)
     "scikit-image>=0.24",
