@@ -24,12 +24,14 @@ import io
 import json
 import logging
 import lzma
+import os
 import shutil
 import tarfile
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -57,6 +59,8 @@ _PNG_SETTINGS = (
 )
 # Pictures found together in one call of the face detector.
 _PICTURES_AT_ONCE = 32
+# Threads that look for copies; each holds one file.
+_READERS = 4
 # Clips that are stored as pictures carry no clock; this is the rate of most broadcasts.
 _FRAMES_PER_S = 25.0
 # Names that a warning gives before it says how many more there are.
@@ -431,7 +435,11 @@ def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
   """
   files = list(files)
   groups = _Joined(file.group for file in files)
-  hashed = [(file, bits) for file in files if file.is_image and (bits := _difference_hash(file)) is not None]
+  pictures = [file for file in files if file.is_image]
+  # Reading and decoding leave Python to other threads.
+  with ThreadPoolExecutor(_READERS) as threads:
+    hashes = threads.map(_difference_hash, pictures)
+    hashed = [(file, bits) for file, bits in zip(pictures, hashes, strict=True) if bits is not None]
   bits = np.array([bits for _, bits in hashed], np.uint8).reshape(len(hashed), copies.HASH_BYTES)
   for i in range(len(hashed) - 1):
     for j in np.flatnonzero(copies.copies_of(bits[i], bits[i + 1 :])):
@@ -490,9 +498,8 @@ def _open_archive(path: Path, state: int) -> tarfile.TarFile:
 
 
 def _read_member(path: Path, state: int, offset: int, size: int) -> bytes:
-  file = _open_archive(path, state).fileobj
-  file.seek(offset)
-  return file.read(size)
+  # Not seek and read: several threads may read at a time.
+  return os.pread(_open_archive(path, state).fileobj.fileno(), size, offset)
 
 
 def _is_forged(example: dict, spans_s: tuple[tuple[float, float], ...]) -> bool:
