@@ -3,7 +3,7 @@
 A builder says where its files are and what is known of each (`MediaFile`); this module decodes them, finds
 the faces, cuts the examples (through deepscan_jax.examples, exactly as the detector does) and writes them as
 array_record, without TensorFlow. What could not be used is listed in `rejected.jsonl` beside the data, with
-the reason.
+the reason. On which cores, and how a build that was stopped goes on, is said in building.py.
 
 Splits. A file goes where `MediaFile.split` says: where the official lists put it, or where the builder does.
 The others are split 70/15/15 by a stable hash, after all groups that share an identity were joined. Joining
@@ -21,7 +21,6 @@ import functools
 import hashlib
 import inspect
 import io
-import json
 import logging
 import lzma
 import os
@@ -30,7 +29,7 @@ import tarfile
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -39,9 +38,11 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import dataset_metadata
+from tensorflow_datasets.core import dataset_builder, dataset_metadata, example_serializer
 
 from deepscan_jax import copies, examples, media
+
+from . import building
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -106,7 +107,7 @@ class MediaFile:
     return not self.frames and self.id.lower().endswith(IMAGE_SUFFIXES)
 
 
-class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
   """A TFDS builder of face examples; a subclass gives `media_files`.
 
   Args:
@@ -115,7 +116,10 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     folds: for cross-validation, into how many parts what a hash splits is cut; 0 for one fixed split.
     fold: which part is test, 1 to folds; the next one is validation. With an official test set, the part is
       validation. Splits that are official stay as they are.
-    kwargs: of tfds.core.GeneratorBasedBuilder.
+    kwargs: of tfds.core.DatasetBuilder.
+
+  Attributes:
+    settings: the arguments above by name, but for kwargs.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -130,11 +134,22 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     fold: int = 1,
     **kwargs,
   ):
+    self.settings = {
+      "media_paths": tuple(media_paths),
+      "frames_per_clip": frames_per_clip,
+      "folds": folds,
+      "fold": fold,
+    }
+    self._made_with = {**self.settings, **kwargs}
     self.splits, self.train_splits = fold_shares(folds, fold) if folds else (SPLITS, TRAIN_SPLITS)
-    self._media_paths = tuple(Path(path) for path in media_paths)
+    self._media_paths = tuple(Path(path) for path in self.settings["media_paths"])
     self._frames_per_clip = frames_per_clip
     self._rejected: list[dict] = []
+    self._parts: Mapping[str, Sequence[Path]] = {}
     super().__init__(file_format="array_record", **kwargs)
+
+  def __reduce__(self) -> tuple:
+    return _make_again, (type(self), self._made_with)
 
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
     """The dataset's files in a stable order; what it cannot use goes to `leave_out`."""
@@ -230,20 +245,26 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       )
     )
 
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-    del dl_manager  # Nothing is downloaded: the user points at the files.
-    return {name: self._generate_examples(chosen) for name, chosen in self.split_files().items()}
+  def _download_and_prepare(self, dl_manager, download_config) -> None:
+    """Writes everything that belongs to the dataset; its folder gets its name when this is done."""
+    del dl_manager, download_config  # Nothing is downloaded: the user points at the files.
+    self.info.set_splits(building.write_splits(self, self._parts))
+    self.info.download_size = 0
+    folder = Path(self.data_dir)
+    self.info.write_to_directory(folder)
+    building.write_rejected(folder, self._rejected)
+    building.write_manifest(self, folder)
 
-  def _generate_examples(self, files: list[MediaFile]) -> Iterator[tuple[str, dict]]:
-    rejected_before, used = len(self._rejected), False
-    for example in self._examples_of(files):
-      used = True
-      yield example
-    if not used:
-      reasons = Counter(row["reason"] for row in self._rejected[rejected_before:])
-      raise ValueError(
-        f"None of the {len(files)} files of a split can be used "
-        f"({', '.join(f'{reason}: {count}' for reason, count in reasons.items())}); give more media."
+  def encode_examples(self, files: Iterable[MediaFile]) -> Iterator[tuple[str, bytes]]:
+    """The (key, serialized example) pairs of files; `rejected` then lists what these files left out."""
+    self._rejected = []
+    features = self.info.features
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    for key, example in self._examples_of(list(files)):
+      # In order of key, which is otherwise another one in each process.
+      yield (
+        key,
+        serializer.get_tf_example(features.encode_example(example)).SerializeToString(deterministic=True),
       )
 
   def _examples_of(self, files: list[MediaFile]) -> Iterator[tuple[str, dict]]:
@@ -316,14 +337,21 @@ class MediaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _reject(self, file: MediaFile, reason: str, message: str) -> None:
     self.leave_out(file.id, reason, message)
 
-  def prepare(self, *, overwrite: bool = False) -> None:
-    """Builds the dataset, and writes rejected.jsonl beside it."""
-    if overwrite:
-      shutil.rmtree(self.data_dir, ignore_errors=True)
-    self.download_and_prepare()
-    if self._rejected:
-      lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in self._rejected)
-      (Path(self.data_dir) / "rejected.jsonl").write_text(lines, encoding="utf-8")
+  def prepare(self, *, overwrite: bool = False, workers: int = 0, beam_options: str | None = None) -> None:
+    """Builds the dataset, with rejected.jsonl and manifest.json beside it; arguments as of building.build."""
+    building.build(self, overwrite=overwrite, workers=workers, beam_options=beam_options)
+
+  def write(self, parts: Mapping[str, Sequence[Path]], rejected: Iterable[dict]) -> None:
+    """Writes the dataset from the parts of each split (building.py), and what was `rejected` beside it."""
+    self._parts, self._rejected = parts, list(rejected)
+    # TFDS announces a download, and nothing is downloaded.
+    with contextlib.redirect_stdout(io.StringIO()):
+      self.download_and_prepare()
+
+
+def _make_again(builder_class: type[MediaBuilder], settings: dict) -> MediaBuilder:
+  """A builder in another process."""
+  return builder_class(**settings)
 
 
 def fold_shares(folds: int, fold: int) -> tuple[Shares, Shares]:
