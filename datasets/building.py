@@ -62,6 +62,8 @@ PICTURES_IN_PART, CLIPS_IN_PART = 32, 4
 # What a worker may come to hold: the networks, and the chosen frames of a clip.
 WORKER_BYTES = 1_500_000_000
 
+# What of a MediaFile says where its bytes are.
+_WHERE = ("path", "read", "frames")
 _FINGERPRINT, _LOCK, _PARTIAL = "fingerprint.json", "lock", ".tmp"
 # What examples depend on beside our own sources.
 _LIBRARIES = ("av", "jax", "jaxlib", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
@@ -193,7 +195,7 @@ def fingerprint(builder: "MediaBuilder", by_split: Mapping[str, Sequence["MediaF
   files = hashlib.sha256()
   for split, chosen in by_split.items():
     for file in chosen:
-      known = (file.id, file.label, file.group, file.source, file.method, file.forged_spans_s)
+      known = {name: value for name, value in vars(file).items() if name not in _WHERE}
       readers = file.frames or (file.read or file.path,)
       files.update(json.dumps([split, known, [_state(reader) for reader in readers]]).encode())
   sources = hashlib.sha256()

@@ -5,6 +5,11 @@ the faces, cuts the examples (through deepscan_jax.examples, exactly as the dete
 array_record, without TensorFlow. What could not be used is listed in `rejected.jsonl` beside the data, with
 the reason. On which cores, and how a build that was stopped goes on, is said in building.py.
 
+Forms. The same files can be cut in several ways, and a dataset's name says how (`Form`): "real_only" holds
+single faces and, apart from them, windows of sound, "real_only/clips" windows of 16 faces with the mouths and
+the sound of the same time, "faceforensics/c23-clips-jpeg95" the same of one of the builder's own configs with
+pictures that were encoded once more. So two forms are never mixed up.
+
 Splits. A file goes where `MediaFile.split` says: where the official lists put it, or where the builder does.
 The others are split 70/15/15 by a stable hash, after all groups that share an identity were joined. Joining
 needs identities that are linked sparsely, such as the pairs of FaceForensics++. Where forgeries link everyone
@@ -24,6 +29,7 @@ import io
 import logging
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -41,11 +47,14 @@ from etils import epath
 from tensorflow_datasets.core import dataset_builder, dataset_metadata, example_serializer
 
 from deepscan_jax import copies, examples, media
+from deepscan_jax.config import WindowConfig
 
 from . import building
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".aac", ".opus")
+MEDIA_SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES + SOUND_SUFFIXES
 # What share of the groups goes where: (split, share) pairs.
 Shares = tuple[tuple[str, float], ...]
 SPLITS: Shares = (("train", 0.70), ("validation", 0.15), ("test", 0.15))
@@ -66,6 +75,55 @@ _READERS = 4
 _FRAMES_PER_S = 25.0
 # Names that a warning gives before it says how many more there are.
 _NAMES_IN_WARNING = 5
+# Windows of sound that are cut out of one file.
+_SOUND_WINDOWS = 8
+# So much of a forged word must be heard for a window to be forged.
+_FORGED_SOUND_S = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """How examples are cut and stored, as the end of a dataset's name says it.
+
+  Attributes:
+    variant: the builder's own config, such as "c23"; "" where it has none.
+    window: what an example holds.
+    quality: of JPEG, 1 to 100; 0: lossless PNG.
+  """
+
+  variant: str = ""
+  window: WindowConfig = WindowConfig(mouth_frames=0)  # noqa: RUF009 - immutable
+  quality: int = 0
+
+  @classmethod
+  def parse(cls, name: str) -> "Form":
+    """The form that a config's name says: dash-separated [variant], "clips", "jpegNN", in this order.
+
+    Raises:
+      ValueError: a JPEG quality that is none.
+    """
+    parts = name.split("-") if name else []
+    form = cls()
+    if parts and (match := re.fullmatch(r"jpeg(\d+)", parts[-1])):
+      if not 1 <= int(match[1]) <= 100:
+        raise ValueError(f"{name!r} asks for JPEG quality {match[1]}; give 1 to 100.")
+      form, parts = dataclasses.replace(form, quality=int(match[1])), parts[:-1]
+    if parts and parts[-1] == "clips":
+      form, parts = dataclasses.replace(form, window=WindowConfig(frames=16)), parts[:-1]
+    return dataclasses.replace(form, variant="-".join(parts))
+
+  @property
+  def encoding(self) -> str:
+    """ "png" or "jpeg"."""
+    return "jpeg" if self.quality else "png"
+
+  def encode(self, image: np.ndarray) -> bytes:
+    """The bytes of an RGB picture [height, width, 3] uint8: lossless and quickly, or JPEG."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, self.quality] if self.quality else _PNG_SETTINGS
+    done, data = cv2.imencode(f".{self.encoding}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    if not done:
+      raise ValueError(f"A picture of shape {image.shape} could not be encoded.")
+    return data.tobytes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +133,7 @@ class MediaFile:
   Attributes:
     id: unique in the dataset and stable, such as the path below the dataset's root.
     path: where it lies; None for a member of an archive, whose bytes `read` returns.
-    label: examples.REAL or examples.FAKE.
+    label: examples.REAL, or examples.FAKE where anything of it is forged.
     group: files of one group (a person, a source video) never meet in two splits.
     source: where it comes from, for figures by source.
     method: how a fake was made; "" for a real one.
@@ -85,8 +143,12 @@ class MediaFile:
     split: "train", "validation" or "test" where official lists or the builder decide; None: by hash.
     frames: for a clip that is stored as pictures, one reader of bytes a picture, in order of time at 25 a
       second; path and read are then None.
-    forged_spans_s: (start, end) of what is forged in a fake, in seconds; None: all of it. Faces outside of
-      the spans are genuine, and are not used.
+    forged_spans_s: (start, end) of where its faces are forged, in seconds; None: throughout. Genuine faces of
+      a forgery are not used.
+    face_label: of its faces; None: the label.
+    sound_label: of its sound; None: real where the file is real, unknown where a film is not.
+    forged_sound_spans_s: as forged_spans_s, of its sound.
+    sound_path: a file with its sound, where it has none of its own.
   """
 
   id: str
@@ -100,19 +162,40 @@ class MediaFile:
   split: str | None = None
   frames: tuple[Callable[[], bytes], ...] = ()
   forged_spans_s: tuple[tuple[float, float], ...] | None = None
+  face_label: int | None = None
+  sound_label: int | None = None
+  forged_sound_spans_s: tuple[tuple[float, float], ...] | None = None
+  sound_path: Path | None = None
 
   @property
   def is_image(self) -> bool:
     """By the name's ending; whether it really is one shows when it is decoded."""
     return not self.frames and self.id.lower().endswith(IMAGE_SUFFIXES)
 
+  @property
+  def is_sound(self) -> bool:
+    """By the name's ending."""
+    return not self.frames and self.id.lower().endswith(SOUND_SUFFIXES)
+
+  @property
+  def labels(self) -> dict[str, int]:
+    """face_label and sound_label of its examples."""
+    known = self.is_sound or self.label == examples.REAL
+    heard = self.label if known else examples.UNKNOWN
+    return {
+      "face_label": self.label if self.face_label is None else self.face_label,
+      "sound_label": heard if self.sound_label is None else self.sound_label,
+    }
+
 
 class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
-  """A TFDS builder of face examples; a subclass gives `media_files`.
+  """A TFDS builder of examples; a subclass gives `media_files`.
 
   Args:
     media_paths: folders or tar files that the user points at.
-    frames_per_clip: how many frames, spread evenly, are looked at in a video.
+    frames_per_clip: how many frames, spread evenly, are looked at in a video; in the form of clips, one
+      window for eight of them.
+    config: one of the builder's own, and the form, such as "c40-clips"; None for the first and single faces.
     folds: for cross-validation, into how many parts what a hash splits is cut; 0 for one fixed split.
     fold: which part is test, 1 to folds; the next one is validation. With an official test set, the part is
       validation. Splits that are official stay as they are.
@@ -122,8 +205,11 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     settings: the arguments above by name, but for kwargs.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
+  VERSION = tfds.core.Version("2.0.0")
+  RELEASE_NOTES: ClassVar = {
+    "1.0.0": "Single faces.",
+    "2.0.0": "Windows of faces, mouths and sound, facts of the file, a label for faces and for sound.",
+  }
 
   def __init__(
     self,
@@ -132,6 +218,7 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     frames_per_clip: int = 32,
     folds: int = 0,
     fold: int = 1,
+    config: str | None = None,
     **kwargs,
   ):
     self.settings = {
@@ -140,13 +227,32 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
       "folds": folds,
       "fold": fold,
     }
-    self._made_with = {**self.settings, **kwargs}
+    self._made_with = {**self.settings, "config": config, **kwargs}
+    self.form = self.form_of(config or "")
     self.splits, self.train_splits = fold_shares(folds, fold) if folds else (SPLITS, TRAIN_SPLITS)
     self._media_paths = tuple(Path(path) for path in self.settings["media_paths"])
     self._frames_per_clip = frames_per_clip
     self._rejected: list[dict] = []
     self._parts: Mapping[str, Sequence[Path]] = {}
-    super().__init__(file_format="array_record", **kwargs)
+    if config and config not in self.builder_configs:
+      config = tfds.core.BuilderConfig(name=config)
+    super().__init__(file_format="array_record", config=config, **kwargs)
+
+  @classmethod
+  def form_of(cls, name: str) -> Form:
+    """What a config's name asks for.
+
+    Raises:
+      ValueError: it names a config of the builder that there is not; the sentence lists those that there are.
+    """
+    form, own = Form.parse(name), [config.name for config in cls.BUILDER_CONFIGS]
+    if form.variant and form.variant not in own:
+      raise ValueError(
+        f"{cls.name} has no config {name!r}; a name is joined by dashes of "
+        f"{'one of ' + ', '.join(own) + ', ' if own else ''}clips and jpeg1 to jpeg100, each of which may be "
+        "left out."
+      )
+    return form if form.variant or not own else dataclasses.replace(form, variant=own[0])
 
   def __reduce__(self) -> tuple:
     return _make_again, (type(self), self._made_with)
@@ -172,10 +278,6 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     """Notes a forgery whose people are in different splits."""
     self.leave_out(name, "between_splits", f"{' and '.join(identities)} are in different splits.")
 
-  def leave_out_sound_only(self, name: str) -> None:
-    """Notes a fake whose picture is genuine: examples hold faces and no sound, so none of it is forged."""
-    self.leave_out(name, "sound_only", "Only its sound is forged, and examples hold faces without sound.")
-
   def split_files(self) -> dict[str, list[MediaFile]]:
     """The files of each split that has any, listed and grouped but not decoded.
 
@@ -197,9 +299,8 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         f" and {more} more (see rejected.jsonl)" if more > 0 else "",
       )
     if not files:
-      raise ValueError(
-        f"No pictures or videos in {', '.join(map(str, self._media_paths)) or 'an empty list of paths'}."
-      )
+      places = ", ".join(map(str, self._media_paths)) or "an empty list of paths"
+      raise ValueError(f"No pictures, videos or sound in {places}.")
     by_split: dict[str, list[MediaFile]] = {name: [] for name, _ in SPLITS}
     for file in files:
       by_split[file.split or split_of(file.group, self.splits)].append(file)
@@ -229,14 +330,31 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     size = examples.faces.STORED_SIZE
+
+    def pictures(side: int) -> tfds.features.FeatureConnector:
+      picture = tfds.features.Image(shape=(side, side, 3), encoding_format=self.form.encoding)
+      return tfds.features.Sequence(picture)
+
+    def array(*shape: int | None, dtype: type) -> tfds.features.FeatureConnector:
+      return tfds.features.Tensor(shape=shape, dtype=dtype)
+
     return self.dataset_info_from_configs(
       features=tfds.features.FeaturesDict(
         {
-          "faces": tfds.features.Sequence(tfds.features.Image(shape=(size, size, 3), encoding_format="png")),
-          "face_mask": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
-          "landmarks": tfds.features.Tensor(shape=(None, 468, 2), dtype=np.float32),
-          "frame_times_s": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+          "faces": pictures(size),
+          "face_mask": array(None, dtype=np.bool_),
+          "landmarks": array(None, 468, 2, dtype=np.float32),
+          "frame_times_s": array(None, dtype=np.float32),
+          "mouths": pictures(examples.MOUTH_SIZE),
+          "mouth_mask": array(None, dtype=np.bool_),
+          # As bytes: one by one, samples would take eight bytes each.
+          "sound": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES),
+          "start_s": tfds.features.Scalar(np.float32),
+          "file_facts": array(None, dtype=np.float32),
+          "file_facts_mask": array(None, dtype=np.bool_),
           "label": tfds.features.ClassLabel(names=["real", "fake"]),
+          "face_label": tfds.features.Scalar(np.int32),
+          "sound_label": tfds.features.Scalar(np.int32),
           "id": tfds.features.Text(),
           "group": tfds.features.Text(),
           "source": tfds.features.Text(),
@@ -289,30 +407,42 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         )
       except media.MediaError as error:
         self._reject(file, error.reason, str(error))
-    for (file, _), subjects in zip(
+    for (file, clip), subjects in zip(
       clips, examples.find_subjects_in_pictures([c for _, c in clips]), strict=True
     ):
-      yield from self._subject_examples(file, subjects)
+      yield from self._subject_examples(file, clip, subjects)
 
   def _video_examples(self, file: MediaFile) -> Iterator[tuple[str, dict]]:
+    """Of a video or a sound file."""
+    plan = examples.sampling_plan(
+      self.form.window, frames=self._frames_per_clip, spans_s=file.forged_spans_s or ()
+    )
     try:
       if file.frames:
-        clip = _clip_of_pictures(file, self._frames_per_clip)
+        clip = _clip_of_pictures(file, plan)
       else:
-        plan = media.SamplingPlan(frame_count=self._frames_per_clip)
-        clip = media.decode_clip(file.path, plan=plan, trusted=True)
+        clip = (
+          media.decode_bytes(file.read(), plan=plan)
+          if file.read
+          else media.decode_clip(file.path, plan=plan, trusted=True)
+        )
+      if file.sound_path:
+        heard = media.decode_clip(file.sound_path, trusted=True)
+        clip = dataclasses.replace(clip, waveform=heard.waveform)
     except media.MediaError as error:
       self._reject(file, error.reason, str(error))
       return
-    yield from self._subject_examples(file, examples.find_subjects(clip))
+    if len(clip.frames):
+      yield from self._subject_examples(file, clip, examples.find_subjects(clip))
+    yield from self._sound_examples(file, clip)
 
   def _subject_examples(
-    self, file: MediaFile, subjects: list[examples.Subject]
+    self, file: MediaFile, clip: media.Clip, subjects: list[examples.Subject]
   ) -> Iterator[tuple[str, dict]]:
     if not subjects:
       self._reject(file, "no_face", "No face was found.")
     for person, subject in enumerate(subjects):
-      cut = examples.windows(subject, label=file.label)
+      cut = examples.face_windows(subject, clip, window=self.form.window)
       if not cut:
         codes = sorted({code for reasons in subject.reasons for code in reasons})
         self._reject(file, "+".join(codes), f"No sighting of person {person} passes the quality gate.")
@@ -321,18 +451,26 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         if not cut:
           self._reject(file, "no_forged_frame", f"No frame of person {person} is in a forged part.")
       for index, example in enumerate(cut):
-        key = f"{file.id}#{person}.{index}"
-        yield (
-          key,
-          {
-            **example,
-            "faces": [io.BytesIO(encode_png(crop)) for crop in example["faces"]],
-            "id": key,
-            "group": file.group,
-            "source": file.source,
-            "method": file.method,
-          },
-        )
+        heard = _sound_label(example, file)
+        yield self._example(file, f"{person}.{index}", {**example, **file.labels, "sound_label": heard})
+
+  def _sound_examples(self, file: MediaFile, clip: media.Clip) -> Iterator[tuple[str, dict]]:
+    if self.form.window.is_sequence and len(clip.frames):
+      return  # Its sound is in the windows of its faces.
+    problem = examples.sound_problem(clip)
+    if problem and file.is_sound:
+      self._reject(file, problem, "It holds no sound that is long and loud enough to be judged.")
+    spans = file.forged_sound_spans_s or ()
+    for index, example in enumerate(
+      examples.sound_windows(clip, window=self.form.window, most=_SOUND_WINDOWS, spans_s=spans)
+    ):
+      yield self._example(file, f"sound.{index}", {**example, **file.labels})
+
+  def _example(self, file: MediaFile, place: str, example: dict) -> tuple[str, dict]:
+    key = f"{file.id}#{place}"
+    encoded = {name: [io.BytesIO(self.form.encode(p)) for p in example[name]] for name in ("faces", "mouths")}
+    facts = {"id": key, "group": file.group, "source": file.source, "method": file.method}
+    return key, {**example, **encoded, **facts, "label": file.label}
 
   def _reject(self, file: MediaFile, reason: str, message: str) -> None:
     self.leave_out(file.id, reason, message)
@@ -416,7 +554,7 @@ def warn_of_counts(dataset: str, found: Mapping[str, int], official: Mapping[str
 
 
 def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], bytes] | None]]:
-  """The media below a folder, or the pictures in a tar file, in order of name.
+  """The media below a folder or in a tar file, in order of name.
 
   Yields:
     (name, path, None) for a file of a folder, (name, None, read) for a member of a tar file: read() fetches
@@ -428,7 +566,7 @@ def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], byte
   """
   if root.is_dir():
     for path in sorted(root.rglob("*")):
-      if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+      if path.is_file() and path.suffix.lower() in MEDIA_SUFFIXES:
         yield path.relative_to(root).as_posix(), path, None
   elif root.is_file() and tarfile.is_tarfile(root):
     try:
@@ -438,7 +576,7 @@ def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], byte
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
       raise ValueError(f"The tar file {root} is damaged or cut off; copy or download it again.") from error
     for member in members:
-      if member.name.lower().endswith(IMAGE_SUFFIXES):
+      if member.name.lower().endswith(MEDIA_SUFFIXES):
         yield (
           member.name.removeprefix("./"),
           None,
@@ -446,14 +584,6 @@ def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], byte
         )
   else:
     raise FileNotFoundError(f"{root} is neither a folder nor a tar file; give the path of what you unpacked.")
-
-
-def encode_png(image: np.ndarray) -> bytes:
-  """Lossless PNG bytes of an RGB picture, in the way that is quick to write and to read."""
-  done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _PNG_SETTINGS)
-  if not done:
-    raise ValueError(f"A picture of shape {image.shape} could not be encoded.")
-  return data.tobytes()
 
 
 def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
@@ -531,8 +661,19 @@ def _read_member(path: Path, state: int, offset: int, size: int) -> bytes:
 
 
 def _is_forged(example: dict, spans_s: tuple[tuple[float, float], ...]) -> bool:
+  """Whether at least half of an example's faces are in the spans."""
   times = example["frame_times_s"][example["face_mask"]]
-  return bool(all(any(start <= time <= end for start, end in spans_s) for time in times))
+  return float(np.mean([any(start <= time <= end for start, end in spans_s) for time in times])) >= 0.5
+
+
+def _sound_label(example: dict, file: MediaFile) -> int:
+  """Of the sound beside faces: of a forgery with forged words, whether one of them is heard in it."""
+  if file.forged_sound_spans_s is None or file.labels["sound_label"] != examples.FAKE:
+    return file.labels["sound_label"]
+  begin = float(example["start_s"])
+  end = begin + len(example["sound"]) / media.SAMPLE_RATE_HZ
+  heard = max((min(end, b) - max(begin, a) for a, b in file.forged_sound_spans_s), default=0.0)
+  return examples.FAKE if heard >= _FORGED_SOUND_S else examples.UNKNOWN
 
 
 def _difference_hash(file: MediaFile) -> np.ndarray | None:
@@ -544,13 +685,13 @@ def _difference_hash(file: MediaFile) -> np.ndarray | None:
   return copies.difference_hash(image)
 
 
-def _clip_of_pictures(file: MediaFile, count: int) -> media.Clip:
-  """Up to `count` pictures of the file, spread evenly, as a clip without sound.
+def _clip_of_pictures(file: MediaFile, plan: media.SamplingPlan) -> media.Clip:
+  """The pictures of the file that the plan takes, as a clip without sound.
 
   Raises:
     MediaError: a picture cannot be decoded, or they differ in size.
   """
-  chosen = np.array(media.SamplingPlan(frame_count=count).choose(len(file.frames)))
+  chosen = np.array(plan.choose_at([index / _FRAMES_PER_S for index in range(len(file.frames))]))
   frames = [media.decode_image_bytes(file.frames[index]()).frames[0] for index in chosen]
   if len({frame.shape for frame in frames}) > 1:
     raise media.MediaError("unequal_frames", f"The pictures of {file.id} differ in size.")

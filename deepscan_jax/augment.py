@@ -1,6 +1,7 @@
 """What happens to a face crop on its way to the network: another crop, a worse camera, a worse codec.
 
-Images are uint8 RGB [height, width, 3], masks float32 [height, width] in 0..1. Every random number comes from
+Images are uint8 RGB [height, width, 3], masks float32 [height, width] in 0..1; clips have an axis of frames
+in front. A picture is the clip of one frame. Every random number comes from
 the `numpy.random.Generator` that is passed in, nothing is mutated, and nothing here calls JAX: it runs in
 loader workers. All parameters of one augmentation are drawn before the first pixel is touched, so the two
 twins of a pair go through exactly the same steps: same warp, same noise field, same quantiser.
@@ -10,15 +11,24 @@ training step calls `cv2.setNumThreads(1)` once per process.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
-Step = Callable[[np.ndarray], np.ndarray]
+from deepscan_jax.faces import regions
+
+Change = Callable[[np.ndarray], np.ndarray]
+Twins = list[list[np.ndarray]]
+Step = Callable[[Twins], Twins]
+
+_KEY_FRAME_EVERY = 250  # frames; as x264 and most others do
+# Conversions have a thread per core since PyAV 17, which costs more than it gains at this size.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 
 
 @dataclass(frozen=True)
@@ -96,62 +106,149 @@ def augment_pair(
   """Returns both twins after one and the same augmentation, and the mask still registered with them.
 
   Args:
-    real, fake: uint8 [stored, stored, 3], two stored crops of one face.
-    mask: float32 [stored, stored] in 0..1.
+    real, fake: uint8 [stored, stored, 3], two stored crops of one face, or clips [frame, stored, stored, 3].
+    mask: float32 [stored, stored] or [frame, stored, stored] in 0..1.
     rng: the only source of randomness.
     config: what is drawn how often.
 
   Returns:
-    (real, fake, mask): uint8 [crop_size, crop_size, 3] twice and float32 [crop_size, crop_size].
+    (real, fake, mask): uint8 [crop_size, crop_size, 3] twice and float32 [crop_size, crop_size], with the
+    frames of a clip in front.
 
   Raises:
     ValueError: an image is not uint8 RGB, too small for the crop, or the three differ in size.
   """
   _check_image(real, config)
   _check_image(fake, config)
-  if fake.shape != real.shape or mask.shape != real.shape[:2]:
+  if fake.shape != real.shape or mask.shape != real.shape[:-1]:
     raise ValueError(f"Twins and mask must agree in size, got {real.shape}, {fake.shape} and {mask.shape}.")
-  crop = draw_crop(rng, real.shape[0], config=config)
-  degrade = draw_degradation(rng, config=config)
-  return degrade(crop(real)), degrade(crop(fake)), crop(mask)
+  augmentation = draw_augmentation(rng, real.shape[-2], frames=_count_frames(real), config=config)
+  real, fake = augmentation.pictures(real, fake)
+  return real, fake, augmentation.mask(mask)
 
 
 def augment_one(image: np.ndarray, *, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-  """Returns one stored crop after a random augmentation, as `augment_pair` gives to each twin.
+  """Returns one stored crop, or a clip, after a random augmentation, as `augment_pair` gives to each twin.
 
   Args:
-    image: uint8 [stored, stored, 3].
+    image: uint8 [stored, stored, 3] or [frame, stored, stored, 3].
     rng: the only source of randomness.
     config: what is drawn how often.
 
   Returns:
-    uint8 [crop_size, crop_size, 3].
+    uint8 [crop_size, crop_size, 3] or [frame, crop_size, crop_size, 3].
 
   Raises:
     ValueError: the image is not uint8 RGB or too small for the crop.
   """
   _check_image(image, config)
-  crop = draw_crop(rng, image.shape[0], config=config)
-  return draw_degradation(rng, config=config)(crop(image))
+  augmentation = draw_augmentation(rng, image.shape[-2], frames=_count_frames(image), config=config)
+  return augmentation.pictures(image)[0]
 
 
-def draw_crop(rng: np.random.Generator, stored_size: int, *, config: AugmentConfig) -> Step:
-  """Returns a function that cuts the same random window out of every stored image or mask.
+@dataclass(frozen=True, eq=False)
+class Crop:
+  """One window that is cut out of every stored image or mask; it never leaves the stored crop.
+
+  Attributes:
+    inverse: float64 [2, 3], from (x, y) of the result to (x, y) of the stored crop, pixel centres at whole
+      numbers.
+    size: side of the result in pixels.
+    flip: whether `inverse` mirrors left and right.
+    corner: (left, top) of the window where no pixel is resampled, None where one affine warp does it.
+  """
+
+  inverse: np.ndarray
+  size: int
+  flip: bool
+  corner: tuple[int, int] | None
+
+  def __call__(self, image: np.ndarray) -> np.ndarray:
+    """[size, size] or [size, size, channel] of an image or mask [stored, stored] or with channels."""
+    if self.corner is None:
+      return warp(image, matrix=self.inverse, size=(self.size, self.size), inverse=True)
+    left, top = self.corner
+    window = image[top : top + self.size, left : left + self.size]
+    return cv2.flip(window, 1) if self.flip else window.copy()
+
+  def landmarks(self, points: np.ndarray) -> np.ndarray:
+    """Where mesh points lie in the result.
+
+    Args:
+      points: float [..., 468, 2] in pixels of the stored crop, the first pixel's centre at 0.5.
+
+    Returns:
+      float32 [..., 468, 2]; in a mirrored picture the person's right eye is on the other side, and so are its
+      indices.
+    """
+    if self.flip:
+      points = points[..., regions.MIRRORED, :]
+    matrix = cv2.invertAffineTransform(self.inverse)
+    return ((points - 0.5) @ matrix[:, :2].T + matrix[:, 2] + 0.5).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Augmentation:
+  """All that was drawn for one window of frames, to be applied alike to whatever belongs to it.
+
+  Attributes:
+    crop: the window.
+    degradation: steps in order, each from twins (a list of clips, each a list of frames) to twins.
+    frames: how many frames each clip has.
+  """
+
+  crop: Crop
+  degradation: tuple[Step, ...]
+  frames: int
+
+  def pictures(self, *twins: np.ndarray) -> list[np.ndarray]:
+    """The twins after the augmentation: uint8 [stored, stored, 3] or [frame, stored, stored, 3] each."""
+    clips = [[self.crop(frame) for frame in (twin if twin.ndim == 4 else twin[None])] for twin in twins]
+    if any(len(clip) != self.frames for clip in clips):
+      raise ValueError(
+        f"This augmentation was drawn for {self.frames} frames, got {[len(clip) for clip in clips]}."
+      )
+    for step in self.degradation:
+      clips = step(clips)
+    return [np.stack(clip) if t.ndim == 4 else clip[0] for clip, t in zip(clips, twins, strict=True)]
+
+  def mask(self, mask: np.ndarray) -> np.ndarray:
+    """The mask cut as the pictures are: float32 [stored, stored] or [frame, stored, stored]."""
+    return self.crop(mask) if mask.ndim == 2 else np.stack([self.crop(frame) for frame in mask])
+
+  def landmarks(self, points: np.ndarray) -> np.ndarray:
+    """The mesh points cut as the pictures are, see `Crop.landmarks`."""
+    return self.crop.landmarks(points)
+
+
+def draw_augmentation(
+  rng: np.random.Generator, stored_size: int, *, frames: int = 1, config: AugmentConfig
+) -> Augmentation:
+  """Draws the augmentation of one window of frames; all frames get the same, but for the sensor's noise.
+
+  Args:
+    rng: the only source of randomness.
+    stored_size: side of the stored crops in pixels.
+    frames: in the window, at least 1; one frame is augmented as a picture.
+    config: what is drawn how often.
+  """
+  crop = draw_crop(rng, stored_size, config=config)
+  return Augmentation(crop, draw_degradation(rng, frames=frames, config=config), frames)
+
+
+def draw_crop(rng: np.random.Generator, stored_size: int, *, config: AugmentConfig) -> Crop:
+  """Draws the window that is cut out of every stored image or mask of one size.
 
   The window never leaves the stored crop, so no invented border enters the picture.
   """
   size = config.crop_size
-  flip = rng.random() < config.flip_probability
+  flip = bool(rng.random() < config.flip_probability)
   shift = rng.uniform(-config.translation, config.translation, 2) * size
   if rng.random() < config.exact_scale_probability:
     spare = stored_size - size
     left, top = (int(v) for v in np.clip(np.rint(spare / 2 + shift), 0, spare))
-
-    def cut(image: np.ndarray) -> np.ndarray:
-      window = image[top : top + size, left : left + size]
-      return cv2.flip(window, 1) if flip else window.copy()
-
-    return cut
+    across = [-1, 0, left + size - 1] if flip else [1, 0, left]
+    return Crop(np.array([across, [0, 1, top]], float), size, flip, (left, top))
 
   angle = np.deg2rad(rng.uniform(-config.rotation_deg, config.rotation_deg))
   cos, sin = np.cos(angle), np.sin(angle)
@@ -165,9 +262,7 @@ def draw_crop(rng: np.random.Generator, stored_size: int, *, config: AugmentConf
   turn[:, 0] *= -1 if flip else 1
   # Pixel centres lie at whole numbers, hence the halves: window centre (size - 1) / 2 goes to centre - 1/2.
   offset = centre - 0.5 - turn @ np.full(2, (size - 1) / 2)
-  inverse = np.column_stack([turn, offset])
-
-  return functools.partial(warp, matrix=inverse, size=(size, size), inverse=True)
+  return Crop(np.column_stack([turn, offset]), size, flip, None)
 
 
 def warp(
@@ -192,38 +287,47 @@ def warp(
   return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB) if is_rgb else warped
 
 
-def draw_degradation(rng: np.random.Generator, *, config: AugmentConfig) -> Step:
-  """Returns a function that gives every cropped image the same colours, camera and codec."""
+def draw_degradation(rng: np.random.Generator, *, frames: int = 1, config: AugmentConfig) -> tuple[Step, ...]:
+  """Draws the steps that give every cropped frame of all twins the same colours, camera and codec.
+
+  Args:
+    rng: the only source of randomness.
+    frames: in a clip; each gets its own field of noise, and more than one are encoded as one video.
+    config: what is drawn how often.
+  """
   size = config.crop_size
-  steps = list(draw_colour(rng, config=config.colour))
+  steps = [_each(change) for change in draw_colour(rng, config=config.colour)]
   small = size
   if rng.random() < config.shrink_probability:
     small = round(rng.uniform(*config.shrink_face_px) * (1 + 2 * config.eval_margin))
     small = min(small, size)
     down = _choose(rng, (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC))
-    steps.append(functools.partial(_resize, size=small, interpolation=down))
+    steps.append(_each(functools.partial(_resize, size=small, interpolation=down)))
   if rng.random() < config.blur_probability:
     sigma = rng.uniform(*config.blur_sigma_px)
-    steps.append(lambda image: cv2.GaussianBlur(image, (0, 0), sigma))
+    steps.append(_each(lambda image: cv2.GaussianBlur(image, (0, 0), sigma)))
   if rng.random() < config.noise_probability:
-    noise = rng.standard_normal((small, small, 3), np.float32) * np.float32(rng.uniform(*config.noise_level))
-    noise = np.rint(noise).astype(np.int16)
-    steps.append(lambda image: np.clip(image + noise, 0, 255).astype(np.uint8))
+    noise = rng.standard_normal((frames, small, small, 3), np.float32)
+    noise *= np.float32(rng.uniform(*config.noise_level))
+    noise = np.rint(noise, out=noise).astype(np.int16)
+    steps.append(
+      lambda twins: [[add_noise(*pair) for pair in zip(clip, noise, strict=True)] for clip in twins]
+    )
   if rng.random() < config.h264_probability:
-    steps.append(functools.partial(h264, qp=_whole(rng, config.h264_qp)))
+    steps.append(functools.partial(_h264_twins, qp=_whole(rng, config.h264_qp)))
   if rng.random() < config.jpeg_probability:
-    steps.append(_draw_jpeg(rng, config))
+    steps.append(_each(_draw_jpeg(rng, config)))
   if small != size:
     up = _choose(rng, (cv2.INTER_LINEAR, cv2.INTER_CUBIC))
-    steps.append(functools.partial(_resize, size=size, interpolation=up))
+    steps.append(_each(functools.partial(_resize, size=size, interpolation=up)))
   if rng.random() < config.second_jpeg_probability:
-    steps.append(_draw_jpeg(rng, config))
-  return lambda image: functools.reduce(lambda seen, step: step(seen), steps, image)
+    steps.append(_each(_draw_jpeg(rng, config)))
+  return tuple(steps)
 
 
-def draw_colour(rng: np.random.Generator, *, config: ColourConfig) -> list[Step]:
+def draw_colour(rng: np.random.Generator, *, config: ColourConfig) -> list[Change]:
   """Returns the steps that were drawn of: channel offsets, hue and saturation, brightness and contrast."""
-  steps: list[Step] = []
+  steps: list[Change] = []
   if rng.random() < config.rgb_shift_probability:
     steps.append(functools.partial(scale_channels, offset=rng.uniform(-1, 1, 3) * config.rgb_shift))
   if rng.random() < config.hsv_probability:
@@ -240,21 +344,24 @@ def scale_channels(
   image: np.ndarray, *, offset: np.ndarray, gain: np.ndarray | tuple[float, ...] = (1.0, 1.0, 1.0)
 ) -> np.ndarray:
   """Returns gain * image + offset per colour channel, rounded and clipped to uint8."""
-  levels = np.arange(256.0)[:, None] * np.asarray(gain) + offset
-  return cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8)[None])
+  # A table for three channels takes twice the time of a sum, or of a table that they have in common.
+  if np.all(np.asarray(gain) == 1):
+    return cv2.add(image, (*np.rint(offset).tolist(), 0.0))
+  table = np.clip(np.rint(np.arange(256.0)[:, None] * np.asarray(gain) + offset), 0, 255).astype(np.uint8)
+  shared = (table == table[:, :1]).all()
+  return cv2.LUT(image, table[:, 0] if shared else table[None])
 
 
 def shift_hsv(image: np.ndarray, *, shift: np.ndarray) -> np.ndarray:
   """Returns the image with hue turned by shift[0] degrees, saturation and value moved by grey levels."""
-  levels = np.arange(256.0)[:, None] + [
-    shift[0] / 2,
-    shift[1],
-    shift[2],
-  ]  # OpenCV counts hue in steps of 2 degrees
-  table = np.clip(np.rint(levels), 0, 255)
-  table[:, 0] = np.rint(levels[:, 0]) % 180
-  hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table.astype(np.uint8)[None])
-  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+  hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+  turned = np.rint(np.arange(256.0) + shift[0] / 2) % 180  # OpenCV counts hue in steps of 2 degrees
+  hue = cv2.LUT(hue, turned.astype(np.uint8))
+  saturation, value = (
+    cv2.add(channel, (float(np.rint(move)), 0.0, 0.0, 0.0))
+    for channel, move in ((saturation, shift[1]), (value, shift[2]))
+  )
+  return cv2.cvtColor(cv2.merge([hue, saturation, value]), cv2.COLOR_HSV2RGB)
 
 
 def jpeg(
@@ -274,25 +381,66 @@ def jpeg(
   return np.ascontiguousarray(decoded[down:, right:])
 
 
+def add_noise(image: np.ndarray, noise: np.ndarray) -> np.ndarray:
+  """Returns a uint8 image with int16 noise on it, clipped."""
+  return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
 def h264(image: np.ndarray, *, qp: int) -> np.ndarray:
   """Returns the image after a real H.264 key frame (4:2:0, deblocked) at the constant quantiser `qp`, 0..51.
 
   A constant quantiser, not a quality target: the encoder must not give one twin more bits than the other.
   """
-  height, width = image.shape[:2]
-  padded = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)  # 4:2:0 is even
+  return h264_clip([image], qp=qp)[0]
+
+
+def h264_clip(frames: Sequence[np.ndarray], *, qp: int, key_frames_only: bool = False) -> list[np.ndarray]:
+  """Returns frames after one real H.264 stream (4:2:0, deblocked) at the constant quantiser `qp`.
+
+  Args:
+    frames: uint8 [height, width, 3], at least one, in order of time; each is predicted from those before.
+    qp: quantiser of the predicted frames, 0..51; x264 takes a finer one for key frames.
+    key_frames_only: predict none from another, as pictures that do not belong together.
+
+  Returns:
+    As many frames of the same shape.
+  """
+  height, width = frames[0].shape[:2]
   encoder = av.CodecContext.create("libx264", "w")
-  encoder.height, encoder.width = padded.shape[:2]
+  encoder.height, encoder.width = height + height % 2, width + width % 2  # 4:2:0 is even
   encoder.pix_fmt, encoder.time_base, encoder.thread_count = "yuv420p", Fraction(1, 25), 1
+  encoder.gop_size = 1 if key_frames_only else _KEY_FRAME_EVERY
   encoder.options = {"preset": "superfast", "tune": "zerolatency", "qp": str(qp)}
-  packets = [*encoder.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")), *encoder.encode(None)]
+  # Left to itself, each frame would set up a conversion of its own.
+  to_yuv, to_rgb = VideoReformatter(), VideoReformatter()
+  packets = []
+  for frame in frames:
+    padded = frame
+    if height % 2 or width % 2:
+      padded = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
+    packets += encoder.encode(to_yuv.reformat(picture, format="yuv420p", **_ONE_THREAD))
+  packets += encoder.encode(None)
   decoder = av.CodecContext.create("h264", "r")
   decoder.thread_count = 1
-  frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
-  return np.ascontiguousarray(frames[0].to_ndarray(format="rgb24")[:height, :width])
+  decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+  pictures = [to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray() for frame in decoded]
+  return [np.ascontiguousarray(picture[:height, :width]) for picture in pictures]
 
 
-def _draw_jpeg(rng: np.random.Generator, config: AugmentConfig) -> Step:
+def _h264_twins(twins: Twins, *, qp: int) -> Twins:
+  """Each clip as a stream of its own; single pictures as key frames of one, which saves opening a second."""
+  if len(twins[0]) > 1:
+    return [h264_clip(clip, qp=qp) for clip in twins]
+  return [[picture] for picture in h264_clip([clip[0] for clip in twins], qp=qp, key_frames_only=True)]
+
+
+def _each(change: Change) -> Step:
+  """The step that changes every frame of every twin alike."""
+  return lambda twins: [[change(frame) for frame in clip] for clip in twins]
+
+
+def _draw_jpeg(rng: np.random.Generator, config: AugmentConfig) -> Change:
   return functools.partial(
     jpeg,
     quality=_whole(rng, config.jpeg_quality),
@@ -313,10 +461,15 @@ def _choose(rng: np.random.Generator, options: tuple[int, ...]) -> int:
   return options[rng.integers(len(options))]
 
 
+def _count_frames(image: np.ndarray) -> int:
+  return len(image) if image.ndim == 4 else 1
+
+
 def _check_image(image: np.ndarray, config: AugmentConfig) -> None:
-  square = image.ndim == 3 and image.shape[0] == image.shape[1] and image.shape[2] == 3
-  if image.dtype != np.uint8 or not square or image.shape[0] < config.crop_size:
+  shape = image.shape
+  square = image.ndim in (3, 4) and shape[-3] == shape[-2] and shape[-1] == 3 and len(image) > 0
+  if image.dtype != np.uint8 or not square or shape[-2] < config.crop_size:
     raise ValueError(
-      f"A stored crop must be uint8 [size, size, 3] with size >= {config.crop_size}, "
-      f"got {image.dtype} {list(image.shape)}."
+      f"A stored crop must be uint8 [size, size, 3] with size >= {config.crop_size}, or frames of them "
+      f"[frame, size, size, 3], got {image.dtype} {list(shape)}."
     )

@@ -10,10 +10,15 @@ import json
 import pkgutil
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 
 from deepscan_jax.augment import AugmentConfig
+from deepscan_jax.augment_audio import AudioAugmentConfig
+from deepscan_jax.pseudofakes.audio import VoiceConfig
+from deepscan_jax.pseudofakes.clip import ClipBlendConfig, MotionConfig
 from deepscan_jax.pseudofakes.image import BlendConfig
+from deepscan_jax.pseudofakes.sync import SyncConfig
 from deepscan_jax.rooms import import_room
 
 
@@ -52,14 +57,43 @@ class WindowConfig:
   """What one example holds, where a branch reads it.
 
   Attributes:
-    frames: crops of one person.
-    mouth_frames: mouth crops, at 25 a second.
-    samples: of the waveform, at 16 kHz.
+    frames: crops of one person; 0: none.
+    frame_rate_hz: how many of them fill a second, where there is more than one.
+    mouth_frames: mouth crops, at 25 a second; 0: none.
+    samples: of the waveform, at 16 kHz; 0: none.
   """
 
   frames: int = 1
+  frame_rate_hz: float = 12.5
   mouth_frames: int = 50
   samples: int = 64_000
+
+  def __post_init__(self):
+    if min(self.frames, self.mouth_frames, self.samples) < 0 or self.frame_rate_hz <= 0:
+      raise ValueError(
+        "A window needs frames, mouth_frames and samples of 0 or more and a frame_rate_hz above 0; got "
+        f"{self.frames}, {self.mouth_frames}, {self.samples} and {self.frame_rate_hz:g}."
+      )
+
+  @property
+  def is_sequence(self) -> bool:
+    """Whether it shows a person over time, and not in single frames."""
+    return self.frames > 1 or self.mouth_frames > 0
+
+  @property
+  def seen_s(self) -> float:
+    """Seconds from the first frame or mouth crop to where the one after the last would be."""
+    return max(self.frames / self.frame_rate_hz if self.frames > 1 else 0.0, self.mouth_frames / 25)
+
+  def reading(self, keys: Iterable[str]) -> "WindowConfig":
+    """The same without what nothing reads that reads these keys (models.detector.detector_inputs)."""
+    keys = set(keys)
+    return dataclasses.replace(
+      self,
+      frames=self.frames if keys & {"crops", "mouth_crops"} else 0,
+      mouth_frames=self.mouth_frames if "mouth_crops" in keys else 0,
+      samples=self.samples if "waveform" in keys else 0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +102,32 @@ class DataConfig:
 
   Attributes:
     datasets: names of prepared datasets under the data folder.
-    pseudofakes: make one self-blended twin of each real example; batches then hold pairs, real and fake in
-      turn. Without it the examples' own labels are used.
+    dataset_weights: how often each of them is drawn, relative to the others; empty: all examples are
+      equally frequent.
+    balance_classes: draw real and fake examples equally often, whatever their number.
+    pseudofakes: make one forged twin of each real example; batches then hold pairs, real and fake in turn,
+      and examples that are not known to be real are left out. Without it the examples' own labels are used.
+    pseudofake_kinds: (kind, relative frequency) pairs of what is forged, where an example allows it and the
+      model reads it: "face" (self-blended), "voice" (copy synthesis), "sync" (sound of another moment).
+    moving_stills: how often an example of one picture becomes a window of frames by a camera that moves,
+      where the model looks at windows.
     plain_probability: how often a training pair is cut as for evaluation and not degraded.
     source_weights: (source, times) pairs: how often the examples of a source are seen in one pass; 1 where
       not named.
-    batch_size: images in a batch, both twins counted.
+    batch_size: examples in a batch, both twins counted.
     workers: loader processes; 0 reads in a thread.
     validation_limit: at most so many validation pictures, evenly spread and always the same; 0 = all.
     window: the size of an example.
+    blend, clip_blend, motion, voice, sync, augment, augment_audio: how pseudo-fakes and augmentations are
+      drawn; the blend of clip_blend is `blend`.
   """
 
   datasets: tuple[str, ...] = ("real_only",)
+  dataset_weights: tuple[float, ...] = ()
+  balance_classes: bool = False
   pseudofakes: bool = True
+  pseudofake_kinds: tuple[tuple[str, float], ...] = (("face", 1.0), ("voice", 1.0), ("sync", 1.0))
+  moving_stills: float = 1.0
   plain_probability: float = 0.0
   source_weights: tuple[tuple[str, int], ...] = ()
   batch_size: int = 32
@@ -88,7 +135,13 @@ class DataConfig:
   validation_limit: int = 400
   window: WindowConfig = dataclasses.field(default_factory=WindowConfig)
   blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
+  clip_blend: ClipBlendConfig = dataclasses.field(default_factory=ClipBlendConfig)
+  motion: MotionConfig = dataclasses.field(default_factory=MotionConfig)
+  voice: VoiceConfig = dataclasses.field(default_factory=VoiceConfig)
+  # Windows of stored examples are cut again, so that there is sound and picture to shift.
+  sync: SyncConfig = dataclasses.field(default_factory=lambda: SyncConfig(mouth_frames=35))
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+  augment_audio: AudioAugmentConfig = dataclasses.field(default_factory=AudioAugmentConfig)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """From prepared datasets to batches: TFDS data sources, grain iterators, pseudo-fakes and augmentation.
 
-Everything here is numpy: grain calls it in threads or in worker processes. A picture's random numbers come
-from the iterator's seed and position (training) or from the picture's own id (validation), so a resumed run
+Everything here is numpy: grain calls it in threads or in worker processes. An example's random numbers come
+from the iterator's seed and position (training) or from the example's own id (validation), so a resumed run
 draws what an uninterrupted one would have drawn, and every validation sees the same twins.
 """
 
 import dataclasses
+import functools
 import logging
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,15 +19,26 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deepscan_jax import examples
-from deepscan_jax.augment import augment_one, augment_pair
-from deepscan_jax.config import DataConfig
-from deepscan_jax.faces.align import eval_crop
+from deepscan_jax.augment import draw_augmentation
+from deepscan_jax.augment_audio import degrade_one, degrade_pair
+from deepscan_jax.config import DataConfig, WindowConfig
+from deepscan_jax.faces.align import eval_crop, eval_points
+from deepscan_jax.pseudofakes.audio import voice_pair
+from deepscan_jax.pseudofakes.clip import moving_still, self_blend_clip
 from deepscan_jax.pseudofakes.image import self_blend
+from deepscan_jax.pseudofakes.sync import SAMPLES_PER_FRAME, sync_pair
 
 # Places of the region map along a side: 224 px at stride 16.
 REGION_SIZE = 14
+FACE_INPUTS = ("crops", "crop_mask")
+PSEUDOFAKES = ("face", "voice", "sync")
 _TEXT_KEYS = ("id", "group", "source", "method")
+_FACT_KEYS = (*_TEXT_KEYS, "kind")
+_ENCODED_KEYS = ("faces", "mouths")
+_LABEL_KEYS = ("label", "face_label", "sound_label")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+Rows = dict[str, np.ndarray]
 
 
 class ExampleSource:
@@ -36,25 +48,47 @@ class ExampleSource:
     names: of datasets below data_dir, "real_only" or with a config, "real_only/mine".
     split: "train", "validation" or "test".
     data_dir: where build_dataset wrote them.
+    inputs: what the model reads (models.detector.detector_inputs); examples that hold nothing of it are left
+      out, and pictures that it does not read are not decoded.
+    labels: only examples whose label, of what the model reads, is one of these; None: all.
     source_weights: (source, times) pairs; that source's examples are listed so many times.
 
   Raises:
     FileNotFoundError: a dataset has not been built; the message says how to build it.
-    ValueError: the split is empty.
+    ValueError: nothing in the split fits.
   """
 
-  def __init__(self, names: Sequence[str], split: str, data_dir: str | Path, *, source_weights=()):
+  def __init__(
+    self,
+    names: Sequence[str],
+    split: str,
+    data_dir: str | Path,
+    *,
+    inputs: Sequence[str] = FACE_INPUTS,
+    labels: Iterable[int] | None = None,
+    source_weights=(),
+  ):
+    self.inputs = tuple(inputs)
     self._sources = [_open(name, split, Path(data_dir)) for name in names]
-    rows = [(s, i) for s, source in enumerate(self._sources) for i in range(len(source))]
-    if source_weights:
-      weights = dict(source_weights)
-      # Decodes every picture once: TFDS cannot leave them out without TensorFlow.
-      labels = [row["source"].decode() for source in self._sources for row in source]
-      for missing in sorted(set(weights) - set(labels)):
-        logging.warning("No example comes from %r, which data.source_weights names.", missing)
-      rows = [row for row, label in zip(rows, labels, strict=True) for _ in range(weights.get(label, 1))]
+    weights, wanted = dict(source_weights), None if labels is None else set(labels)
+    rows, seen = [], set()
+    for s, (name, source) in enumerate(zip(names, self._sources, strict=True)):
+      if not len(source):
+        continue
+      for i, (facts, origin) in enumerate(_index(name, split, Path(data_dir))):
+        seen.add(origin)
+        if _holds(facts, self.inputs) and (
+          wanted is None or int(examples.labels(facts, keys=self.inputs)["label"]) in wanted
+        ):
+          rows += [(s, i)] * weights.get(origin, 1)
+    for missing in sorted(set(weights) - seen):
+      logging.warning("No example comes from %r, which data.source_weights names.", missing)
     if not rows:
-      raise ValueError(f"Split {split!r} of {', '.join(names)} is empty.")
+      raise ValueError(
+        f"Split {split!r} of {', '.join(names)} has no example that holds {' or '.join(_kinds(self.inputs))}"
+        + ("" if wanted is None else f" with a label that is wanted ({', '.join(map(_name, wanted))})")
+        + "."
+      )
     self._rows = rows
 
   def __len__(self) -> int:
@@ -62,36 +96,63 @@ class ExampleSource:
 
   def __getitem__(self, index: int) -> dict:
     source, row = self._rows[index]
-    element = self._sources[source][row]
-    text = {
-      key: element[key].decode() if isinstance(element[key], bytes) else element[key] for key in _TEXT_KEYS
-    }
-    return {**element, **text, "faces": np.stack(element["faces"]), "label": np.int32(element["label"])}
+    element = dict(self._sources[source][row])
+    for key in _TEXT_KEYS:
+      if isinstance(element[key], bytes):
+        element[key] = element[key].decode()
+    read = {"faces": "crops" in self.inputs, "mouths": "mouth_crops" in self.inputs}
+    for key in _ENCODED_KEYS:
+      element[key] = _decode_pictures(element[key]) if read[key] else ()
+    for key in ("face_label", "sound_label"):
+      element[key] = np.int32(element[key])
+    return element
 
 
-def train_dataset(config: DataConfig, *, data_dir: str | Path, seed: int) -> grain.IterDataset:
+def train_dataset(
+  config: DataConfig,
+  *,
+  data_dir: str | Path,
+  seed: int,
+  inputs: Sequence[str] = FACE_INPUTS,
+  shard: tuple[int, int] = (0, 1),
+) -> grain.IterDataset:
   """An endless, shuffled stream of batches; its iterators can be saved and restored exactly.
 
   Args:
     config: what to read.
     data_dir: where the datasets are.
     seed: of order, pseudo-fakes and augmentation.
+    inputs: what the model reads, keys of `examples.input_shapes`.
+    shard: (index, count) of this process among those that train together; each gets its own examples, and
+      config.batch_size of them.
 
   Returns:
-    Batches of crops [batch, frame, 224, 224, 3] uint8, crop_mask [batch, frame] bool, label [batch] int32,
-    example_mask [batch] bool, and with pseudo-fakes region [batch, frame, 14, 14] float32. With pseudo-fakes
-    even rows are real and the row after each is its twin.
+    Batches of the inputs, each [batch, ...] as `examples.input_shapes` says, label, face_label and
+    sound_label [batch] int32 (examples.UNKNOWN where nobody knows), example_mask [batch] bool, and with
+    pseudo-fakes of faces region [batch, frame, 14, 14] float32. With pseudo-fakes even rows are real and the
+    row after each is its twin.
+
+  Raises:
+    FileNotFoundError, ValueError: see `ExampleSource`; or the configuration contradicts itself.
   """
   # The training step wants the cores; at this picture size OpenCV's own threads gain nothing.
   cv2.setNumThreads(1)
   twins = 2 if config.pseudofakes else 1
   if config.batch_size % twins:
     raise ValueError(
-      f"Batch size {config.batch_size} must be even: each real face comes with its pseudo-fake."
+      f"Batch size {config.batch_size} must be even: each real example comes with its pseudo-fake."
     )
-  source = ExampleSource(config.datasets, "train", data_dir, source_weights=config.source_weights)
-  dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  dataset = dataset.random_map(PairMaker(config) if config.pseudofakes else SingleMaker(config))
+  parts = _parts(config, "train", data_dir, inputs)
+  make = PairMaker(config, tuple(inputs)) if config.pseudofakes else SingleMaker(config, tuple(inputs))
+  datasets = [grain.MapDataset.source(part).seed(seed).shuffle().repeat() for part, _ in parts]
+  dataset = datasets[0]
+  if len(datasets) > 1:
+    dataset = grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts]).seed(seed)
+  dataset = dataset.random_map(make)
+  index, count = shard
+  if count > 1:
+    # After the random numbers, which come from the position among all processes' examples.
+    dataset = dataset[index::count]
   dataset = dataset.batch(config.batch_size // twins, drop_remainder=True).map(_merge_twins)
   threads = 1 if config.workers else 2
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
@@ -100,69 +161,94 @@ def train_dataset(config: DataConfig, *, data_dir: str | Path, seed: int) -> gra
   return iterable
 
 
-def rows_in_pass(config: DataConfig, *, data_dir: str | Path) -> int:
-  """How many rows of a batch one pass over the training split fills, both twins counted."""
-  source = ExampleSource(config.datasets, "train", data_dir, source_weights=config.source_weights)
+def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[str] = FACE_INPUTS) -> int:
+  """How many rows of a batch one pass over the training split fills, both twins counted.
+
+  With dataset_weights or balance_classes, a pass is as long as all examples, whichever are drawn.
+  """
+  source = _source(config, "train", data_dir, inputs)
   return len(source) * (2 if config.pseudofakes else 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PairMaker(grain.transforms.RandomMap):
-  """Example -> itself and its self-blended twin, augmented alike, each key with a twin axis in front."""
+  """Example -> itself and its forged twin, augmented alike, each key with a twin axis in front."""
 
   config: DataConfig
+  inputs: tuple[str, ...] = FACE_INPUTS
 
-  def random_map(self, element: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  def random_map(self, element: dict, rng: np.random.Generator) -> Rows:
     """Draws the twin and the augmentation from rng."""
     degraded = bool(rng.random() >= self.config.plain_probability)
-    return make_pair(element, rng=rng, config=self.config, degraded=degraded)
+    pair = make_pair(element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded)
+    return {key: value for key, value in pair.items() if key != "kind"}
 
 
 @dataclasses.dataclass(frozen=True)
 class SingleMaker(grain.transforms.RandomMap):
-  """Example -> augmented crops with the example's own label, with a twin axis of one in front."""
+  """Example -> itself, augmented, with its own labels and a twin axis of one in front."""
 
   config: DataConfig
+  inputs: tuple[str, ...] = FACE_INPUTS
 
-  def random_map(self, element: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  def random_map(self, element: dict, rng: np.random.Generator) -> Rows:
     """Draws the augmentation from rng."""
-    crops = np.stack([augment_one(face, rng=rng, config=self.config.augment) for face in element["faces"]])
-    one = {"crops": crops, "crop_mask": np.asarray(element["face_mask"], bool), "label": element["label"]}
-    return {key: np.asarray(value)[None] for key, value in one.items()} | {"example_mask": np.ones(1, bool)}
+    window = self.config.window.reading(self.inputs)
+    fitted = examples.fit(element, window=window, keys=self.inputs)
+    rows = {key: np.asarray(value)[None] for key, value in fitted.items()}
+    if "crops" in self.inputs:
+      twins = _face_twins(fitted, rng, self.config, window, forged=False, degraded=True)
+      rows |= {key: value[:1] for key, value in twins.items() if key != "region"}
+    if "waveform" in fitted and (count := int(fitted["waveform_mask"].sum())):
+      heard = degrade_one(fitted["waveform"][:count], rng=rng, config=self.config.augment_audio)
+      rows["waveform"] = examples.padded(heard, window.samples)[None]
+    labels = {key: value[None] for key, value in examples.labels(element, keys=self.inputs).items()}
+    return _as_inputs(rows, self.inputs) | labels | {"example_mask": np.ones(1, bool)}
 
 
 def make_pair(
-  element: dict, *, rng: np.random.Generator, config: DataConfig, degraded: bool
-) -> dict[str, np.ndarray]:
-  """A real example and its self-blended twin as two rows.
+  element: dict,
+  *,
+  rng: np.random.Generator,
+  config: DataConfig,
+  degraded: bool,
+  inputs: Sequence[str] = FACE_INPUTS,
+) -> dict:
+  """A real example and its forged twin as two rows.
+
+  What is forged is drawn from config.pseudofake_kinds among those that the example allows and the model can
+  see; all else is the same in both rows, and both go through the same camera, room and codecs.
 
   Args:
-    element: an example (deepscan_jax.examples).
+    element: a real example (deepscan_jax.examples).
     rng: the only source of randomness.
-    config: of blend and augmentation.
-    degraded: augment both alike as in training; else both are the plain evaluation crop.
+    config: of the window, the pseudo-fakes and the augmentation.
+    degraded: augment both alike as in training; else both are as in evaluation.
+    inputs: what the model reads.
 
   Returns:
-    crops [2, frame, 224, 224, 3] uint8, crop_mask [2, frame] bool, label [2] int32 = 0, 1, example_mask [2]
-    bool, region [2, frame, 14, 14] float32: how much of each place was blended in.
+    The inputs, each [2, ...]; label, face_label, sound_label [2] int32; example_mask [2] bool; where the
+    model reads crops, region [2, frame, 14, 14] float32: how much of each place was blended in; kind: str.
+
+  Raises:
+    ValueError: the example allows none of the kinds.
   """
-  rows: list[tuple] = []
-  for face, landmarks in zip(element["faces"], element["landmarks"], strict=True):
-    pair = self_blend(face, landmarks, rng=rng, config=config.blend)
-    if degraded:
-      rows.append(augment_pair(pair.real, pair.fake, pair.mask, rng=rng, config=config.augment))
-    else:
-      mask = eval_crop(np.repeat(pair.mask[..., None], 3, axis=-1))[..., 0]
-      rows.append((eval_crop(pair.real), eval_crop(pair.fake), mask))
-  real, fake, masks = (np.stack(column) for column in zip(*rows, strict=True))
-  region = np.stack([cv2.resize(m, (REGION_SIZE, REGION_SIZE), interpolation=cv2.INTER_AREA) for m in masks])
-  return {
-    "crops": np.stack([real, fake]),
-    "crop_mask": np.repeat(np.asarray(element["face_mask"], bool)[None], 2, axis=0),
-    "label": np.array([examples.REAL, examples.FAKE], np.int32),
-    "example_mask": np.ones(2, bool),
-    "region": np.stack([np.zeros_like(region), region]).astype(np.float32),
-  }
+  window = config.window.reading(inputs)
+  fitted = examples.fit(element, window=window, keys=inputs)
+  kind = _draw_kind(fitted, rng, config, inputs)
+  rows = {key: np.repeat(np.asarray(value)[None], 2, axis=0) for key, value in fitted.items()}
+  labels = {key: np.repeat(value, 2) for key, value in examples.labels(element, keys=inputs).items()}
+  if kind == "sync":
+    rows |= _sync_twins(fitted, rng, config, window, keep_mouths="crops" in inputs)
+  if "crops" in inputs:
+    rows |= _face_twins(fitted, rng, config, window, forged=kind == "face", degraded=degraded)
+  if "waveform" in inputs:
+    rows |= _sound_twins(rows, rng, config, forged=kind == "voice", degraded=degraded)
+  labels["label"][1] = examples.FAKE
+  if kind != "sync":
+    labels["face_label" if kind == "face" else "sound_label"][1] = examples.FAKE
+  made = _as_inputs(rows, inputs) | labels | {"example_mask": np.ones(2, bool)}
+  return made | ({"region": rows["region"]} if "region" in rows else {}) | {"kind": kind}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +257,7 @@ class HeldOutPairs:
 
   Attributes:
     source: real examples.
-    config: of blend and augmentation.
+    config: of window, pseudo-fakes and augmentation.
     draws: twins drawn of each example.
     degraded: see `make_pair`.
   """
@@ -188,24 +274,66 @@ class HeldOutPairs:
   def __getitem__(self, index: int) -> dict:
     element = self.source[index // self.draws]
     seed = [zlib.crc32(element["id"].encode()), index % self.draws, int(self.degraded)]
-    pair = make_pair(element, rng=np.random.default_rng(seed), config=self.config, degraded=self.degraded)
+    pair = make_pair(
+      element,
+      rng=np.random.default_rng(seed),
+      config=self.config,
+      inputs=getattr(self.source, "inputs", FACE_INPUTS),
+      degraded=self.degraded,
+    )
     return {**pair, **{key: element[key] for key in _TEXT_KEYS}}
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutExamples:
-  """Random access to held-out examples under their own labels, cut as for the detector."""
+  """Random access to held-out examples under their own labels, cut as for the detector.
+
+  Attributes:
+    source: of the examples.
+    window: what the network reads of each.
+  """
 
   source: ExampleSource
+  window: WindowConfig = WindowConfig()  # noqa: RUF009 - immutable
   rows: int = 1
 
   def __len__(self) -> int:
     return len(self.source)
 
   def __getitem__(self, index: int) -> dict:
-    element = self.source[index]
-    inputs = {**examples.model_inputs(element), "label": element["label"], "example_mask": np.bool_(True)}
-    return {k: np.asarray(v)[None] for k, v in inputs.items()} | {key: element[key] for key in _TEXT_KEYS}
+    element, keys = self.source[index], getattr(self.source, "inputs", FACE_INPUTS)
+    inputs = examples.model_inputs(element, window=self.window.reading(keys), keys=keys)
+    inputs |= examples.labels(element, keys=keys) | {"example_mask": np.bool_(True)}
+    kind = "face" if len(element["face_mask"]) else "voice"
+    return {k: np.asarray(v)[None] for k, v in inputs.items()} | {
+      "kind": kind,
+      **{key: element[key] for key in _TEXT_KEYS},
+    }
+
+
+def held_out(
+  config: DataConfig,
+  split: str,
+  *,
+  data_dir: str | Path,
+  inputs: Sequence[str] = FACE_INPUTS,
+  degraded: bool | None = None,
+) -> HeldOutPairs | HeldOutExamples:
+  """The examples of a split for evaluation: untouched, or as plain or degraded pairs with pseudo-fakes.
+
+  Args:
+    config: of the model's data.
+    split: "validation" or "test".
+    data_dir: where the datasets are.
+    inputs: what the model reads.
+    degraded: None: untouched examples; else pairs, see `make_pair`.
+  """
+  if degraded is None:
+    source = ExampleSource(
+      config.datasets, split, data_dir, inputs=inputs, labels=(examples.REAL, examples.FAKE)
+    )
+    return HeldOutExamples(source, config.window)
+  return HeldOutPairs(_source(config, split, data_dir, inputs, weighted=False), config, degraded=degraded)
 
 
 def held_out_batches(
@@ -220,7 +348,7 @@ def held_out_batches(
 
   Yields:
     A batch as `train_dataset` gives them (example_mask False on padding), and for each pair or example in it
-    a dict of its id, group, source and method.
+    a dict of its id, group, source, method and kind (what is forged in the twin, or what the example holds).
   """
   at_once = batch_size // held_out.rows
   count = min(limit, len(held_out)) if limit else len(held_out)
@@ -231,7 +359,7 @@ def held_out_batches(
   for position, element in enumerate(iterator, start=1):
     waiting.append(element)
     if len(waiting) == at_once or position == count:
-      facts = [{key: e.pop(key) for key in _TEXT_KEYS} for e in waiting]
+      facts = [{key: e.pop(key) for key in _FACT_KEYS} for e in waiting]
       # Padding is zeros, and so is the example_mask of its rows.
       batch = examples.stack(waiting, size=at_once)
       yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
@@ -239,8 +367,218 @@ def held_out_batches(
   iterator.close()
 
 
-def _merge_twins(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _parts(
+  config: DataConfig, split: str, data_dir: str | Path, inputs: Sequence[str]
+) -> list[tuple[ExampleSource, float]]:
+  """The sources that are mixed, and how often each is drawn."""
+  if config.balance_classes and config.pseudofakes:
+    raise ValueError("data.balance_classes has no meaning with data.pseudofakes, whose pairs are balanced.")
+  if not config.dataset_weights and not config.balance_classes:
+    return [(_source(config, split, data_dir, inputs), 1.0)]
+  weights = config.dataset_weights or (0.0,) * len(config.datasets)
+  if (
+    len(weights) != len(config.datasets) or min(weights) < 0 or (config.dataset_weights and not sum(weights))
+  ):
+    raise ValueError(
+      f"data.dataset_weights needs one weight of 0 or more for each of {', '.join(config.datasets)}, not all "
+      f"0; got {config.dataset_weights}."
+    )
+  labels = [(examples.REAL,), (examples.FAKE,)] if config.balance_classes else [None]
+  groups = [[name] for name in config.datasets] if config.dataset_weights else [list(config.datasets)]
+  parts = []
+  for names, weight in zip(groups, weights if config.dataset_weights else (1.0,), strict=True):
+    if weight:
+      sources = [_source(config, split, data_dir, inputs, names=names, labels=wanted) for wanted in labels]
+      parts += [(source, weight / len(sources)) for source in sources]
+  return parts
+
+
+def _source(
+  config: DataConfig,
+  split: str,
+  data_dir: str | Path,
+  inputs: Sequence[str],
+  *,
+  names: Sequence[str] = (),
+  labels: Iterable[int] | None = None,
+  weighted: bool = True,
+) -> ExampleSource:
+  if labels is None:
+    labels = (examples.REAL,) if config.pseudofakes else (examples.REAL, examples.FAKE)
+  return ExampleSource(
+    names or config.datasets,
+    split,
+    data_dir,
+    inputs=inputs,
+    labels=labels,
+    source_weights=config.source_weights if weighted else (),
+  )
+
+
+def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, inputs: Sequence[str]) -> str:
+  heard = int(fitted["waveform_mask"].sum()) if "waveform" in fitted else 0
+  mouths = _first_run(fitted["mouth_mask"]) if "mouth_mask" in fitted else 0
+  possible = {
+    "face": "crops" in inputs and bool(fitted["face_mask"].any()),
+    "voice": heard > 0,
+    "sync": mouths >= config.sync.mouth_frames + config.sync.shift_frames[0]
+    and heard >= mouths * SAMPLES_PER_FRAME,
+  }
+  for kind, weight in config.pseudofake_kinds:
+    if kind not in possible or weight < 0:
+      raise ValueError(
+        f"data.pseudofake_kinds has {kind!r} with {weight:g}; there are {', '.join(PSEUDOFAKES)}, with 0 or "
+        "more."
+      )
+  kinds = [(kind, weight) for kind, weight in config.pseudofake_kinds if weight and possible[kind]]
+  if not kinds:
+    raise ValueError(
+      f"None of the pseudo-fakes {', '.join(k for k, _ in config.pseudofake_kinds)} can be made of an "
+      f"example that allows {', '.join(k for k, can in possible.items() if can) or 'none'}; set "
+      "data.pseudofake_kinds."
+    )
+  if len(kinds) == 1:
+    return kinds[0][0]
+  weights = np.array([weight for _, weight in kinds])
+  return kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))][0]
+
+
+def _face_twins(
+  fitted: dict,
+  rng: np.random.Generator,
+  config: DataConfig,
+  window: WindowConfig,
+  *,
+  forged: bool,
+  degraded: bool,
+) -> Rows:
+  """crops, face_mask, frame_times_s, landmarks in the crops' pixels and region, each [2, frame, ...]."""
+  places = np.flatnonzero(fitted["face_mask"])
+  faces, points, times_s = (fitted[key][places] for key in ("faces", "landmarks", "frame_times_s"))
+  if len(places) == 1 and window.frames > 1 and config.moving_stills and rng.random() < config.moving_stills:
+    places = np.arange(window.frames)
+    faces, points = moving_still(faces[0], points[0], frames=window.frames, rng=rng, config=config.motion)
+    times_s = (times_s[0] + places / window.frame_rate_hz).astype(np.float32)
+  real, fake, masks = faces, faces, np.zeros(faces.shape[:3], np.float32)
+  if forged and len(places) == 1:
+    pair = self_blend(faces[0], points[0], rng=rng, config=config.blend)
+    real, fake, masks = pair.real[None], pair.fake[None], pair.mask[None]
+  elif forged:
+    drift = dataclasses.replace(config.clip_blend, blend=config.blend)
+    clips = self_blend_clip(faces, points, rng=rng, config=drift)
+    real, fake, masks = clips.real, clips.fake, clips.mask
+  if degraded and len(places):
+    augmentation = draw_augmentation(rng, faces.shape[1], frames=len(places), config=config.augment)
+    real, fake = augmentation.pictures(real, fake)
+    masks, points = augmentation.mask(masks), augmentation.landmarks(points)
+  else:
+    real, fake, masks = eval_crop(real), eval_crop(fake), eval_crop(masks[..., None])[..., 0]
+    points = eval_points(points)
+  small = (REGION_SIZE, REGION_SIZE)
+  region = [cv2.resize(mask, small, interpolation=cv2.INTER_AREA) for mask in masks]
+  region = np.stack(region) if region else np.zeros((0, *small), np.float32)
+  made = {
+    "crops": (real, fake),
+    "region": (np.zeros_like(region), region),
+    "landmarks": (points, points),
+    "frame_times_s": (times_s, times_s),
+    "face_mask": (np.ones(len(places), bool),) * 2,
+  }
+  return {key: np.stack([_placed(v, places, window.frames) for v in twins]) for key, twins in made.items()}
+
+
+def _placed(values: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+  """[size, ...] with values [count, ...] at their places and zeros elsewhere."""
+  spread = np.zeros((size, *values.shape[1:]), values.dtype)
+  spread[places] = values
+  return spread
+
+
+def _sound_twins(
+  rows: Rows, rng: np.random.Generator, config: DataConfig, *, forged: bool, degraded: bool
+) -> Rows:
+  """waveform [2, sample] of rows that hold it already, equal in both or of two twins."""
+  count, samples = int(rows["waveform_mask"][0].sum()), rows["waveform"].shape[1]
+  if not count:
+    return {}
+  real, fake = rows["waveform"][:, :count]
+  if forged:
+    pair = voice_pair(real, rng=rng, config=config.voice)
+    real, fake = pair.real, pair.fake
+  if degraded:
+    real, fake = degrade_pair(real, fake, rng=rng, config=config.augment_audio)
+  return {"waveform": np.stack([examples.padded(sound, samples) for sound in (real, fake)])}
+
+
+def _sync_twins(
+  fitted: dict, rng: np.random.Generator, config: DataConfig, window: WindowConfig, *, keep_mouths: bool
+) -> Rows:
+  """Mouths and sound [2, ...] of a window whose sound is its own, and of one whose sound is not."""
+  # Where the faces are read too, their mouths would have to be replaced with them.
+  settings = dataclasses.replace(config.sync, mouth_span=0.0) if keep_mouths else config.sync
+  seen = _first_run(fitted["mouth_mask"])
+  pair = sync_pair(
+    fitted["waveform"][: seen * SAMPLES_PER_FRAME],
+    fitted["mouth_crops"][:seen],
+    rng=rng,
+    config=settings,
+  )
+  sounds, mouths = (pair.waveform, pair.fake_waveform), (pair.mouth_crops, pair.fake_mouth_crops)
+  return {
+    "waveform": np.stack([examples.padded(sound, window.samples) for sound in sounds]),
+    "waveform_mask": np.stack([np.arange(window.samples) < len(sound) for sound in sounds]),
+    "mouth_crops": np.stack([examples.padded(crops, window.mouth_frames) for crops in mouths]),
+    "mouth_mask": np.stack([np.arange(window.mouth_frames) < len(crops) for crops in mouths]),
+  }
+
+
+def _first_run(mask: np.ndarray) -> int:
+  """How many places at the beginning are True without a gap."""
+  return len(mask) if mask.all() else int(mask.argmin())
+
+
+def _as_inputs(rows: Rows, inputs: Sequence[str]) -> Rows:
+  """Rows under the names that the network knows; `_face_twins` and the others made all that they hold."""
+  return {key: rows["face_mask" if key == "crop_mask" else key] for key in inputs}
+
+
+def _merge_twins(batch: Rows) -> Rows:
   return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
+
+
+def _kinds(inputs: Sequence[str]) -> list[str]:
+  """What a model of these inputs looks at, in words."""
+  kinds = {"crops": "faces", "mouth_crops": "mouths", "waveform": "sound", "file_facts": "file facts"}
+  return [word for key, word in kinds.items() if key in inputs]
+
+
+def _holds(facts: dict, inputs: Sequence[str]) -> bool:
+  """Whether an example has anything that a model of these inputs looks at."""
+  return (
+    ("crops" in inputs and bool(np.any(facts["face_mask"])))
+    or ("mouth_crops" in inputs and bool(np.any(facts["mouth_mask"])))
+    or ("waveform" in inputs and len(facts["sound"]) > 0)
+    or ("file_facts" in inputs and bool(np.any(facts["file_facts_mask"])))
+  )
+
+
+def _name(label: int) -> str:
+  return {examples.REAL: "real", examples.FAKE: "fake"}.get(label, "unknown")
+
+
+def _decode_pictures(encoded: Sequence[bytes]) -> np.ndarray | tuple:
+  pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in encoded]
+  return np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) for picture in pictures]) if pictures else ()
+
+
+class _KeptBytes(tfds.decode.SkipDecoding):
+  """Leaves a feature as it is stored, without TensorFlow as well."""
+
+  def decode_example_np(self, example):
+    return example
+
+  def decode_batch_example_np(self, examples):
+    return examples
 
 
 def _directory(name: str, data_dir: Path) -> Path:
@@ -260,7 +598,35 @@ def _version(folder: Path) -> tuple[int, ...]:
   return tuple(int(part) for part in folder.name.split("."))
 
 
-def _open(name: str, split: str, data_dir: Path) -> Sequence[dict]:
-  builder = tfds.builder_from_directory(_directory(name, data_dir))
+def _open(name: str, split: str, data_dir: Path, *, kept: tuple[str, ...] = _ENCODED_KEYS) -> Sequence[dict]:
+  folder = _directory(name, data_dir)
+  builder = tfds.builder_from_directory(folder)
+  if missing := sorted({"mouths", "sound", "face_label"} - set(builder.info.features)):
+    raise ValueError(
+      f"{folder} was built by an older version (it has no {', '.join(missing)}); build it again with: "
+      f"deepscan build_dataset --overwrite --name={name} --media=FOLDER --data_dir={data_dir}"
+    )
   # A small dataset may have no group in a split.
-  return builder.as_data_source(split) if split in builder.info.splits else ()
+  if split not in builder.info.splits:
+    return ()
+  return builder.as_data_source(split, decoders={key: _KeptBytes() for key in kept})
+
+
+def _index(name: str, split: str, data_dir: Path) -> list[tuple[dict, str]]:
+  """Of each example what tells whether a model can use it (masks, labels, sound), and its source."""
+  folder = _directory(name, data_dir)
+  return _index_of(name, split, data_dir, (folder / "dataset_info.json").stat().st_mtime_ns)
+
+
+# As long as the file is the same; a validation asks for the same index each time.
+@functools.lru_cache(maxsize=64)
+def _index_of(name: str, split: str, data_dir: Path, state: int) -> list[tuple[dict, str]]:
+  del state
+  source = _open(name, split, data_dir, kept=("faces", "mouths", "landmarks", "sound"))
+  kept = ("face_mask", "mouth_mask", "face_label", "sound_label", "file_facts_mask")
+  index = []
+  for row in source:
+    facts = {key: row[key] for key in kept}
+    # One sample tells as much as all of them.
+    index.append(({**facts, "sound": row["sound"][:1]}, row["source"].decode()))
+  return index

@@ -1,35 +1,51 @@
 """The schema of an example, and the one way from a Clip to examples.
 
-An example is one window of one person's track, with fixed shapes and a mask:
+An example is one window of a file: of one person's track with the sound of that time, of single sightings, or
+of sound alone. As it is cut and stored:
 
-| key           | shape                | dtype   | what                                                  |
-|---------------|----------------------|---------|-------------------------------------------------------|
-| faces         | [frame, 256, 256, 3] | uint8   | stored crops, RGB (see faces/align.py); 0 where hidden |
-| face_mask     | [frame]              | bool    | whether the crop is there                             |
-| landmarks     | [frame, 468, 2]      | float32 | mesh points x, y in pixels of the stored crop         |
-| frame_times_s | [frame]              | float32 | from the file's timestamps                            |
-| label         | []                   | int32   | 0 real, 1 fake                                        |
+| key             | shape                      | dtype   | what                                          |
+|-----------------|----------------------------|---------|-----------------------------------------------|
+| faces           | [frame, 256, 256, 3]       | uint8   | stored crops, RGB; 0 where hidden             |
+| face_mask       | [frame]                    | bool    | whether the crop is there                     |
+| landmarks       | [frame, 468, 2]            | float32 | mesh points x, y in pixels of the stored crop |
+| frame_times_s   | [frame]                    | float32 | from the file's timestamps; 0 where hidden    |
+| mouths          | [mouth_frame, 96, 96, 3]   | uint8   | at 25 a second from start_s on; 0 where hidden |
+| mouth_mask      | [mouth_frame]              | bool    | whether the mouth is there                    |
+| sound           | [sample]                   | int16   | mono, 16 kHz, from start_s on, what there is  |
+| start_s         | []                         | float32 | where in the file the window begins           |
+| file_facts      | [fact]                     | float32 | provenance.fact_vector; 0 where unknown       |
+| file_facts_mask | [fact]                     | bool    | which facts are known                         |
+| face_label      | []                         | int32   | of the faces: REAL 0, FAKE 1, UNKNOWN -1      |
+| sound_label     | []                         | int32   | of the sound, likewise                        |
 
-and what the network reads, `model_inputs(example)`:
-
-| key       | shape                | dtype | what                                 |
-|-----------|----------------------|-------|--------------------------------------|
-| crops     | [frame, 224, 224, 3] | uint8 | the central part of the stored crops |
-| crop_mask | [frame]              | bool  | face_mask                            |
+frame, mouth_frame and sample are 0 where the window holds none. What the network reads, `model_inputs`, has
+the fixed shapes of a WindowConfig (`input_shapes`): what is missing is zeros, and False in the mask.
 
 Dataset builders and the detector both come through here, so that training and serving cannot drift apart.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from deepscan_jax import faces, provenance
-from deepscan_jax.media import Clip
+from deepscan_jax.config import WindowConfig
+from deepscan_jax.media import SAMPLE_RATE_HZ, Clip, SamplingPlan
 
-FRAMES_PER_WINDOW = 1
-MOUTH_SIZE = 96
-REAL, FAKE = 0, 1
+MOUTH_SIZE = faces.MOUTH_SIZE
+MOUTHS_PER_S = 25
+REAL, FAKE, UNKNOWN = 0, 1, -1
+# A voice that is heard for a shorter time, or whose standard deviation is less than this part of full scale,
+# cannot be judged.
+LEAST_SOUND_S = 1.0
+LEAST_LEVEL = 2e-4
+# A window of frames is looked at in place of so many single frames.
+_FRAMES_PER_WINDOW = 8
+# Frames of slow films are shown until the next one comes: so far from its time a mouth still counts.
+_MOUTH_TOLERANCE_S = 0.045
+_INT16 = 32767.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +74,26 @@ class Subject:
     return np.array([not reasons for reasons in self.reasons], bool)
 
 
+def sampling_plan(
+  window: WindowConfig, *, frames: int, spans_s: tuple[tuple[float, float], ...] = ()
+) -> SamplingPlan:
+  """Which frames of a video to decode for windows of this kind.
+
+  Args:
+    window: of the examples.
+    frames: how many single frames to look at; where a window holds several, one window for eight of them.
+    spans_s: (start, end) to look into; none: the whole file.
+  """
+  if not window.frames:
+    return SamplingPlan(frame_count=1)
+  if not window.is_sequence:
+    return SamplingPlan(frame_count=frames, spans_s=spans_s)
+  rate_hz = float(MOUTHS_PER_S) if window.mouth_frames else window.frame_rate_hz
+  run = math.ceil(window.seen_s * rate_hz - 1e-6)
+  windows = max(1, frames // _FRAMES_PER_WINDOW)
+  return SamplingPlan(frame_count=windows * run, window_frames=run, rate_hz=rate_hz, spans_s=spans_s)
+
+
 def find_subjects(clip: Clip) -> list[Subject]:
   """The people of a clip, whoever is seen most first.
 
@@ -76,54 +112,181 @@ def find_subjects_in_pictures(clips: list[Clip]) -> list[list[Subject]]:
   return [_subjects(clip, [seen]) for clip, seen in zip(clips, found, strict=True)]
 
 
-def windows(subject: Subject, *, frames_per_window: int = FRAMES_PER_WINDOW, label: int = REAL) -> list[dict]:
-  """Cuts the usable sightings of a person into examples; the last window is padded and masked.
+def face_windows(subject: Subject, clip: Clip, *, window: WindowConfig) -> list[dict]:
+  """Cuts the usable sightings of a person into examples.
+
+  A window that holds one frame and no mouths is one sighting. Others begin at the first usable sighting that
+  no earlier window covers and last window.seen_s; each place in them is taken by the sighting nearest to its
+  moment, and hidden where there is none.
 
   Args:
     subject: one person.
-    frames_per_window: sightings in an example.
-    label: REAL or FAKE, written into each example.
+    clip: the file, for its sound and facts.
+    window: what an example holds. Sound is cut only where a window is more than single frames; sound beside
+      single frames is judged by itself (`sound_windows`).
 
   Returns:
-    Examples in order of time, as the module's docstring says.
+    Examples in order of time, as the module's docstring says, labels UNKNOWN.
   """
   usable = np.flatnonzero(subject.usable)
-  starts = range(0, len(usable), frames_per_window)
-  return [
-    _window(subject, usable[start : start + frames_per_window], frames_per_window, label) for start in starts
+  if not window.is_sequence:
+    return [_face_window(subject, usable[i : i + 1], None, clip, window) for i in range(len(usable))]
+  times = subject.frame_times_s[usable]
+  cut, begin = [], 0
+  while begin < len(usable):
+    end = int(np.searchsorted(times, times[begin] + window.seen_s - 1e-6))
+    cut.append(_face_window(subject, usable[begin:end], float(times[begin]), clip, window))
+    begin = max(end, begin + 1)
+  return cut
+
+
+def sound_windows(
+  clip: Clip, *, window: WindowConfig, most: int, spans_s: tuple[tuple[float, float], ...] = ()
+) -> list[dict]:
+  """Cuts a clip's sound into examples without faces.
+
+  Windows lie end to end, or where there would be more than `most`, evenly spread. Silent ones are left out.
+
+  Args:
+    clip: the file.
+    window: its `samples` are the length of an example; 0 gives none.
+    most: at most so many.
+    spans_s: (start, end) of what is wanted; each is then in the middle of its window as far as the file
+      allows. None: the whole file.
+
+  Returns:
+    Examples in order of time, as the module's docstring says, labels UNKNOWN.
+  """
+  total = len(clip.waveform)
+  if not window.samples or sound_problem(clip):
+    return []
+  last = max(total - window.samples, 0)
+  if spans_s:
+    middles = [SAMPLE_RATE_HZ * (start + end) / 2 for start, end in spans_s]
+    starts = sorted({round(float(np.clip(m - window.samples / 2, 0, last))) for m in middles})[:most]
+  else:
+    count = min(most, -(-total // window.samples))
+    starts = np.linspace(0, last, count).round().astype(int).tolist()
+  facts = _file_facts(clip)
+  cut = [
+    {**_empty_faces(0, 0), **_sound(clip, start / SAMPLE_RATE_HZ, window.samples), **facts, **_unlabelled()}
+    for start in starts
   ]
+  return [example for example in cut if len(example["sound"])]
 
 
-def model_inputs(example: dict) -> dict[str, np.ndarray]:
-  """What the network reads of an example in evaluation: {"crops", "crop_mask"}."""
-  return {"crops": faces.eval_crop(example["faces"]), "crop_mask": np.asarray(example["face_mask"], bool)}
+def sound_problem(clip: Clip) -> str | None:
+  """Why a clip's sound cannot be judged: "no_sound", "sound_too_short" or "silent"; None if it can."""
+  if not len(clip.waveform):
+    return "no_sound"
+  if len(clip.waveform) < LEAST_SOUND_S * SAMPLE_RATE_HZ:
+    return "sound_too_short"
+  return None if clip.waveform.std() >= LEAST_LEVEL else "silent"
 
 
-def input_shapes(
-  *, frames: int = FRAMES_PER_WINDOW, mouth_frames: int = 50, samples: int = 64_000
-) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def model_inputs(
+  example: dict, *, window: WindowConfig, keys: Iterable[str] = ("crops", "crop_mask")
+) -> dict[str, np.ndarray]:
+  """What the network reads of an example in evaluation.
+
+  Args:
+    example: as the module's docstring says; it may hold more or less than the window.
+    window: the fixed shapes.
+    keys: what the network reads, of `input_shapes`.
+
+  Returns:
+    By key an array of the shape and dtype of `input_shapes`.
+  """
+  keys = tuple(keys)
+  fitted = fit(example, window=window, keys=keys)
+  made = {}
+  for key in keys:
+    if key == "crops":
+      made[key] = faces.eval_crop(fitted["faces"])
+    elif key == "landmarks":
+      made[key] = np.where(fitted["face_mask"][:, None, None], faces.eval_points(fitted["landmarks"]), 0)
+    else:
+      made[key] = fitted["face_mask"] if key == "crop_mask" else fitted[key]
+  return made
+
+
+def fit(example: dict, *, window: WindowConfig, keys: Iterable[str]) -> dict[str, np.ndarray]:
+  """An example brought to the fixed shapes of a window, with faces as they are stored.
+
+  Where it holds more frames than the window, the middle ones are taken; where less, places are hidden.
+
+  Args:
+    example: as the module's docstring says.
+    window: the shapes.
+    keys: of `input_shapes`, what is wanted of it.
+
+  Returns:
+    With "crops" or "crop_mask" among the keys faces, face_mask, landmarks and frame_times_s; with
+    "mouth_crops" mouth_crops and mouth_mask; with "waveform" waveform and waveform_mask; with "file_facts"
+    file_facts and file_facts_mask.
+  """
+  wanted, fitted = set(keys), {}
+  if wanted & {"crops", "crop_mask", "landmarks", "frame_times_s"}:
+    first = max(len(example["face_mask"]) - window.frames, 0) // 2
+    for key in ("faces", "face_mask", "landmarks", "frame_times_s"):
+      fitted[key] = padded(np.asarray(example[key])[first : first + window.frames], window.frames)
+    if not len(example["face_mask"]):
+      fitted["faces"] = _empty_faces(window.frames, 0)["faces"]
+  if wanted & {"mouth_crops", "mouth_mask"}:
+    for ours, theirs in (("mouth_crops", "mouths"), ("mouth_mask", "mouth_mask")):
+      fitted[ours] = padded(np.asarray(example[theirs])[: window.mouth_frames], window.mouth_frames)
+    if not len(example["mouth_mask"]):
+      fitted["mouth_crops"] = _empty_faces(0, window.mouth_frames)["mouths"]
+  if wanted & {"waveform", "waveform_mask"}:
+    sound = np.asarray(example["sound"])[: window.samples]
+    fitted["waveform"] = padded(sound.astype(np.float32) / np.float32(_INT16), window.samples)
+    fitted["waveform_mask"] = np.arange(window.samples) < len(sound)
+  if wanted & {"file_facts", "file_facts_mask"}:
+    fitted |= {key: np.asarray(example[key]) for key in ("file_facts", "file_facts_mask")}
+  return fitted
+
+
+def labels(example: dict, *, keys: Iterable[str]) -> dict[str, np.int32]:
+  """The labels of what a network that reads these keys gets to see of an example.
+
+  Returns:
+    face_label and sound_label as they are, UNKNOWN where there are no faces or no sound; label: FAKE where
+    anything that is read is forged, else UNKNOWN where anything is, else REAL.
+  """
+  keys = set(keys)
+  face = int(example["face_label"]) if np.any(example["face_mask"]) or np.any(example["mouth_mask"]) else None
+  sound = int(example["sound_label"]) if len(example["sound"]) else None
+  read = [
+    value
+    for value, reads in ((face, keys & {"crops", "mouth_crops"}), (sound, keys & {"waveform"}))
+    if value is not None and reads
+  ]
+  label = next((value for value in (FAKE, UNKNOWN, REAL) if value in read), UNKNOWN)
+  face, sound = (UNKNOWN if value is None else value for value in (face, sound))
+  return {"label": np.int32(label), "face_label": np.int32(face), "sound_label": np.int32(sound)}
+
+
+def input_shapes(window: WindowConfig) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   """Shape and dtype, by key, of everything that a branch may read of one example.
 
   Args:
-    frames: crops of one person.
-    mouth_frames: mouth crops at 25 a second; the first belongs to the first sample of the waveform.
-    samples: of the waveform, mono at 16 kHz, -1..1.
+    window: its sizes.
 
   Returns:
-    The keys above and landmarks (pixels of the crop that the network sees), frame_times_s, mouth_crops,
-    mouth_mask, waveform, waveform_mask, file_facts and file_facts_mask (see provenance.fact_vector). What is
-    missing is zeros, and False in the mask.
+    crops [frame, 224, 224, 3], the central part of the stored crops; crop_mask; landmarks in pixels of the
+    crops; frame_times_s; mouth_crops, mouth_mask; waveform in -1..1, waveform_mask; file_facts,
+    file_facts_mask.
   """
-  side = faces.EVAL_SIZE
+  side, frames = faces.EVAL_SIZE, window.frames
   shapes = {
     "crops": ((frames, side, side, 3), np.uint8),
     "crop_mask": ((frames,), np.bool_),
-    "landmarks": ((frames, 468, 2), np.float32),
+    "landmarks": ((frames, faces.N_LANDMARKS, 2), np.float32),
     "frame_times_s": ((frames,), np.float32),
-    "mouth_crops": ((mouth_frames, MOUTH_SIZE, MOUTH_SIZE, 3), np.uint8),
-    "mouth_mask": ((mouth_frames,), np.bool_),
-    "waveform": ((samples,), np.float32),
-    "waveform_mask": ((samples,), np.bool_),
+    "mouth_crops": ((window.mouth_frames, MOUTH_SIZE, MOUTH_SIZE, 3), np.uint8),
+    "mouth_mask": ((window.mouth_frames,), np.bool_),
+    "waveform": ((window.samples,), np.float32),
+    "waveform_mask": ((window.samples,), np.bool_),
     "file_facts": ((len(provenance.FACT_NAMES),), np.float32),
     "file_facts_mask": ((len(provenance.FACT_NAMES),), np.bool_),
   }
@@ -181,16 +344,72 @@ def _subject(clip: Clip, track: faces.Track) -> Subject:
   )
 
 
-def _window(subject: Subject, indices: np.ndarray, frames: int, label: int) -> dict:
-  count = len(indices)
-  example = {
-    "faces": np.zeros((frames, *subject.crops.shape[1:]), np.uint8),
-    "face_mask": np.arange(frames) < count,
-    "landmarks": np.zeros((frames, *subject.landmarks.shape[1:]), np.float32),
+def _face_window(
+  subject: Subject, members: np.ndarray, start_s: float | None, clip: Clip, window: WindowConfig
+) -> dict:
+  """One example of the sightings `members`, which lie in its time; start_s None: of one sighting alone."""
+  example = _empty_faces(window.frames, window.mouth_frames)
+  times = subject.frame_times_s[members]
+  if start_s is None:
+    places, taken = np.zeros(1, int), np.zeros(1, int)
+    heard = {"sound": np.zeros(0, np.int16), "start_s": np.float32(times[0])}
+  else:
+    places, taken = _nearest(times, start_s, window.frames, window.frame_rate_hz, 0.5 / window.frame_rate_hz)
+    # Of a film slower than that, no frame is shown twice.
+    taken, first = np.unique(taken, return_index=True)
+    places = places[first]
+    heard = _sound(clip, start_s, window.samples)
+    spots, seen = _nearest(times, start_s, window.mouth_frames, MOUTHS_PER_S, _MOUTH_TOLERANCE_S)
+    example["mouth_mask"][spots] = True
+    for spot, sighting in zip(spots, members[seen], strict=True):
+      example["mouths"][spot] = faces.mouth_crop(subject.crops[sighting], subject.landmarks[sighting])
+  example["face_mask"][places] = True
+  example["faces"][places] = subject.crops[members[taken]]
+  example["landmarks"][places] = subject.landmarks[members[taken]]
+  example["frame_times_s"][places] = times[taken]
+  return {**example, **heard, **_file_facts(clip), **_unlabelled()}
+
+
+def _nearest(
+  times_s: np.ndarray, start_s: float, count: int, rate_hz: float, tolerance_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Which of `count` moments at a rate have a time within the tolerance, and the index of the nearest."""
+  moments = start_s + np.arange(count) / rate_hz
+  distance = np.abs(times_s[None] - moments[:, None])
+  places = np.flatnonzero(distance.min(axis=1, initial=np.inf) <= tolerance_s + 1e-6)
+  return places, distance[places].argmin(axis=1) if len(places) else places
+
+
+def _empty_faces(frames: int, mouth_frames: int) -> dict[str, np.ndarray]:
+  side = faces.STORED_SIZE
+  return {
+    "faces": np.zeros((frames, side, side, 3), np.uint8),
+    "face_mask": np.zeros((frames,), bool),
+    "landmarks": np.zeros((frames, faces.N_LANDMARKS, 2), np.float32),
     "frame_times_s": np.zeros((frames,), np.float32),
-    "label": np.int32(label),
+    "mouths": np.zeros((mouth_frames, MOUTH_SIZE, MOUTH_SIZE, 3), np.uint8),
+    "mouth_mask": np.zeros((mouth_frames,), bool),
   }
-  example["faces"][:count] = subject.crops[indices]
-  example["landmarks"][:count] = subject.landmarks[indices]
-  example["frame_times_s"][:count] = subject.frame_times_s[indices]
-  return example
+
+
+def _sound(clip: Clip, start_s: float, samples: int) -> dict[str, np.ndarray]:
+  """Up to so many samples from start_s on; none where they are too few or too faint to be judged."""
+  start = round(start_s * SAMPLE_RATE_HZ)
+  heard = clip.waveform[start : start + samples]
+  if len(heard) < max(min(LEAST_SOUND_S * SAMPLE_RATE_HZ, samples), 1) or heard.std() < LEAST_LEVEL:
+    heard = heard[:0]
+  return {"sound": np.round(heard * _INT16).astype(np.int16), "start_s": np.float32(start_s)}
+
+
+def _file_facts(clip: Clip) -> dict[str, np.ndarray]:
+  facts, known = provenance.fact_vector(clip.facts)
+  return {"file_facts": facts, "file_facts_mask": known}
+
+
+def _unlabelled() -> dict[str, np.int32]:
+  return {"face_label": np.int32(UNKNOWN), "sound_label": np.int32(UNKNOWN)}
+
+
+def padded(values: np.ndarray, size: int) -> np.ndarray:
+  """Values [count, ...] with zeros behind them up to [size, ...]."""
+  return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])

@@ -10,25 +10,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deepscan_jax import checkpoints, compilation_cache, examples, faces, media, provenance
 from deepscan_jax.calibration import Calibration
-from deepscan_jax.config import Config, ModelConfig, from_dict, to_dict
+from deepscan_jax.config import Config, WindowConfig, from_dict, to_dict
 from deepscan_jax.faces.quality import MIN_SIZE_PX
 from deepscan_jax.verdict import (
   INCONCLUSIVE,
   LIKELY_MANIPULATED,
   NOT_APPLICABLE,
+  OUTCOMES,
   BranchVerdict,
   Evidence,
   Person,
   Reason,
   Sighting,
+  Sound,
+  SoundWindow,
+  Thresholds,
   Verdict,
   frame_consistency,
 )
 
+# Where a model's facts hold how its logits are read: of windows with faces, and of sound alone.
+CALIBRATIONS = ("calibration", "sound_calibration")
 DEFAULT_MODEL = Path(__file__).parent / "weights" / "default"
 # Batches are padded to one of these sizes, so that few programs are compiled. A CPU judges 32 crops in eights
 # as fast as at once, in a quarter of the memory.
@@ -39,6 +46,12 @@ LARGEST_ON_CPU = 8
 # person, and the highest of many short tracks is high by chance.
 _DECIDING_FRAMES = 4
 _DECIDING_SHARE = 0.1
+# Windows of sound that are listened to, spread evenly over longer files.
+_SOUND_WINDOWS = 16
+# How long the stretches are that the audio branch judges one by one (models.audio.AudioBranch.window_s).
+MOMENT_S = 1.0
+_FACE_INPUTS = ("crops", "crop_mask")
+_SOUND_INPUTS = ("waveform", "waveform_mask")
 # A file that cannot be opened is refused within this time; a video takes longer to decode.
 _EARLY_FAILURE_S = 0.3
 _REASONS = {
@@ -48,24 +61,35 @@ _REASONS = {
   "face_too_blurred": "The faces are too blurred to be judged. Use a sharper copy.",
   "extreme_pose": "The faces are turned too far away from the camera to be judged.",
   "bad_exposure": "The faces are too dark or too bright to be judged.",
+  "no_sound": "The file has no sound.",
+  "sound_too_short": (
+    f"The sound is shorter than the {examples.LEAST_SOUND_S:g} s that are needed. Use a longer copy."
+  ),
+  "silent": "The sound is silent throughout.",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """What the network says of face crops.
+  """What the network says of examples.
 
   Attributes:
-    logits: [crop] float64, fused.
-    branch_logits: by branch name, [crop] float64.
-    branch_weights: by branch name, [crop] float64, shares of the fusion's attention.
-    region: [crop, rows, columns] float32 in 0..1.
+    logits: [example] float64, fused.
+    branch_logits: by name of each branch that had its inputs, [example] float64.
+    branch_weights: likewise, shares of the fusion's attention.
+    frame_logits: [example, frame] float64, of each frame alone where a branch tells, else of its example;
+      empty without faces.
+    region: [example, frame, rows, columns] float32 in 0..1; None where no branch draws a map.
+    moments: [example, moment, 2] float64, the logit of shorter stretches of the sound and the second of their
+      middle, 0 where there is none; None where no branch listens.
   """
 
   logits: np.ndarray
   branch_logits: dict[str, np.ndarray]
   branch_weights: dict[str, np.ndarray]
-  region: np.ndarray
+  frame_logits: np.ndarray
+  region: np.ndarray | None
+  moments: np.ndarray | None
 
 
 class Detector:
@@ -81,38 +105,58 @@ class Detector:
 
   def __init__(self, folder: str | Path, *, calibrated: bool = True):
     facts = checkpoints.read_model(folder)
-    if calibrated and "calibration" not in facts:
-      raise checkpoints.CheckpointError(
-        f"The model at {folder} has no calibration; "
-        f"run `deepscan calibrate --model_path={folder}` on its data first."
-      )
     try:
       self.metadata = {key: facts[key] for key in ("name", "version", "sha256")}
       self.config: Config = from_dict(facts["config"])
-      self.calibration = Calibration(**facts["calibration"]) if calibrated else None
+      self.inputs = tuple(facts.get("inputs", _FACE_INPUTS))
+      found = [Calibration(**facts[key]) if facts.get(key) else None for key in CALIBRATIONS]
+      self.calibration, self.sound_calibration = found
     except (KeyError, TypeError, ValueError) as error:
       raise checkpoints.CheckpointError(
         f"The model at {folder} was written by another version of deepscan_jax ({error}); train it again."
       ) from error
+    if calibrated and not any(found):
+      raise checkpoints.CheckpointError(
+        f"The model at {folder} has no calibration; "
+        f"run `deepscan calibrate --model_path={folder}` on its data first."
+      )
     self._variables = compilation_cache.loaded(
       "params", lambda: checkpoints.read_params(folder), facts=self.metadata["sha256"]
     )
     self._batch_sizes = [b for b in BATCH_SIZES if jax.default_backend() != "cpu" or b <= LARGEST_ON_CPU]
-    self._programs: dict[int, Future] = {}
+    self._programs: dict[tuple, Future] = {}
     self._tracing = threading.Lock()
+
+  @property
+  def window(self) -> WindowConfig:
+    """What the model reads of each example."""
+    return self.config.data.window.reading(self.inputs)
+
+  @property
+  def face_inputs(self) -> tuple[str, ...]:
+    """What it reads of a window with faces; sound only where windows last."""
+    if not self.window.frames:
+      return ()
+    return tuple(key for key in self.inputs if self.window.is_sequence or key not in _SOUND_INPUTS)
+
+  @property
+  def sound_inputs(self) -> tuple[str, ...]:
+    """What it reads of a window of sound alone; nothing if it cannot judge that."""
+    return tuple(key for key in self.inputs if key in _SOUND_INPUTS) if self.window.samples else ()
 
   def detect(self, path: str | Path, *, frames: int = 32, decoding: media.Decoding | None = None) -> Verdict:
     """Judges one file.
 
     Args:
       path: a video, an image or a sound file; it is decoded in the sandbox.
-      frames: how many frames of a video are looked at, spread evenly.
-      decoding: of this path into so many frames, begun before; None begins here.
+      frames: how many frames of a video are looked at, spread evenly; by a model that looks at windows of
+        several, one window for eight of them.
+      decoding: of this path by `plan(model, frames)`, begun before; None begins here.
 
     Raises:
       MediaError: the file cannot be read; the message says why.
     """
-    decoding = decoding or media.Decoding(path, plan=media.SamplingPlan(frame_count=frames))
+    decoding = decoding or media.Decoding(path, plan=examples.sampling_plan(self.window, frames=frames))
     clock = _Clock(decoding.started_s)
     clip = self._wait_for_clip(decoding, frames, clock)
     with clock("hash_s"):
@@ -157,36 +201,41 @@ class Detector:
     """Runs the network on stacked examples, in batches of fixed sizes.
 
     Args:
-      inputs: what `examples.model_inputs` gives, stacked: crops [crop, frame, 224, 224, 3] uint8, crop_mask
-        [crop, frame] bool.
+      inputs: what `examples.model_inputs` gives of some of `self.inputs`, stacked: each [example, ...].
+        Branches that read anything else are left out, as if all of that were absent.
     """
-    total = len(inputs["crop_mask"])
+    keys = tuple(key for key in self.inputs if key in inputs)
+    total = len(inputs[keys[0]])
     size = self._batch_size(total)
-    program = self._begin_compiling(size).result()
+    program = self._begin_compiling(size, keys).result()
     parts = []
     for start in range(0, total, size):
       count = min(total - start, size)
       batch = {
         key: np.concatenate(
-          [value[start : start + count], np.zeros((size - count, *value.shape[1:]), value.dtype)]
+          [
+            inputs[key][start : start + count],
+            np.zeros((size - count, *inputs[key].shape[1:]), inputs[key].dtype),
+          ]
         )
-        for key, value in inputs.items()
+        for key in keys
       }
       answer = program(self._variables, batch)
       parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], answer))
-    logit, branch_logits, weights, region = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-    if not np.isfinite(logit).all():
+    answer = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    if not np.isfinite(answer["logit"]).all():
       raise checkpoints.CheckpointError(
         "The model gives scores that are not numbers; train or fetch it again."
       )
+    logits = answer["logit"].astype(np.float64)
+    frames = answer["frame_logits"] if "frame_logits" in answer else logits[:, None]
     return Judgement(
-      logits=logit.astype(np.float64),
-      branch_logits={name: x.astype(np.float64) for name, x in branch_logits.items()},
-      # Not in the order of branch_logits: a dict that comes out of jit is sorted by its keys.
-      branch_weights={
-        name: weights[:, i].astype(np.float64) for i, name in enumerate(self.config.model.branches)
-      },
-      region=region,
+      logits=logits,
+      branch_logits={name: x.astype(np.float64) for name, x in answer["branch_logits"].items()},
+      branch_weights={name: x.astype(np.float64) for name, x in answer["branch_weights"].items()},
+      frame_logits=frames.astype(np.float64),
+      region=answer.get("region"),
+      moments=answer["moments"].astype(np.float64) if "moments" in answer else None,
     )
 
   def _wait_for_clip(self, decoding: media.Decoding, frames: int, clock: "_Clock") -> media.Clip:
@@ -194,12 +243,12 @@ class Detector:
     # What fails, fails early: nobody should wait for a compiler to hear that a file is empty.
     ended = decoding.wait(_EARLY_FAILURE_S + decoding.started_s - time.perf_counter())
     video = not ended or decoding.result().kind == "video"
-    if video:
+    if video and self.face_inputs:
       faces.prepare(wait=False)
-      self._begin_compiling(self._batch_size(frames))
+      self._begin_compiling(self._batch_size(frames), self.face_inputs)
     clip = decoding.result()
     clock.add("decode_s", decoding.seconds)
-    if video:
+    if video and self.face_inputs:
       with clock("compile_s"):
         faces.prepare()
     return clip
@@ -208,95 +257,165 @@ class Detector:
     """The smallest size that holds so many crops, or the largest there is."""
     return next((size for size in self._batch_sizes if size >= count), self._batch_sizes[-1])
 
-  def _begin_compiling(self, size: int) -> Future:
+  def _begin_compiling(self, size: int, keys: tuple[str, ...]) -> Future:
     with self._tracing:
-      if size not in self._programs:
+      if (size, keys) not in self._programs:
         shapes = jax.tree.map(np.shape, self._variables)
-        self._programs[size] = compilation_cache.compiling(
-          f"detector_{size}",
-          lambda: _lower(self.config.model, self._variables, size),
-          facts=repr((to_dict(self.config.model), shapes)),
+        self._programs[size, keys] = compilation_cache.compiling(
+          f"detector_{'sound_' if keys == self.sound_inputs else ''}{size}",
+          lambda: _lower(self.config, self._variables, size, keys),
+          facts=repr((to_dict(self.config.model), to_dict(self.window), keys, shapes)),
         )
-      return self._programs[size]
+      return self._programs[size, keys]
 
   def _judge_clip(self, clip: media.Clip, file: dict, clock: "_Clock") -> Verdict:
-    if clip.kind == "audio":
-      message = "Sound is not judged by this model yet; give a video or a picture with a face."
-      return self._not_applicable((Reason("audio_not_supported", message),), (), clip, file, clock)
-    with clock("faces_s"):
-      subjects = examples.find_subjects(clip)
-      cut = [examples.model_inputs(e) for subject in subjects for e in examples.windows(subject)]
-    if not cut:
+    subjects: list[examples.Subject] = []
+    parts: list[_Part] = []
+    people, evidence, voice = (), (), None
+    if self.face_inputs and self.calibration and len(clip.frames):
+      with clock("faces_s"):
+        subjects = examples.find_subjects(clip)
+        windows = [examples.face_windows(subject, clip, window=self.window) for subject in subjects]
       people = tuple(
         _person(i, s, np.full(len(s.boxes), np.nan), None) for i, s in enumerate(subjects, start=1)
       )
-      return self._not_applicable(_why_not(subjects), people, clip, file, clock)
-    with clock("compile_s"):
-      self._begin_compiling(self._batch_size(len(cut))).result()
-    with clock("model_s"):
-      judged = self.judge(examples.stack(cut))
-    return self._verdict(subjects, judged, clip, file, clock)
-
-  def _verdict(
-    self, subjects: list[examples.Subject], judged: Judgement, clip: media.Clip, file: dict, clock: "_Clock"
-  ) -> Verdict:
-    ends = np.cumsum([subject.usable.sum() for subject in subjects])
-    rows_of = [
-      np.arange(end - subject.usable.sum(), end) for subject, end in zip(subjects, ends, strict=True)
-    ]
-    people, evidence = [], []
-    for number, (subject, rows) in enumerate(zip(subjects, rows_of, strict=True), start=1):
-      by_sighting = np.full(len(subject.boxes), np.nan)
-      by_sighting[subject.usable] = self.calibration.probability(judged.logits[rows])
-      whole = float(self.calibration.probability(judged.logits[rows].mean())) if len(rows) else None
-      people.append(_person(number, subject, by_sighting, whole))
-      evidence += _evidence(number, subject, judged, rows, by_sighting)
-    deciding = _deciding(rows_of, judged.logits)
-    rows, person = rows_of[deciding], people[deciding]
-    outcome = self.calibration.outcome(float(judged.logits[rows].mean()))
-    branches = {
-      name: BranchVerdict(
-        probability=float(self.calibration.probability(logits[rows].mean())),
-        weight=float(judged.branch_weights[name][rows].mean()),
-      )
-      for name, logits in judged.branch_logits.items()
-    }
+      if any(windows):
+        judged = self._judge_windows([w for own in windows for w in own], self.face_inputs, clock)
+        people, evidence, part = self._of_faces(subjects, windows, judged)
+        parts.append(part)
+    # Windows that last hold the sound of their time already.
+    if self.sound_inputs and self.sound_calibration and not (parts and self.window.is_sequence):
+      if cut := examples.sound_windows(clip, window=self.window, most=_SOUND_WINDOWS):
+        judged = self._judge_windows(cut, self.sound_inputs, clock)
+        voice, part = self._of_sound(cut, judged)
+        parts.append(part)
+      else:
+        voice = Sound(None, reasons=(examples.sound_problem(clip) or "silent",))
+    decided = max(parts, key=lambda part: (OUTCOMES.index(part.outcome), part.probability), default=None)
+    branches = {name: BranchVerdict(None, 0.0, status="absent") for name in self.config.model.branches}
+    for part in parts:
+      branches |= part.branches
     return Verdict(
-      outcome=outcome,
-      deepfake_probability=person.deepfake_probability,
-      frame_consistency_score=frame_consistency(self.calibration.probability(judged.logits[rows])),
-      reasons=_why(outcome, person, people, self.calibration),
+      outcome=decided.outcome if decided else NOT_APPLICABLE,
+      deepfake_probability=decided.probability if decided else None,
+      frame_consistency_score=next((p.consistency for p in parts if p.consistency is not None), None),
+      reasons=tuple(r for p in parts for r in p.reasons) if parts else self._why_not(clip, subjects, voice),
       branches=branches,
       people=tuple(sorted(people, key=_most_suspicious_first)),
-      thresholds=self.calibration.thresholds,
+      thresholds=(decided or self).thresholds,
       model=self.metadata,
       file=file,
       timings=clock.timings(),
       warnings=clip.warnings,
       evidence=tuple(evidence),
+      sound=voice,
+      decided_by=decided.name if decided else None,
     )
 
-  def _not_applicable(
-    self,
-    reasons: tuple[Reason, ...],
-    people: tuple[Person, ...],
-    clip: media.Clip,
-    file: dict,
-    clock: "_Clock",
-  ) -> Verdict:
-    return Verdict(
-      outcome=NOT_APPLICABLE,
-      deepfake_probability=None,
-      frame_consistency_score=None,
-      reasons=reasons,
-      branches={name: BranchVerdict(None, 0.0, status="absent") for name in self.config.model.branches},
-      people=people,
+  @property
+  def thresholds(self) -> Thresholds:
+    """Of faces, or of sound where the model judges no faces."""
+    return (self.calibration or self.sound_calibration).thresholds
+
+  def _judge_windows(self, windows: list[dict], keys: tuple[str, ...], clock: "_Clock") -> Judgement:
+    inputs = examples.stack([examples.model_inputs(w, window=self.window, keys=keys) for w in windows])
+    with clock("compile_s"):
+      self._begin_compiling(self._batch_size(len(windows)), keys).result()
+    with clock("model_s"):
+      return self.judge(inputs)
+
+  def _of_faces(
+    self, subjects: list[examples.Subject], windows: list[list[dict]], judged: Judgement
+  ) -> tuple[list[Person], list[Evidence], "_Part"]:
+    ends = np.cumsum([len(of_person) for of_person in windows])
+    rows_of = [np.arange(end - len(own), end) for end, own in zip(ends, windows, strict=True)]
+    people, evidence = [], []
+    for number, (subject, own, rows) in enumerate(zip(subjects, windows, rows_of, strict=True), start=1):
+      by_sighting = np.full(len(subject.boxes), np.nan)
+      for window, row in zip(own, rows, strict=True):
+        for frame in np.flatnonzero(window["face_mask"]):
+          time_s = window["frame_times_s"][frame]
+          sighting = int(np.abs(subject.frame_times_s - time_s).argmin())
+          probability = float(self.calibration.probability(judged.frame_logits[row, frame]))
+          by_sighting[sighting] = probability
+          if judged.region is not None:
+            evidence.append(
+              Evidence(
+                person=number,
+                time_s=float(subject.frame_times_s[sighting]),
+                crop=faces.eval_crop(window["faces"][frame]),
+                region_map=judged.region[row, frame],
+                probability=probability,
+              )
+            )
+      whole = float(self.calibration.probability(judged.logits[rows].mean())) if len(rows) else None
+      people.append(_person(number, subject, by_sighting, whole))
+    deciding = _deciding(rows_of, judged.logits)
+    rows, person = rows_of[deciding], people[deciding]
+    outcome = self.calibration.outcome(float(judged.logits[rows].mean()))
+    seen = np.array([s.probability for s in person.sightings if s.probability is not None])
+    part = _Part(
+      name="faces",
+      outcome=outcome,
+      probability=person.deepfake_probability,
+      consistency=frame_consistency(seen),
+      reasons=_why(outcome, person, people, self.calibration),
+      branches=_branch_verdicts(judged, rows, self.calibration),
       thresholds=self.calibration.thresholds,
-      model=self.metadata,
-      file=file,
-      timings=clock.timings(),
-      warnings=clip.warnings,
     )
+    return people, evidence, part
+
+  def _of_sound(self, windows: list[dict], judged: Judgement) -> tuple[Sound, "_Part"]:
+    calibration = self.sound_calibration
+    logit = float(judged.logits.mean())
+    outcome, probability = calibration.outcome(logit), float(calibration.probability(logit))
+    stretches, moments = [], []
+    for row, window in enumerate(windows):
+      start_s = float(window["start_s"])
+      end_s = start_s + len(window["sound"]) / media.SAMPLE_RATE_HZ
+      stretches.append(SoundWindow(start_s, end_s, float(calibration.probability(judged.logits[row]))))
+      for moment, middle_s in judged.moments[row] if judged.moments is not None else ():
+        if middle_s > 0 and start_s + middle_s < end_s:
+          half = MOMENT_S / 2
+          place = (start_s + middle_s - half, min(start_s + middle_s + half, end_s))
+          moments.append(SoundWindow(*place, float(calibration.probability(moment))))
+    sound = Sound(probability, tuple(stretches), tuple(moments), thresholds=calibration.thresholds)
+    part = _Part(
+      name="sound",
+      outcome=outcome,
+      probability=probability,
+      consistency=None,
+      reasons=_why_sound(outcome, sound, calibration),
+      branches=_branch_verdicts(judged, np.arange(len(windows)), calibration),
+      thresholds=calibration.thresholds,
+    )
+    return sound, part
+
+  def _why_not(
+    self, clip: media.Clip, subjects: list[examples.Subject], voice: Sound | None
+  ) -> tuple[Reason, ...]:
+    reasons: list[Reason] = []
+    if clip.kind != "audio" and self.calibration:
+      reasons += _why_no_faces(subjects)
+    elif clip.kind == "audio" and not self.sound_calibration:
+      message = "Sound is not judged by this model; give a video or a picture with a face."
+      reasons.append(Reason("audio_not_supported", message))
+    if voice is not None and clip.kind != "image":
+      reasons += [Reason(code, _REASONS[code]) for code in voice.reasons]
+    return tuple(reasons) or (Reason("no_sound", _REASONS["no_sound"]),)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """What is said of the faces, or of the sound, of a file."""
+
+  name: str
+  outcome: str
+  probability: float
+  consistency: float | None
+  reasons: tuple[Reason, ...]
+  branches: dict[str, BranchVerdict]
+  thresholds: Thresholds
 
 
 def load_detector(path: str | Path | None = None) -> Detector:
@@ -321,28 +440,47 @@ def detect(path: str | Path, *, frames: int = 32) -> Verdict:
   return _default_detector().detect(path, frames=frames)
 
 
-def _lower(config: ModelConfig, variables: dict, size: int) -> jax.stages.Lowered:
+def _lower(config: Config, variables: dict, size: int, keys: tuple[str, ...]) -> jax.stages.Lowered:
   # Only where the network has to be traced: a program that was kept runs without Flax.
   from deepscan_jax.models.detector import Detector as Network
+  from deepscan_jax.models.detector import branches_that_read
 
-  network = Network(config)
+  branches = branches_that_read(config.model, keys)
+  network = Network(dataclasses.replace(config.model, branches=branches))
 
-  def apply(variables: dict, batch: dict):
+  def apply(variables: dict, batch: dict) -> dict:
     output = network.apply(variables, batch, train=False)
-    region = next(b.maps["region"] for b in output.branches.values() if "region" in b.maps)
-    return (
-      output.logit,
-      {name: branch.logit for name, branch in output.branches.items()},
-      output.weights,
-      jax.nn.sigmoid(region[:, 0]),
-    )
+    answer = {
+      "logit": output.logit,
+      "branch_logits": {name: branch.logit for name, branch in output.branches.items()},
+      "branch_weights": {name: output.weights[:, i] for i, name in enumerate(branches)},
+    }
+    maps = [branch.maps for branch in output.branches.values()]
+    if drawn := [m["region"] for m in maps if "region" in m]:
+      answer["region"] = jax.nn.sigmoid(drawn[0])
+    # A single frame's logit is that of its example, with all that the fusion knows.
+    of_frames = [m["frame_logit"] for m in maps if "frame_logit" in m]
+    if of_frames and of_frames[0].shape[1] > 1:
+      answer["frame_logits"] = sum(of_frames) / len(of_frames)
+    if heard := [m for m in maps if "window_times_s" in m and "shift_logit" not in m]:
+      answer["moments"] = jnp.stack([heard[0]["window_logit"], heard[0]["window_times_s"]], axis=-1)
+    return answer
 
-  window = (size, examples.FRAMES_PER_WINDOW)
-  batch = {
-    "crops": jax.ShapeDtypeStruct((*window, faces.EVAL_SIZE, faces.EVAL_SIZE, 3), np.uint8),
-    "crop_mask": jax.ShapeDtypeStruct(window, np.bool_),
-  }
+  shapes = examples.input_shapes(config.data.window)
+  batch = {key: jax.ShapeDtypeStruct((size, *shapes[key][0]), shapes[key][1]) for key in keys}
   return jax.jit(apply).lower(variables, batch)
+
+
+def _branch_verdicts(
+  judged: Judgement, rows: np.ndarray, calibration: Calibration
+) -> dict[str, BranchVerdict]:
+  return {
+    name: BranchVerdict(
+      probability=float(calibration.probability(logits[rows].mean())),
+      weight=float(judged.branch_weights[name][rows].mean()),
+    )
+    for name, logits in judged.branch_logits.items()
+  }
 
 
 def _person(
@@ -362,21 +500,6 @@ def _person(
   columns = [f.name for f in dataclasses.fields(faces.FaceQuality)]
   quality = {f"median_{c}": float(np.median([getattr(q, c) for q in subject.quality])) for c in columns}
   return Person(id=number, deepfake_probability=probability, sightings=sightings, quality=quality)
-
-
-def _evidence(
-  number: int, subject: examples.Subject, judged: Judgement, rows: np.ndarray, probabilities: np.ndarray
-) -> list[Evidence]:
-  return [
-    Evidence(
-      person=number,
-      time_s=float(subject.frame_times_s[sighting]),
-      crop=faces.eval_crop(subject.crops[sighting]),
-      region_map=judged.region[row],
-      probability=float(probabilities[sighting]),
-    )
-    for sighting, row in zip(np.flatnonzero(subject.usable), rows, strict=True)
-  ]
 
 
 def _deciding(rows_of: list[np.ndarray], logits: np.ndarray) -> int:
@@ -429,7 +552,27 @@ def _why(outcome: str, person: Person, people: list[Person], calibration: Calibr
   return tuple(reasons)
 
 
-def _why_not(subjects: list[examples.Subject]) -> tuple[Reason, ...]:
+def _why_sound(outcome: str, sound: Sound, calibration: Calibration) -> tuple[Reason, ...]:
+  thresholds = calibration.thresholds
+  if outcome == LIKELY_MANIPULATED:
+    top = max(sound.moments or sound.windows, key=lambda w: w.probability)
+    over = sum(w.probability >= thresholds.manipulated for w in sound.windows)
+    message = (
+      f"Traces of a synthetic voice in {over} of {len(sound.windows)} stretches of the sound, strongest at "
+      f"{top.start_s:.1f} to {top.end_s:.1f} s."
+    )
+    return (Reason("synthetic_voice_traces", message),)
+  if outcome == INCONCLUSIVE:
+    message = (
+      f"The sound's probability {sound.deepfake_probability:.2f} lies between {thresholds.inconclusive:.2f}, "
+      f"below which sound is called authentic, and {thresholds.manipulated:.2f}, from which on it is called "
+      "manipulated."
+    )
+    return (Reason("sound_between_thresholds", message),)
+  return ()
+
+
+def _why_no_faces(subjects: list[examples.Subject]) -> tuple[Reason, ...]:
   if not subjects:
     return (Reason("no_face", "No face was found; this model judges faces only."),)
   codes = sorted({code for subject in subjects for reasons in subject.reasons for code in reasons})

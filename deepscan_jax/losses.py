@@ -11,6 +11,9 @@ import optax
 
 from deepscan_jax.models.interface import DetectorOutput
 
+# Whose label a branch learns: that of the faces, unless it stands here.
+_LABEL_OF = {"audio": "sound_label", "lipsync": "label", "provenance": "label"}
+
 
 class Sum(NamedTuple):
   """A weighted sum and its weight, both float32 scalars."""
@@ -61,9 +64,13 @@ def detector_losses(
 ) -> dict[str, Sum]:
   """All losses of a batch by name; those of a branch are weighted by its presence.
 
+  A branch learns what it can see: of a genuine face with a forged voice, the picture branches learn "real".
+  The classification losses leave out examples whose label is not known.
+
   Args:
     output: of the detector on this batch.
-    batch: label [batch] int32, example_mask [batch] bool; optional region [batch, frame, rows, columns]
+    batch: label [batch] int32, 0 real, 1 fake, -1 not known; example_mask [batch] bool; optional face_label
+      and sound_label [batch] int32, which else are the label; optional region [batch, frame, rows, columns]
       float32.
     gamma, smoothing: see `focal_loss`.
     class_weights: of real and of fake examples, in the classification losses.
@@ -73,20 +80,24 @@ def detector_losses(
     together), "reconstruction" and "sync".
   """
   valid = batch["example_mask"].astype(jnp.float32)
-  classes = valid * jnp.where(batch["label"] == 0, *class_weights)
+
+  def classify(logit: jax.Array, kind: str, present: jax.Array) -> Sum:
+    label = batch.get(kind, batch["label"])
+    weights = valid * present * jnp.where(label == 0, *class_weights) * (label >= 0)
+    return focal_loss(logit, label, weights, gamma=gamma, label_smoothing=smoothing)
+
   any_present = jnp.stack([branch.present for branch in output.branches.values()]).any(axis=0)
-  focal = {"gamma": gamma, "label_smoothing": smoothing}
-  losses = {"fused": focal_loss(output.logit, batch["label"], classes * any_present, **focal)}
+  losses = {"fused": classify(output.logit, "label", any_present)}
+  face_label = batch.get("face_label", batch["label"])
   regions = []
   for name, branch in output.branches.items():
-    losses[f"branch_{name}"] = focal_loss(branch.logit, batch["label"], classes * branch.present, **focal)
+    kind = _LABEL_OF.get(name, "face_label")
+    losses[f"branch_{name}"] = classify(branch.logit, kind, branch.present)
     frames = valid[:, None] * branch.token_mask
     if "region" in batch and "region" in branch.maps:
       regions.append(region_loss(branch.maps["region"], batch["region"], frames))
     if "reconstruction_error" in branch.maps:
-      losses["reconstruction"] = reconstruction_loss(
-        branch.maps["reconstruction_error"], batch["label"], frames
-      )
+      losses["reconstruction"] = reconstruction_loss(branch.maps["reconstruction_error"], face_label, frames)
     if "shift_logit" in branch.maps:
       real = valid * branch.present * (batch["label"] == 0)
       losses["sync"] = sync_loss(branch.maps["shift_logit"], branch.maps["shift_mask"], real)

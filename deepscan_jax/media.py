@@ -46,6 +46,7 @@ __all__ = [
   "Decoding",
   "MediaError",
   "SamplingPlan",
+  "decode_bytes",
   "decode_clip",
   "decode_image_bytes",
 ]
@@ -156,18 +157,39 @@ def decode_clip(
   """
   file = _open_regular_file(path)
   try:
-    with _shared_memory(budget.output_bytes) as region:
-      if trusted:
-        memory = mmap.mmap(region.fileno(), budget.output_bytes)
-        result = decode_file(file, Region(memory), plan=plan, budget=budget)
-      else:
-        result = _decode_in_child(file, region.fileno(), plan=plan, budget=budget)
-      try:
-        return _clip(result, region.fileno(), budget=budget)
-      except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-        raise MediaError("decoder_crash", CRASHED) from error
+    return _decode(file, plan=plan, budget=budget, trusted=trusted)
   finally:
     os.close(file)
+
+
+def decode_bytes(
+  data: bytes,
+  *,
+  plan: SamplingPlan = SamplingPlan(),  # noqa: B008 - immutable
+  budget: Budget = Budget(),  # noqa: B008 - immutable
+) -> Clip:
+  """As `decode_clip` of a file that one trusts, such as a member of an archive of one's own.
+
+  Raises:
+    MediaError: the bytes are not media, or damaged or over budget.
+  """
+  with tempfile.TemporaryFile() as file:
+    file.write(data)
+    file.flush()
+    return _decode(file.fileno(), plan=plan, budget=budget, trusted=True)
+
+
+def _decode(file: int, *, plan: SamplingPlan, budget: Budget, trusted: bool) -> Clip:
+  with _shared_memory(budget.output_bytes) as region:
+    if trusted:
+      memory = mmap.mmap(region.fileno(), budget.output_bytes)
+      result = decode_file(file, Region(memory), plan=plan, budget=budget)
+    else:
+      result = _decode_in_child(file, region.fileno(), plan=plan, budget=budget)
+    try:
+      return _clip(result, region.fileno(), budget=budget)
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+      raise MediaError("decoder_crash", CRASHED) from error
 
 
 def decode_image_bytes(data: bytes) -> Clip:

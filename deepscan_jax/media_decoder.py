@@ -24,7 +24,7 @@ import struct
 import sys
 import time
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -137,12 +137,18 @@ class SamplingPlan:
   """Says which frames of a video to take: `frame_count` of them, evenly spread, in runs of `window_frames`.
 
   With window_frames = 1 the frames are spread evenly over the file. With more, frame_count // window_frames
-  runs of consecutive frames are spread evenly. A file with fewer frames gives what it has, never a frame
-  twice.
+  runs are spread evenly: of consecutive frames, or with rate_hz > 0 of the frames nearest to moments
+  1 / rate_hz seconds apart, so that a run lasts as long whatever the file's own rate. A file with fewer
+  frames gives what it has, never a frame twice.
+
+  spans_s: (start, end) in seconds since the clip's start; where any frame lies in one, those outside are only
+  taken to fill a run around one that does.
   """
 
   frame_count: int = 32
   window_frames: int = 1
+  rate_hz: float = 0.0
+  spans_s: tuple[tuple[float, float], ...] = ()
 
   def __post_init__(self):
     if not 1 <= self.window_frames <= self.frame_count:
@@ -160,6 +166,35 @@ class SamplingPlan:
       for i in range(windows)
       for j in range(window)
     ]
+
+  def choose_at(self, times_s: list[float]) -> list[int]:
+    """Returns the indices, in order and distinct, of the frames to take out of those at these times.
+
+    Args:
+      times_s: of each frame, ascending, seconds since the clip's start.
+    """
+    inside = [i for i, t in enumerate(times_s) if any(a <= t <= b for a, b in self.spans_s)]
+    inside = inside or list(range(len(times_s)))
+    if self.rate_hz <= 0 or self.window_frames == 1 or not inside:
+      return [inside[i] for i in self.choose(len(inside))]
+    run_s = self.window_frames / self.rate_hz
+    last = max(times_s[-1] + 1 / self.rate_hz - run_s, times_s[0])
+    within_s = len(inside) / len(times_s) * (times_s[-1] - times_s[0] + 1 / self.rate_hz)
+    windows = max(1, min(self.frame_count // self.window_frames, int(within_s / run_s + 1e-6)))
+    starts = [
+      min(max(times_s[inside[(2 * i + 1) * len(inside) // (2 * windows)]] - run_s / 2, times_s[0]), last)
+      for i in range(windows)
+    ]
+    chosen = set()
+    for start in starts:
+      for tick in range(self.window_frames):
+        moment = start + tick / self.rate_hz
+        after = bisect_left(times_s, moment)
+        near = [i for i in (after - 1, after) if 0 <= i < len(times_s)]
+        best = min(near, key=lambda i: abs(times_s[i] - moment))
+        if abs(times_s[best] - moment) <= 1 / self.rate_hz:
+          chosen.add(best)
+    return sorted(chosen)
 
 
 @dataclass(frozen=True)
@@ -622,7 +657,14 @@ def _finish_video(
   timed = None not in scan.pts
   shown = list(compress(scan.pts, scan.shown))
   order = sorted(set(shown)) if timed else list(range(len(shown)))
-  wanted = [order[i] for i in plan.choose(len(order))]
+  rate = _rate(video)
+  tick = Fraction(video.time_base) if timed else 1 / rate
+  zero, lead = order[0] * tick, 0
+  if sound is not None and sound.samples:
+    start = sound.start if timed and sound.start is not None else zero
+    lead = round((start - min(zero, start)) * SAMPLE_RATE_HZ) * SAMPLE_BYTES
+    zero = min(zero, start)
+  wanted = [order[i] for i in plan.choose_at([float(position * tick - zero) for position in order])]
   warnings = _damage(scan, sound)
   picker = _Picker(video, wanted, region, meter, timed=timed)
   found = None
@@ -653,15 +695,8 @@ def _finish_video(
       f"The file is cut off: it holds {len(scan.pts)} of the {promised} frames that its header names."
     )
 
-  rate = _rate(video)
-  tick = Fraction(video.time_base) if timed else 1 / rate
-  times = [position * tick for position in found]
-  zero = order[0] * tick
   waveform_at = count = 0
   if sound is not None and sound.samples:
-    start = sound.start if timed and sound.start is not None else zero
-    lead = round((start - min(zero, start)) * SAMPLE_RATE_HZ) * SAMPLE_BYTES
-    zero = min(zero, start)
     waveform_at, target = region.reserve(lead + len(sound.samples))
     target[lead:] = sound.samples
     count = len(target) // SAMPLE_BYTES
@@ -679,7 +714,7 @@ def _finish_video(
     width=picker.width,
     height=picker.height,
     frames_at=picker.offset,
-    times=[float(t - zero) for t in times],
+    times=[float(position * tick - zero) for position in found],
     waveform_at=waveform_at,
     sample_count=count,
   )

@@ -23,7 +23,8 @@ def find_builder(name: str) -> tuple[type, str | None]:
   """Returns (builder class, config) of a dataset by its name, such as "dfdc" or "faceforensics/c23".
 
   Args:
-    name: a folder in datasets/, and after a slash one of its configs; without one the config is None.
+    name: a folder in datasets/, and after a slash a config: one of the builder's own, the form of the
+      examples, or both (datasets/media_builder.py); without it the config is None.
 
   Raises:
     ValueError: there is no such dataset or config; the sentence names those that there are.
@@ -35,10 +36,5 @@ def find_builder(name: str) -> tuple[type, str | None]:
   if dataset not in known:
     raise ValueError(f"Unknown dataset {dataset!r}; there are {', '.join(known)}.")
   builder_class = import_room(f"datasets.{dataset}.{dataset}_dataset_builder").Builder
-  configs = [known_config.name for known_config in builder_class.BUILDER_CONFIGS]
-  if config and config not in configs:
-    raise ValueError(
-      f"{dataset} has no config {config!r}; "
-      + (f"there are {', '.join(configs)}." if configs else "it has none.")
-    )
+  builder_class.form_of(config)
   return builder_class, config or None

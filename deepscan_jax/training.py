@@ -94,7 +94,9 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   _claim_workdir(config, workdir)
   config = with_steps(config, data_dir=data_dir)
   model, optimizer = Detector(config.model, axis_name=AXIS), create_optimizer(config.train)
-  batches = iter(data.train_dataset(config.data, data_dir=data_dir, seed=config.seed))
+  inputs = detector_inputs(config.model)
+  dataset = data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
+  batches = iter(dataset)
   checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
   state, record = create_state(config), {"best": -math.inf, "best_step": 0, "waited": 0}
   if (last := checkpoints.latest_step()) is not None:
@@ -102,9 +104,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     record = checkpoints.meta(last)["record"]
     logging.info("Going on at step %d of %s.", last, workdir)
   elif not config.train.pretrained:
-    with contextlib.closing(
-      iter(data.train_dataset(config.data, data_dir=data_dir, seed=config.seed))
-    ) as first:
+    with contextlib.closing(iter(dataset)) as first:
       state = state.replace(batch_stats=first_statistics(config, state.variables, next(first)))
   state = replicate(state)
   step_fn = parallel_step(
@@ -209,7 +209,7 @@ def train_step(
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = restore_frozen(optax.apply_updates(state.params, updates), state.params, frozen)
   decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-  valid = batch["example_mask"].astype(jnp.float32)
+  valid = (batch["example_mask"] & (batch["label"] >= 0)).astype(jnp.float32)
   right = ((logit > 0) == (batch["label"] > 0)) * valid
   sums = total({**losses, "train_accuracy": Sum(right.sum(), valid.sum())})
   sums["gradient_norm"] = Sum(optax.tree.norm(gradients), jnp.ones(()))
@@ -268,7 +268,7 @@ def first_statistics(config: Config, variables: dict, batch: dict[str, np.ndarra
 
 def abstract_batch(size: int, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and dtypes of what the network of a configuration reads, `size` examples."""
-  shapes = examples.input_shapes(**dataclasses.asdict(config.data.window))
+  shapes = examples.input_shapes(config.data.window)
   return {
     key: jax.ShapeDtypeStruct((size, *shapes[key][0]), shapes[key][1])
     for key in detector_inputs(config.model)
@@ -279,9 +279,10 @@ def abstract_batch(size: int, config: Config) -> dict[str, jax.ShapeDtypeStruct]
 def abstract_training_batch(size: int, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and dtypes of a batch as the training step takes it: `abstract_batch` and what the losses read."""
   batch = abstract_batch(size, config)
-  batch["label"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+  for key in ("label", "face_label", "sound_label"):
+    batch[key] = jax.ShapeDtypeStruct((size,), jnp.int32)
   batch["example_mask"] = jax.ShapeDtypeStruct((size,), jnp.bool_)
-  if config.data.pseudofakes:
+  if config.data.pseudofakes and "crops" in batch:
     places = (size, config.data.window.frames, data.REGION_SIZE, data.REGION_SIZE)
     batch["region"] = jax.ShapeDtypeStruct(places, jnp.float32)
   return batch
@@ -317,7 +318,8 @@ def with_steps(config: Config, *, data_dir: str | Path) -> Config:
     raise ValueError(f"train.epochs must be 0 (train.steps counts) or more, got {epochs}.")
   if not epochs:
     return config
-  steps = math.ceil(epochs * data.rows_in_pass(config.data, data_dir=data_dir) / config.data.batch_size)
+  rows = data.rows_in_pass(config.data, data_dir=data_dir, inputs=detector_inputs(config.model))
+  steps = math.ceil(epochs * rows / config.data.batch_size)
   logging.info("%d epochs are %d steps.", epochs, steps)
   return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
@@ -335,31 +337,44 @@ def make_predict(config: Config):
 
 
 def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path) -> dict[str, float]:
-  """Figures on the validation split, single pictures in eval mode.
+  """Figures on the validation split, single examples in eval mode.
 
   Returns:
-    "auc", "accuracy" and, with pseudo-fakes, "paired_accuracy" of plain and degraded pairs pooled, and the
-    same of each kind as "plain_auc" and so on.
+    "auc", "accuracy" and, with pseudo-fakes, "paired_accuracy" of plain and degraded pairs pooled, the same
+    of each as "plain_auc" and so on, and where several kinds of pseudo-fakes are made of each kind as
+    "voice_auc" and so on.
   """
-  source = data.ExampleSource(config.data.datasets, "validation", data_dir)
-  score = functools.partial(
-    evaluation.score,
-    functools.partial(predict, state.variables),
-    limit=config.data.validation_limit,
-    batch_size=config.data.batch_size,
-  )
+
+  def score(*, degraded: bool | None) -> evaluation.Scores:
+    inputs = detector_inputs(config.model)
+    return evaluation.score(
+      functools.partial(predict, state.variables),
+      data.held_out(config.data, "validation", data_dir=data_dir, inputs=inputs, degraded=degraded),
+      limit=config.data.validation_limit,
+      batch_size=config.data.batch_size,
+    )
+
   if not config.data.pseudofakes:
-    return score(data.HeldOutExamples(source)).summary()
-  plain, degraded = (score(data.HeldOutPairs(source, config.data, degraded=d)) for d in (False, True))
-  figures = (plain + degraded).summary()
-  for kind, scores in (("plain", plain), ("degraded", degraded)):
-    figures |= {f"{kind}_{name}": value for name, value in scores.summary().items()}
+    return score(degraded=None).summary()
+  plain, degraded = (score(degraded=d) for d in (False, True))
+  both = plain + degraded
+  figures, parts = both.summary(), {"plain": plain, "degraded": degraded}
+  if len(kinds := np.unique(both.kind)) > 1:
+    parts |= {str(kind): both.rows(both.kind == kind) for kind in kinds}
+  for name, scores in parts.items():
+    figures |= {f"{name}_{key}": value for key, value in scores.summary().items()}
   return figures
 
 
 def model_facts(config: Config, training: dict) -> dict:
   """What is written beside the parameters; see checkpoints.save_model."""
-  return {"name": config.name, "version": __version__, "config": to_dict(config), "training": training}
+  return {
+    "name": config.name,
+    "version": __version__,
+    "config": to_dict(config),
+    "inputs": detector_inputs(config.model),
+    "training": training,
+  }
 
 
 def _claim_workdir(config: Config, workdir: Path) -> None:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 LIKELY_AUTHENTIC = "likely_authentic"
 INCONCLUSIVE = "inconclusive"
@@ -55,6 +55,39 @@ class Person:
 
 
 @dataclasses.dataclass(frozen=True)
+class SoundWindow:
+  """A stretch of the sound and what the model says of it.
+
+  Attributes:
+    start_s, end_s: in the file.
+    probability: of this stretch being forged, calibrated, 0..1.
+  """
+
+  start_s: float
+  end_s: float
+  probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+  """What was heard in a file.
+
+  Attributes:
+    deepfake_probability: of the sound as a whole, calibrated; None where it was not judged.
+    windows: what was judged, in order of time.
+    moments: shorter, overlapping stretches of them, where the model tells them apart.
+    reasons: codes of what kept it from being judged; empty where it was.
+    thresholds: of probabilities of sound; None where it was not judged.
+  """
+
+  deepfake_probability: float | None
+  windows: tuple[SoundWindow, ...] = ()
+  moments: tuple[SoundWindow, ...] = ()
+  reasons: tuple[str, ...] = ()
+  thresholds: "Thresholds | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
 class BranchVerdict:
   """One branch's opinion: its own calibrated probability and its share of the fusion's attention (0 to 1)."""
 
@@ -100,13 +133,16 @@ class Verdict:
   """The answer for one file.
 
   Attributes:
-    outcome: one of OUTCOMES.
+    outcome: one of OUTCOMES; where faces and sound are judged apart, the more suspicious of the two.
     deepfake_probability: calibrated, 0..1; None where the outcome is not_applicable (never 0.5 in its place).
+    decided_by: "faces" or "sound": whose outcome and probability these are; None where nothing was judged.
     frame_consistency_score: 1 - 2 * (mean absolute deviation of the frames' probabilities from their median),
       of the person that decides, 0..1; None with fewer than two judged frames.
     reasons: why; empty for a plain verdict.
     branches: by name.
     people: everybody who was followed, the most suspicious first.
+    sound: None where the model does not judge sound by itself.
+    thresholds: of what decided.
     model: name, version, sha256 of the weights.
     file: name, bytes, sha256, kind, media (facts of the container).
     timings: seconds by stage; the only part that differs between two runs on the same file.
@@ -124,6 +160,8 @@ class Verdict:
   timings: dict[str, float]
   warnings: tuple[str, ...] = ()
   evidence: tuple[Evidence, ...] = ()
+  sound: Sound | None = None
+  decided_by: str | None = "faces"
 
   @property
   def is_deepfake(self) -> bool | None:
@@ -168,6 +206,7 @@ class Verdict:
       "frame_consistency_score": self.frame_consistency_score,
       "recommendation": self.recommendation,
       "outcome": self.outcome,
+      "decided_by": self.decided_by,
       "reasons": [dataclasses.asdict(r) for r in self.reasons],
       "thresholds": dataclasses.asdict(self.thresholds),
       "branches": {name: dataclasses.asdict(b) for name, b in self.branches.items()},
@@ -190,6 +229,7 @@ class Verdict:
         }
         for person in self.people
       ],
+      "sound": None if self.sound is None else dataclasses.asdict(self.sound),
       "timeline": self.timeline,
       "model": self.model,
       "file": self.file,

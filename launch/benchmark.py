@@ -1,10 +1,11 @@
-"""Times detect, builds, a training step, the networks or compiling, beside what each should be measured by.
+"""Times detect, builds, training, networks, compiling or pseudo-fakes, beside what each is measured against.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
     deepscan benchmark train --output_json=train.json
     deepscan benchmark models
     deepscan benchmark compile
+    deepscan benchmark pairs
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -12,7 +13,8 @@ PyTorch (the `benchmark` extra) for the network, with the layout that is faster 
 {benchmark, case, ours_s, reference_s, ratio, limit_s, device, threads}; `limit_s` is what the stage may take,
 where there is a promise. Memory stands in rows of its own, {benchmark, case, ours_gb, limit_gb, device,
 threads}: the most that the command and the process that decodes for it held resident at one time, the pages
-that both see counted twice.
+that both see counted twice. Pairs are counted by the second of one processor, {benchmark, case, ours_per_s,
+least_per_s, device, threads}: `least_per_s` is the promise.
 """
 
 import concurrent.futures
@@ -34,7 +36,7 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "build", "train", "models", "compile")
+CASES = ("detect", "build", "train", "models", "compile", "pairs")
 
 _MEDIA = flags.DEFINE_string(
   "media",
@@ -92,6 +94,18 @@ class MemoryRow:
   threads: int
 
 
+@dataclasses.dataclass(frozen=True)
+class RateRow:
+  """How often something is done in a second; `least_per_s` is None where nothing is promised."""
+
+  benchmark: str
+  case: str
+  ours_per_s: float
+  least_per_s: float | None
+  device: str
+  threads: int
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs the benchmark named by argv[1]; returns the exit code."""
   if len(argv) != 2 or argv[1] not in CASES:
@@ -105,6 +119,7 @@ def main(argv: Sequence[str]) -> int:
     "train": benchmark_train,
     "models": benchmark_models,
     "compile": benchmark_compile,
+    "pairs": benchmark_pairs,
   }
   rows = runs[argv[1]]()
   print(table(rows))
@@ -126,7 +141,9 @@ def benchmark_detect() -> list[Row | MemoryRow]:
     detector = load_detector()
     clip = media.decode_clip(path, plan=plan)
     subjects = examples.find_subjects(clip)
-    batch = examples.stack([examples.model_inputs(e) for s in subjects for e in examples.windows(s)])
+    window = detector.window
+    cut = [e for s in subjects for e in examples.face_windows(s, clip, window=window)]
+    batch = examples.stack([examples.model_inputs(e, window=window) for e in cut])
     detector.judge(batch)
     chosen = set(_frame_numbers(path, len(clip.frames)))
 
@@ -238,26 +255,39 @@ def benchmark_compile() -> list[Row]:
   return rows
 
 
-def in_turns(*functions: Callable[[], object], repeats: int) -> list[float]:
+def benchmark_pairs() -> list[RateRow]:
+  """Self-blended pairs and windows before and after augmentation, in one thread."""
+  from . import benchmark_pairs
+
+  return benchmark_pairs.pair_rows(in_turns=in_turns, row=_rate_row, repeats=_REPEATS.value)
+
+
+def in_turns(
+  *functions: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
   """Seconds of the fastest of `repeats` runs of each function, taken in turns after one warm-up each."""
   for function in functions:
     function()
   best = [float("inf")] * len(functions)
   for _ in range(repeats):
     for i, function in enumerate(functions):
-      started = time.perf_counter()
+      started = clock()
       function()
-      best[i] = min(best[i], time.perf_counter() - started)
+      best[i] = min(best[i], clock() - started)
   return best
 
 
-def table(rows: Sequence[Row | MemoryRow]) -> str:
+def table(rows: Sequence[Row | MemoryRow | RateRow]) -> str:
   """The rows for people."""
   width = max(len(row.case) for row in rows)
   lines = [f"{'':<{width}}  {'ours':>9}  {'reference':>9}  {'ratio':>6}  {'limit':>9}"]
   for row in rows:
     if isinstance(row, MemoryRow):
       lines.append(f"{row.case:<{width}}  {row.ours_gb:6.2f} GB  {'-':>9}  {'-':>6}  {row.limit_gb:6.2f} GB")
+      continue
+    if isinstance(row, RateRow):
+      least = f"{row.least_per_s:7.0f}/s" if row.least_per_s is not None else f"{'-':>9}"
+      lines.append(f"{row.case:<{width}}  {row.ours_per_s:7.0f}/s  {'-':>9}  {'-':>6}  {least}")
       continue
     seconds = [
       f"{s:8.3f}s" if s is not None else f"{'-':>9}" for s in (row.ours_s, row.reference_s, row.limit_s)
@@ -280,6 +310,11 @@ def _row(benchmark: str, case: str, ours: float, reference: float | None = None,
     device=jax.devices()[0].device_kind,
     threads=len(os.sched_getaffinity(0)),
   )
+
+
+def _rate_row(benchmark: str, case: str, ours: float, *, least_per_s: float | None = None) -> RateRow:
+  # Pairs are made by NumPy, OpenCV and codecs: a processor, whatever else there is.
+  return RateRow(benchmark, case, ours, least_per_s, device="cpu", threads=1)
 
 
 def _network_rows(crops) -> list[Row]:

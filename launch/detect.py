@@ -98,7 +98,9 @@ def main(argv: Sequence[str]) -> int:
   from deepscan_jax import media
 
   # The child process that decodes the first file has its work done when JAX has been loaded here.
-  decoding = media.Decoding(inputs[0].path, plan=media.SamplingPlan(frame_count=_FRAMES.value))
+  # That of a model of one's own is known once the model is.
+  plan = media.SamplingPlan(frame_count=_FRAMES.value)
+  decoding = None if _MODEL_PATH.value else media.Decoding(inputs[0].path, plan=plan)
 
   from deepscan_jax import checkpoints, compilation_cache, faces, inference
 
@@ -108,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
 
   say = _silent if _QUIET.value else _progress
   started = time.monotonic()
-  if not decoding.wait():  # a picture or a sound file is read by now
+  if decoding and not decoding.wait():  # a picture or a sound file is read by now
     faces.prepare(wait=False)
   try:
     detector = inference.load_detector(_MODEL_PATH.value)

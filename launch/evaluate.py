@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 def summary(figures: dict) -> str:
   """The figures of `measure_model` as Markdown tables."""
   lines = [f"Model {figures['model']['name']} {figures['model']['version']}, split {figures['split']}.", ""]
-  lines += ["| pairs | pictures | AUC | 95 % | fake above twin | fakes found |", "|---|---|---|---|---|---|"]
+  lines += ["| pairs | examples | AUC | 95 % | fake above twin | fakes found |", "|---|---|---|---|---|---|"]
   for kind, row in figures["pairs"].items():
     low, high = row["auc_interval"]
     twin = f"{row['paired_accuracy']:.3f}" if "paired_accuracy" in row else "-"
@@ -59,7 +59,7 @@ def summary(figures: dict) -> str:
     lines.append(
       f"| {kind} | {row['count']} | {row['auc']:.3f} | {low:.3f} to {high:.3f} | {twin} | {found} |"
     )
-  lines += ["", "| real pictures of | count | called manipulated | 95 % |", "|---|---|---|---|"]
+  lines += ["", "| real examples of | count | called manipulated | 95 % |", "|---|---|---|---|"]
   for source, row in figures["false_alarms"].items():
     low, high = row["interval"]
     lines.append(

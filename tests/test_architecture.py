@@ -110,7 +110,15 @@ def test_dataset_builders_never_see_models_or_training():
 
 @pytest.mark.parametrize(
   "name",
-  ["data", "augment", "augment_audio", "pseudofakes.image", "pseudofakes.audio", "pseudofakes.sync"],
+  [
+    "data",
+    "augment",
+    "augment_audio",
+    "pseudofakes.image",
+    "pseudofakes.clip",
+    "pseudofakes.audio",
+    "pseudofakes.sync",
+  ],
 )
 def test_what_runs_in_loader_workers_is_numpy(name):
   path = LIBRARY / Path(*name.split(".")).with_suffix(".py")

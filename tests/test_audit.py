@@ -418,7 +418,10 @@ def test_the_command_writes_what_the_library_finds_twice_the_same(equal_pictures
   [
     ({"media": []}, "Say which media to read"),
     ({"name": "nothing"}, "Unknown dataset 'nothing'; there are .*real_fake_folder, real_only"),
-    ({"name": "faceforensics/c99"}, "faceforensics has no config 'c99'; there are c23, c40, raw"),
+    (
+      {"name": "faceforensics/c99"},
+      "faceforensics has no config 'c99'; .* one of c23, c40, raw",
+    ),
     ({"name": "real_fake_folder"}, "has no folder real/ or fake/"),
     ({"name": "faceforensics/c23"}, "has none of original_sequences/youtube/c23/videos"),
     ({"output_html": "nowhere/a.html"}, "Cannot write nowhere/a.html: there is no such folder"),

@@ -12,13 +12,16 @@ from deepscan_jax.augment import (
   ColourConfig,
   augment_one,
   augment_pair,
+  draw_augmentation,
   draw_crop,
   h264,
+  h264_clip,
   jpeg,
   scale_channels,
   shift_hsv,
   warp,
 )
+from deepscan_jax.faces import regions
 
 GEOMETRY = AugmentConfig(
   colour=ColourConfig(rgb_shift_probability=0, hsv_probability=0, brightness_contrast_probability=0),
@@ -250,8 +253,112 @@ def test_warp_shifts_by_whole_pixels_and_mirrors_at_the_border(channels):
     (np.zeros((200, 200, 3), np.uint8), np.zeros((200, 200, 3), np.uint8), blob_mask(), "224"),
     (np.zeros((256, 256, 3), np.uint8), np.zeros((260, 260, 3), np.uint8), blob_mask(), "agree"),
     (np.zeros((260, 260, 3), np.uint8), np.zeros((260, 260, 3), np.uint8), blob_mask(), "agree"),
+    (np.zeros((0, 256, 256, 3), np.uint8), np.zeros((256, 256, 3), np.uint8), blob_mask(), r"\[0, 256"),
+    (np.zeros((2, 256, 256, 3), np.uint8), np.zeros((2, 256, 256, 3), np.uint8), blob_mask(), "agree"),
   ],
 )
 def test_wrong_input_is_named(real, fake, mask, message):
   with pytest.raises(ValueError, match=message):
     augment_pair(real, fake, mask, rng=np.random.default_rng(0), config=AugmentConfig())
+
+
+def clip_of(picture, frames=4):
+  return np.stack([picture] * frames)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("config", [AugmentConfig(), EVERYTHING])
+def test_a_clip_of_one_frame_is_augmented_as_a_picture(picture, seed, config):
+  twins = picture, picture[::-1].copy(), blob_mask()
+  expected = augment_pair(*twins, rng=np.random.default_rng(seed), config=config)
+  clips = augment_pair(*(v[None] for v in twins), rng=np.random.default_rng(seed), config=config)
+  for one, clip in zip(expected, clips, strict=True):
+    np.testing.assert_array_equal(clip, one[None])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_frames_of_a_clip_get_the_same(picture, seed):
+  # Noise is new in each frame, and a video's frames depend on those before.
+  config = dataclasses.replace(EVERYTHING, noise_probability=0, h264_probability=0)
+  out = augment_one(clip_of(picture), rng=np.random.default_rng(seed), config=config)
+  assert out.dtype == np.uint8 and out.shape == (4, 224, 224, 3)
+  np.testing.assert_array_equal(out, np.repeat(out[:1], 4, axis=0))
+  one = augment_one(picture, rng=np.random.default_rng(seed), config=config)
+  np.testing.assert_array_equal(out[0], one)
+
+
+def test_equal_twins_of_clips_stay_equal_and_masks_registered(picture):
+  rng, masks = np.random.default_rng(0), np.stack([blob_mask(), blob_mask().T])
+  clip = np.stack([picture, picture[::-1]])
+  for _ in range(4):
+    real, fake, moved = augment_pair(clip, clip.copy(), masks, rng=rng, config=EVERYTHING)
+    np.testing.assert_array_equal(real, fake)
+    assert moved.dtype == np.float32 and moved.shape == (2, 224, 224)
+  for _ in range(8):
+    image = np.repeat(np.rint(masks * 255).astype(np.uint8)[..., None], 3, axis=-1)
+    real, _, moved = augment_pair(image, image, masks, rng=rng, config=GEOMETRY)
+    assert np.abs(real[..., 0] / 255 - moved).max() < 0.02
+
+
+def test_noise_is_new_in_each_frame_and_the_same_in_both_twins():
+  grey = np.full((3, 256, 256, 3), 128, np.uint8)
+  config = dataclasses.replace(STILL, noise_probability=1, noise_level=(4, 4))
+  masks = np.zeros((3, 256, 256), np.float32)
+  real, fake, _ = augment_pair(grey, grey, masks, rng=np.random.default_rng(0), config=config)
+  np.testing.assert_array_equal(real, fake)
+  assert real.std() == pytest.approx(4, rel=0.05)
+  assert abs(np.corrcoef(real[0].ravel(), real[1].ravel())[0, 1]) < 0.02
+
+
+def test_a_clip_is_one_stream_in_which_a_resting_picture_is_not_coded_again(picture):
+  frames = h264_clip(clip_of(picture, 5), qp=30)
+  assert len(frames) == 5 and all(f.dtype == np.uint8 and f.shape == picture.shape for f in frames)
+  for frame in frames:
+    np.testing.assert_array_equal(frame, h264(picture, qp=30))
+  moving = [np.roll(picture, 2 * i, axis=1) for i in range(5)]
+  separate = h264_clip(moving, qp=30, key_frames_only=True)
+  together = h264_clip(moving, qp=30)
+  np.testing.assert_array_equal(separate[3], h264(moving[3], qp=30))
+  assert (together[3] != separate[3]).any()
+  assert np.abs(together[3].astype(int) - moving[3]).mean() < 12
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("exact", [0.0, 1.0])
+def test_landmarks_go_where_the_pixels_go(seed, exact):
+  crop, points = np.zeros((256, 256, 3), np.uint8), np.full((468, 2), 128, np.float32)
+  right, left = regions.RIGHT_EYE_OUTER_CORNER, regions.LEFT_EYE_OUTER_CORNER
+  for index, (x, y), value in ((right, (80, 110), 255), (left, (170, 120), 128)):
+    crop[y - 1 : y + 2, x - 1 : x + 2] = value
+    points[index] = x + 0.5, y + 0.5
+  config = dataclasses.replace(GEOMETRY, exact_scale_probability=exact)
+  drawn = draw_augmentation(np.random.default_rng(seed), 256, frames=2, config=config)
+  (picture,) = drawn.pictures(clip_of(crop, 2))
+  moved = drawn.landmarks(np.stack([points] * 2))
+  assert moved.dtype == np.float32 and moved.shape == (2, 468, 2)
+  # The person's right eye lies on the left, also in a mirrored picture: there it is the other one.
+  assert moved[0, right, 0] < moved[0, left, 0]
+  brighter = left if drawn.crop.flip else right
+  for index, value in ((brighter, 255), (left + right - brighter, 128)):
+    x, y = moved[0, index]
+    rows, columns = np.mgrid[int(y) - 5 : int(y) + 6, int(x) - 5 : int(x) + 6]
+    light = picture[0, int(y) - 5 : int(y) + 6, int(x) - 5 : int(x) + 6, 0].astype(float)
+    assert light.max() == pytest.approx(value, abs=20)
+    seen = np.array([(columns * light).sum(), (rows * light).sum()]) / light.sum() + 0.5
+    np.testing.assert_allclose(seen, (x, y), atol=0.1)
+
+
+def test_an_augmentation_is_for_as_many_frames_as_it_was_drawn_for(picture):
+  drawn = draw_augmentation(np.random.default_rng(0), 256, frames=2, config=EVERYTHING)
+  with pytest.raises(ValueError, match=r"2 frames, got \[3\]"):
+    drawn.pictures(clip_of(picture, 3))
+
+
+def test_the_mirrored_mesh_exchanges_left_and_right():
+  mirrored = regions.MIRRORED
+  np.testing.assert_array_equal(mirrored[mirrored], np.arange(regions.N_LANDMARKS))
+  np.testing.assert_array_equal(np.flatnonzero(mirrored == np.arange(468)), sorted(regions.MIDLINE))
+  for right, left in ((regions.RIGHT_EYE, regions.LEFT_EYE), (regions.RIGHT_EYEBROW, regions.LEFT_EYEBROW)):
+    np.testing.assert_array_equal(mirrored[list(right)], left)
+  for outline in (regions.FACE_OVAL, regions.LIPS_OUTER, regions.LIPS_INNER, regions.NOSE):
+    assert set(mirrored[list(outline)]) == set(outline)

@@ -23,6 +23,7 @@ from deepscan_jax.rooms import import_room
 building = import_room("datasets.building")
 media_builder = import_room("datasets.media_builder")
 Builder = import_room("datasets.real_only.real_only_dataset_builder").Builder
+VERSION = str(Builder.VERSION)
 TWO_ON_BEAM = "--runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing"
 
 
@@ -44,7 +45,7 @@ def test_several_processes_give_the_same_bytes_as_one(prepared_dataset, real_med
   builder_of(real_media, tmp_path).prepare(workers=2)
   assert manifest(tmp_path) == manifest(prepared_dataset)
   assert "15/15" in capsys.readouterr().err
-  assert [path.name for path in (tmp_path / "real_only").iterdir()] == ["1.0.0"]
+  assert [path.name for path in (tmp_path / "real_only").iterdir()] == [VERSION]
 
 
 def test_beam_gives_the_same_bytes(prepared_dataset, real_media, tmp_path):
@@ -104,7 +105,7 @@ def test_a_build_that_is_killed_goes_on_where_it_was(
 
   # In the middle of the second part: the first fsync is the fingerprint's.
   build_until("building.os.fsync", 3)
-  work = tmp_path / "real_only" / "1.0.0.parts"
+  work = tmp_path / "real_only" / f"{VERSION}.parts"
   assert [path.name for path in work.glob("*.part")] == ["train-000000.part"]
   assert len(list(work.glob(".*.tmp"))) == 1
   # While TFDS writes, when all parts are there.
@@ -117,11 +118,11 @@ def test_a_build_that_is_killed_goes_on_where_it_was(
   builder_of(real_media, tmp_path).prepare()
   assert "Going on with a build that was stopped: 15 files are done." in capsys.readouterr().err
   assert manifest(tmp_path) == manifest(prepared_dataset)
-  assert [path.name for path in (tmp_path / "real_only").iterdir()] == ["1.0.0"]
+  assert [path.name for path in (tmp_path / "real_only").iterdir()] == [VERSION]
 
 
 def test_a_build_of_something_else_is_begun_anew(tmp_path, capsys):
-  folder = tmp_path / "1.0.0"
+  folder = tmp_path / VERSION
   facts = {"media": "a", "settings": {"frames_per_clip": "32"}}
   with building._working_folder(folder, facts) as work:
     (work / "train-000000.part").touch()
@@ -154,9 +155,9 @@ def test_what_a_part_depends_on_is_in_the_fingerprint(tmp_path):
 
 def test_two_processes_do_not_build_one_dataset(tmp_path):
   with (
-    building._working_folder(tmp_path / "1.0.0", {}),
+    building._working_folder(tmp_path / VERSION, {}),
     pytest.raises(ValueError, match="Another process is building"),
-    building._working_folder(tmp_path / "1.0.0", {}),
+    building._working_folder(tmp_path / VERSION, {}),
   ):
     pass
 
@@ -242,7 +243,7 @@ def test_a_damaged_part_is_said_to_be(real_media, tmp_path):
 def copied(prepared_dataset, tmp_path) -> Path:
   """A copy of a dataset's folder that may be damaged."""
   shutil.copytree(prepared_dataset, tmp_path / "data")
-  return tmp_path / "data" / "real_only" / "1.0.0"
+  return tmp_path / "data" / "real_only" / VERSION
 
 
 def verify(copied: Path) -> int:

@@ -1,14 +1,19 @@
 import dataclasses
 
+import face_media
 import numpy as np
 import pytest
+import voices
 from face_media import COUNTS, SOURCES
 
-from deepscan_jax import data, examples
-from deepscan_jax.config import DataConfig
+from deepscan_jax import data, examples, media
+from deepscan_jax.config import DataConfig, WindowConfig
+from deepscan_jax.pseudofakes.image import BlendConfig
 
 CONFIG = DataConfig(batch_size=4)
-MADE = ("crops", "crop_mask", "label", "example_mask", "region")
+WINDOW = CONFIG.window.reading(data.FACE_INPUTS)
+LABELS = ("label", "face_label", "sound_label")
+MADE = ("crops", "crop_mask", *LABELS, "example_mask", "region")
 
 
 def first_batches(data_dir, *, count=2, seed=0, config=CONFIG) -> list[dict]:
@@ -67,7 +72,7 @@ def test_an_iterator_goes_on_where_its_state_was_taken(prepared_dataset):
 def test_labelled_data_keep_their_labels(prepared_dataset):
   config = dataclasses.replace(CONFIG, pseudofakes=False, batch_size=3)
   (batch,) = first_batches(prepared_dataset, count=1, config=config)
-  assert sorted(batch) == ["crop_mask", "crops", "example_mask", "label"]
+  assert sorted(batch) == sorted(["crop_mask", "crops", "example_mask", *LABELS])
   assert batch["crops"].shape == (3, 1, 224, 224, 3)
   np.testing.assert_array_equal(batch["label"], 0)
 
@@ -87,7 +92,7 @@ def test_plain_pairs_are_the_crops_that_the_detector_sees(held_out):
   # Without black: where a crop reaches beyond its photograph, blending may fill it.
   element = {**held_out[0], "faces": np.maximum(held_out[0]["faces"], 30)}
   pair = data.HeldOutPairs([element], CONFIG, degraded=False)[0]
-  np.testing.assert_array_equal(pair["crops"][0], examples.model_inputs(element)["crops"])
+  np.testing.assert_array_equal(pair["crops"][0], examples.model_inputs(element, window=WINDOW)["crops"])
   changed = (pair["crops"][0] != pair["crops"][1]).any(axis=-1)[0]
   blended = pair["region"][1, 0].repeat(16, axis=0).repeat(16, axis=1) > 0
   assert changed.any() and not (changed & ~blended).any()
@@ -101,7 +106,9 @@ def test_a_part_of_the_training_pairs_is_left_plain(held_out):
   def drawn(seed: int, *, degraded: bool) -> dict:
     rng = np.random.default_rng(seed)
     rng.random()
-    return data.make_pair(held_out[0], rng=rng, config=CONFIG, degraded=degraded)
+    pair = data.make_pair(held_out[0], rng=rng, config=CONFIG, degraded=degraded)
+    assert pair.pop("kind") == "face"
+    return pair
 
   seeds = range(4)
   plain = [np.array_equal(made(0.5, s)["crops"], drawn(s, degraded=False)["crops"]) for s in seeds]
@@ -168,3 +175,218 @@ def test_the_newest_version_is_read_by_number_and_unfinished_builds_are_not(tmp_
     (tmp_path / "real_only" / name).mkdir(parents=True)
     (tmp_path / "real_only" / name / "dataset_info.json").touch()
   assert data._directory("real_only", tmp_path).name == "10.0.0"
+
+
+WINDOWS = WindowConfig(frames=4, frame_rate_hz=12.5, mouth_frames=50, samples=48_000)
+ALL_INPUTS = ("crops", "crop_mask", "landmarks", "frame_times_s", "mouth_crops", "mouth_mask", "waveform",
+              "waveform_mask")  # fmt: skip
+WINDOW_CONFIG = DataConfig(batch_size=4, window=WINDOWS)
+
+
+@pytest.fixture(scope="module")
+def talking() -> dict:
+  """A window of four views of one face, mouths of noise and a voice, as a builder stores it."""
+  faces, points = [], []
+  for i in range(4):
+    clip = media.Clip("image", face_media.portrait(side=256, shift=(2.0 * i, i))[None], np.zeros(1),
+                      np.zeros(0, np.float32), 16_000, {}, ())  # fmt: skip
+    (person,) = examples.find_subjects(clip)
+    faces.append(person.crops[0])
+    points.append(person.landmarks[0])
+  rng = np.random.default_rng(0)
+  return {
+    "faces": np.stack(faces),
+    "face_mask": np.ones(4, bool),
+    "landmarks": np.stack(points),
+    "frame_times_s": (1 + np.arange(4) / 12.5).astype(np.float32),
+    "mouths": rng.integers(0, 256, (50, 96, 96, 3), dtype=np.uint8),
+    "mouth_mask": np.ones(50, bool),
+    "sound": np.round(voices.voice(seconds=3.0, seed=1) * 32767).astype(np.int16),
+    "start_s": np.float32(1),
+    "file_facts": np.zeros(3, np.float32),
+    "file_facts_mask": np.zeros(3, bool),
+    "face_label": np.int32(0),
+    "sound_label": np.int32(0),
+    "id": "one",
+    "group": "g",
+    "source": "s",
+    "method": "",
+  }
+
+
+def pair_of(element: dict, kind: str, *, degraded: bool = False, inputs=ALL_INPUTS, **changes) -> dict:
+  config = dataclasses.replace(WINDOW_CONFIG, pseudofake_kinds=((kind, 1.0),), **changes)
+  pair = data.make_pair(
+    element, rng=np.random.default_rng(3), config=config, degraded=degraded, inputs=inputs
+  )
+  assert pair.pop("kind") == kind
+  return pair
+
+
+@pytest.mark.parametrize("degraded", [False, True])
+@pytest.mark.parametrize("kind", data.PSEUDOFAKES)
+def test_a_twin_differs_only_in_what_was_forged(talking, kind, degraded):
+  pair = pair_of(talking, kind, degraded=degraded)
+  shapes = examples.input_shapes(WINDOWS)
+  for key in ALL_INPUTS:
+    assert pair[key].shape == (2, *shapes[key][0]) and pair[key].dtype == shapes[key][1], key
+  differs = {key for key in ALL_INPUTS if not np.array_equal(pair[key][0], pair[key][1])}
+  assert differs == {"face": {"crops"}, "voice": {"waveform"}, "sync": {"waveform"}}[kind]
+  np.testing.assert_array_equal(pair["label"], [0, 1])
+  np.testing.assert_array_equal(pair["face_label"], [0, int(kind == "face")])
+  np.testing.assert_array_equal(pair["sound_label"], [0, int(kind == "voice")])
+  assert pair["region"].shape == (2, 4, 14, 14) and bool(pair["region"].any()) == (kind == "face")
+  assert not pair["region"][0].any()
+  assert_same(pair, pair_of(talking, kind, degraded=degraded))
+
+
+def test_a_plain_real_twin_is_what_the_detector_sees(talking):
+  talking = {**talking, "faces": np.maximum(talking["faces"], 30)}  # black beyond a photograph may be filled
+  untouched = BlendConfig(jitter_target_probability=0.0)
+  for kind in ("face", "voice"):
+    pair = pair_of(talking, kind, blend=untouched)
+    inputs = examples.model_inputs(talking, window=WINDOWS, keys=ALL_INPUTS)
+    for key in ALL_INPUTS:
+      if (kind, key) != ("voice", "waveform"):  # both voices lose the band that copy synthesis cannot make
+        np.testing.assert_array_equal(pair[key][0], inputs[key], err_msg=key)
+
+
+def test_what_is_shifted_is_cut_shorter_in_both_twins(talking):
+  pair = pair_of(talking, "sync")
+  np.testing.assert_array_equal(pair["mouth_mask"].sum(axis=1), 35)
+  np.testing.assert_array_equal(pair["waveform_mask"].sum(axis=1), 35 * 640)
+
+
+def test_kinds_are_drawn_as_often_as_they_weigh_and_only_where_they_can_be_made(talking):
+  config = dataclasses.replace(WINDOW_CONFIG, pseudofake_kinds=(("face", 0.0), ("voice", 3.0), ("sync", 1.0)))
+
+  def drawn(element: dict, inputs=ALL_INPUTS, config=config) -> list[str]:
+    return [
+      data.make_pair(element, rng=np.random.default_rng(seed), config=config, degraded=False, inputs=inputs)[
+        "kind"
+      ]
+      for seed in range(12)
+    ]
+
+  kinds = drawn(talking)
+  assert set(kinds) == {"voice", "sync"} and kinds.count("voice") > kinds.count("sync")
+  gap = {**talking, "mouth_mask": np.arange(50) != 30}
+  assert set(drawn(gap)) == {"voice"}  # too short a run of mouths to shift in
+  with pytest.raises(ValueError, match=r"None of the pseudo-fakes face, voice, sync .* allows face"):
+    drawn({**talking, "sound": talking["sound"][:0]})
+  odd = dataclasses.replace(WINDOW_CONFIG, pseudofake_kinds=(("nose", 1.0),))
+  with pytest.raises(ValueError, match="'nose' with 1; there are face, voice, sync"):
+    drawn(talking, config=odd)
+
+
+def test_sound_alone_goes_into_a_batch_with_faces(talking):
+  empty = {
+    "faces": (),
+    "landmarks": np.zeros((0, 468, 2), np.float32),
+    "frame_times_s": np.zeros(0, np.float32),
+  }
+  masks = {"face_mask": np.zeros(0, bool), "mouths": (), "mouth_mask": np.zeros(0, bool)}
+  sound = {**talking, **empty, **masks}
+  pair = pair_of(sound, "voice", degraded=True)
+  assert not pair["crop_mask"].any() and not pair["crops"].any() and not pair["region"].any()
+  np.testing.assert_array_equal(pair["sound_label"], [0, 1])
+  np.testing.assert_array_equal(pair["face_label"], [-1, -1])
+  both = examples.stack([pair, pair_of(talking, "face", degraded=True)])
+  assert both["crops"].shape == (2, 2, 4, 224, 224, 3)
+
+
+def test_a_single_picture_moves_where_windows_are_read(talking):
+  still = {key: talking[key][:1] for key in ("faces", "face_mask", "landmarks", "frame_times_s")}
+  element = {**talking, **still, "mouths": (), "mouth_mask": np.zeros(0, bool), "sound": talking["sound"][:0]}
+  moved = pair_of(element, "face", moving_stills=1.0)
+  assert moved["crop_mask"].all()
+  np.testing.assert_allclose(np.diff(moved["frame_times_s"][0]), 0.08, atol=1e-6)
+  changes = np.abs(np.diff(moved["crops"][0].astype(int), axis=0)).mean(axis=(1, 2, 3))
+  assert (changes > 0).all()
+  assert np.abs(np.diff(moved["landmarks"][0], axis=0)).max() > 0
+  kept = pair_of(element, "face", moving_stills=0.0)
+  np.testing.assert_array_equal(kept["crop_mask"], [[True, False, False, False]] * 2)
+  single = pair_of(element, "face", inputs=data.FACE_INPUTS, window=WindowConfig())
+  np.testing.assert_array_equal(kept["crops"][:, :1], single["crops"])
+
+
+def test_own_labels_and_augmentation_reach_every_modality(talking):
+  element = {**talking, "sound_label": np.int32(1)}
+  maker = data.SingleMaker(dataclasses.replace(WINDOW_CONFIG, pseudofakes=False), ALL_INPUTS)
+  row = maker.random_map(element, np.random.default_rng(1))
+  assert {key: int(row[key][0]) for key in LABELS} == {"label": 1, "face_label": 0, "sound_label": 1}
+  shapes = examples.input_shapes(WINDOWS)
+  assert {key: (row[key].shape[1:], row[key].dtype) for key in ALL_INPUTS} == {
+    key: shapes[key] for key in ALL_INPUTS
+  }
+  plain = examples.model_inputs(element, window=WINDOWS, keys=ALL_INPUTS)
+  assert not np.array_equal(row["crops"][0], plain["crops"])
+
+
+def labels_drawn(
+  config: DataConfig, sources: dict, monkeypatch, *, shard=(0, 1), count: int = 8
+) -> list[dict]:
+  """Batches of tiny examples in place of prepared datasets: {name: [(label, number)]}."""
+
+  class Listed:
+    def __init__(self, names, split, data_dir, *, inputs, labels, source_weights=()):
+      del split, data_dir, inputs, source_weights
+      self.rows = [row for name in names for row in sources[name] if row[0] in labels]
+
+    def __len__(self):
+      return len(self.rows)
+
+    def __getitem__(self, index):
+      label, number = self.rows[index]
+      side = np.full((1, 256, 256, 3), number, np.uint8)
+      return {
+        **dict.fromkeys(("mouths", "sound"), ()), "mouth_mask": np.zeros(0, bool), "faces": side,
+        "face_mask": np.ones(1, bool), "landmarks": np.zeros((1, 468, 2), np.float32),
+        "frame_times_s": np.zeros(1, np.float32), "face_label": label, "sound_label": -1,
+      }  # fmt: skip
+
+  monkeypatch.setattr(data, "ExampleSource", Listed)
+  # Untouched crops carry their number.
+  never = {f.name: 0.0 for f in dataclasses.fields(config.augment) if f.name.endswith("_probability")}
+  colour = {f.name: 0.0 for f in dataclasses.fields(config.augment.colour) if f.name.endswith("_probability")}
+  never |= {"exact_scale_probability": 1.0, "colour": dataclasses.replace(config.augment.colour, **colour)}
+  maker = dataclasses.replace(config.augment, **never)
+  config = dataclasses.replace(config, augment=maker, pseudofakes=False)
+  iterator = iter(data.train_dataset(config, data_dir="", seed=0, shard=shard))
+  batches = [next(iterator) for _ in range(count)]
+  iterator.close()
+  return batches
+
+
+def numbers(batches: list[dict]) -> list[int]:
+  return [int(crop.mean()) for batch in batches for crop in batch["crops"]]
+
+
+def test_classes_and_datasets_are_drawn_as_often_as_they_weigh(monkeypatch):
+  sources = {"a": [(0, 10 + i) for i in range(8)] + [(1, 30)] * 2, "b": [(1, 50)] * 40 + [(0, 60)] * 2}
+  config = DataConfig(datasets=("a", "b"), batch_size=10)
+  plain = numbers(labels_drawn(config, sources, monkeypatch, count=26))
+  assert np.mean([n == 50 for n in plain]) == pytest.approx(40 / 52, abs=0.05)
+  balanced = dataclasses.replace(config, balance_classes=True)
+  batches = labels_drawn(balanced, sources, monkeypatch, count=20)
+  assert np.concatenate([batch["label"] for batch in batches]).mean() == 0.5
+  weighted = dataclasses.replace(config, dataset_weights=(3.0, 1.0))
+  drawn = numbers(labels_drawn(weighted, sources, monkeypatch, count=20))
+  assert np.mean([n < 50 for n in drawn]) == pytest.approx(0.75, abs=0.01)
+  both = dataclasses.replace(weighted, balance_classes=True)
+  drawn = labels_drawn(both, sources, monkeypatch, count=20)
+  shares = {n: np.mean(np.array(numbers(drawn)) == n) for n in (30, 50, 60)}
+  assert shares == pytest.approx({30: 0.375, 50: 0.125, 60: 0.125}, abs=0.01)
+  for wrong in ((1.0,), (-1.0, 2.0), (0.0, 0.0)):
+    with pytest.raises(ValueError, match="needs one weight of 0 or more for each of a, b"):
+      labels_drawn(dataclasses.replace(config, dataset_weights=wrong), sources, monkeypatch)
+
+
+def test_processes_share_a_pass_without_overlap(monkeypatch):
+  sources = {"a": [(0, 10 + i) for i in range(24)]}
+  config = DataConfig(datasets=("a",), batch_size=4)
+  alone = numbers(labels_drawn(config, sources, monkeypatch, count=6))
+  assert sorted(alone) == list(range(10, 34))
+  parts = [numbers(labels_drawn(config, sources, monkeypatch, shard=(i, 2), count=3)) for i in (0, 1)]
+  assert sorted(parts[0] + parts[1]) == sorted(alone)
+  assert [n for pair in zip(*parts, strict=True) for n in pair] == alone

@@ -10,7 +10,7 @@ import pytest
 from tiny import TinyBranch, random_variables, tiny_branch
 
 from deepscan_jax import examples
-from deepscan_jax.config import Config, ModelConfig
+from deepscan_jax.config import Config, ModelConfig, WindowConfig
 from deepscan_jax.models.detector import BRANCHES, Detector, detector_inputs
 from deepscan_jax.models.interface import BranchOutput, DetectorOutput
 
@@ -200,7 +200,7 @@ def everything() -> tuple:
   Of the first example everything is there, of the second its picture alone, of the third nothing.
   """
   module = Detector(ALL)
-  shapes = examples.input_shapes(frames=3, mouth_frames=32, samples=22_400)
+  shapes = examples.input_shapes(WindowConfig(frames=3, mouth_frames=32, samples=22_400))
   rng = np.random.default_rng(0)
   batch = {key: rng.normal(size=(3, *shapes[key][0])).astype(np.float32) * 0.1 for key in MASK_OF}
   batch["crops"] = rng.uniform(0, 255, (3, 3, 64, 64, 3)).astype(np.float32)

@@ -55,7 +55,8 @@ def test_the_score_of_a_clip_is_that_of_its_person(detector, clip):
   assert verdict.deepfake_probability == person.deepfake_probability
   found = media.decode_clip(clip, plan=media.SamplingPlan(frame_count=4))
   (subject,) = examples.find_subjects(found)
-  cut = examples.stack([examples.model_inputs(e) for e in examples.windows(subject)])
+  cut = examples.face_windows(subject, found, window=detector.window)
+  cut = examples.stack([examples.model_inputs(e, window=detector.window) for e in cut])
   logits = detector.judge(cut).logits
   assert person.deepfake_probability == pytest.approx(float(CALIBRATION.probability(logits.mean())), abs=1e-5)
   for sighting, logit in zip(person.sightings, logits, strict=True):
@@ -158,7 +159,7 @@ def test_a_crop_is_judged_on_its_own(detector):
     many = crops(count, seed=7)
     many["crops"][0] = crops(1)["crops"][0]
     judged = detector.judge(many)
-    assert judged.logits.shape == (count,) and judged.region.shape == (count, 14, 14)
+    assert judged.logits.shape == (count,) and judged.region.shape == (count, 1, 14, 14)
     np.testing.assert_allclose(judged.logits[0], alone[0], atol=1e-5)
 
 

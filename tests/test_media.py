@@ -1,5 +1,6 @@
 """Files to clips: the same frames by every way, right colours and times, one sentence for every fault."""
 
+import contextlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,14 @@ import pytest
 from PIL import Image
 
 from deepscan_jax import media, media_decoder
-from deepscan_jax.media import Budget, MediaError, SamplingPlan, decode_clip, decode_image_bytes
+from deepscan_jax.media import (
+  Budget,
+  MediaError,
+  SamplingPlan,
+  decode_bytes,
+  decode_clip,
+  decode_image_bytes,
+)
 
 PICTURE = media_files.numbered_frames(6)[5]
 
@@ -140,6 +148,44 @@ def test_sampling_plan_spreads_distinct_frames_in_whole_windows(plan, available)
 def test_sampling_plan_refuses_windows_longer_than_the_plan():
   with pytest.raises(ValueError, match="window_frames"):
     SamplingPlan(frame_count=4, window_frames=5)
+
+
+def test_sampling_plan_with_a_rate_takes_the_frames_nearest_to_its_moments():
+  times_s = [i / 30 for i in range(300)]
+  plan = SamplingPlan(frame_count=30, window_frames=10, rate_hz=12.5)
+  chosen = plan.choose_at(times_s)
+  runs = np.array(times_s)[chosen].reshape(3, 10)
+  moments = np.broadcast_to(np.arange(10) / 12.5, (3, 10))
+  np.testing.assert_allclose(runs - runs[:, :1], moments, atol=1 / 30)
+  middles = runs.mean(axis=1)
+  np.testing.assert_allclose(middles, [10 / 6, 5, 50 / 6], atol=0.1)  # spread evenly
+  assert plan.choose_at(times_s[:3]) == [0, 2]  # a film of a tenth of a second: nothing twice
+  assert plan.choose_at([]) == [] and plan.choose_at([0.0]) == [0]
+  slow = SamplingPlan(frame_count=10, window_frames=10, rate_hz=25.0).choose_at([i / 5 for i in range(50)])
+  assert np.diff(slow).tolist() == [1, 1] or np.diff(slow).tolist() == [1]
+
+
+def test_sampling_plan_looks_into_spans():
+  times_s = [i / 25 for i in range(250)]
+  chosen = SamplingPlan(frame_count=4, spans_s=((2.0, 2.2), (7.0, 7.1))).choose_at(times_s)
+  assert len(chosen) == 4 and all(2 <= times_s[i] <= 2.2 or 7 <= times_s[i] <= 7.1 for i in chosen)
+  run = SamplingPlan(frame_count=8, window_frames=8, rate_hz=25.0, spans_s=((2.0, 2.2),)).choose_at(times_s)
+  assert np.diff(run).tolist() == [1] * 7 and abs(np.mean([times_s[i] for i in run]) - 2.1) < 0.05
+  outside = SamplingPlan(frame_count=4, spans_s=((90.0, 91.0),))
+  assert outside.choose_at(times_s) == SamplingPlan(frame_count=4).choose_at(times_s)
+
+
+def test_bytes_are_decoded_as_the_file_is(small_video, tmp_path):
+  for path in (small_video, media_files.sound(tmp_path / "voice.flac")):
+    ours, theirs = (
+      decode_bytes(path.read_bytes(), plan=SamplingPlan(4)),
+      decode_clip(path, plan=SamplingPlan(4)),
+    )
+    np.testing.assert_array_equal(ours.frames, theirs.frames)
+    np.testing.assert_array_equal(ours.waveform, theirs.waveform)
+    assert ours.kind == theirs.kind
+  with pytest.raises(MediaError):
+    decode_bytes(b"nothing of the kind")
 
 
 @pytest.mark.parametrize("name", ["small.mp4", "picture.jpg", "voice.flac"])
@@ -590,7 +636,9 @@ def test_decode_image_bytes_refuses_what_is_no_picture():
 
 def _children() -> list[str]:
   """Process ids of this process's children, dead ones that nobody waited for included."""
-  tasks = Path("/proc/self/task")
-  found = [child for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+  found = []
+  for task in Path("/proc/self/task").iterdir():
+    with contextlib.suppress(FileNotFoundError):  # a thread that has ended since
+      found += (task / "children").read_text().split()
   # Stays for good once multiprocessing has started a process, as other tests do.
   return [child for child in found if child != str(resource_tracker._resource_tracker._pid)]

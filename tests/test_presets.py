@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_variables, tiny_config
+from tiny import random_variables, tiny_branch, tiny_config
 
 from deepscan_jax import checkpoints, data, training
 from deepscan_jax.config import Config, ModelConfig, load_preset, override, preset_names
@@ -94,6 +94,11 @@ def test_a_step_moves_the_last_layers_of_a_network_and_nothing_before_them():
 
 
 def test_passes_over_the_data_are_told_as_steps(prepared_dataset):
+  with tiny_branch():
+    check_passes(prepared_dataset)
+
+
+def check_passes(prepared_dataset):
   config = override(tiny_config(), "train.epochs=3")
   rows = data.rows_in_pass(config.data, data_dir=prepared_dataset)
   assert rows == 2 * len(data.ExampleSource(config.data.datasets, "train", prepared_dataset))

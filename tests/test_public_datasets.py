@@ -395,12 +395,13 @@ def test_fakeavceleb_follows_its_list(roots, tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     builder, splits = listed("fakeavceleb", roots["fakeavceleb"], tmp_path=tmp_path)
   files, left_out = everything(splits), rejected(builder)
-  assert len(left_out["sound_only"]) == 24 and all("RealVideo-FakeAudio" in n for n in left_out["sound_only"])
-  assert len(files) + len(left_out["between_splits"]) == 4 * 24
+  assert len(files) + len(left_out["between_splits"]) == 5 * 24
   assert {"RealVideo-RealAudio/African/men/id00003/00109_real.mp4"} <= set(files)
   for name, file in files.items():
     kind = name.split("/")[0]
-    assert file.label == (examples.FAKE if kind.startswith("FakeVideo") else examples.REAL)
+    forged = {"face_label": "FakeVideo" in kind, "sound_label": "FakeAudio" in kind}
+    assert file.labels == {key: examples.FAKE if fake else examples.REAL for key, fake in forged.items()}
+    assert file.label == max(file.labels.values())
     assert file.path.is_file() and file.source == "African, men" and file.group == name.split("/")[3]
     assert file.method == ("" if file.label == examples.REAL else file.path.stem.removeprefix("00109_"))
     assert len(file.identities) == (2 if file.method in ("faceswap", "fsgan-wav2lip") else 1)
@@ -423,16 +424,25 @@ def test_lav_df_follows_its_list(roots, tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     builder, splits = listed("lav_df", roots["lav_df"], tmp_path=tmp_path)
   assert {split: set(files) for split, files in splits.items()} == {
-    split: {f"{folder}/00000{number}.mp4" for number in (0, 1, 3)}
+    split: {f"{folder}/00000{number}.mp4" for number in range(4)}
     for split, folder in (("train", "train"), ("validation", "dev"), ("test", "test"))
   }
-  assert rejected(builder) == {"sound_only": {f"{s}/000002.mp4" for s in ("train", "dev", "test")}}
+  assert not rejected(builder)
   for split, files in splits.items():
-    real, seen, both = (files[name] for name in sorted(files))
-    assert (real.label, seen.label, both.label) == (examples.REAL, examples.FAKE, examples.FAKE), split
-    assert (real.method, seen.method, both.method) == ("", "picture", "picture and sound")
-    assert real.group == seen.group == both.group == real.id
+    real, seen, heard, both = (files[name] for name in sorted(files))
+    found = (real, seen, heard, both)
+    assert [file.label for file in found] == [0, 1, 1, 1], split
+    assert [file.labels["face_label"] for file in found] == [0, 1, 0, 1]
+    assert [file.labels["sound_label"] for file in found] == [0, 0, 1, 1]
+    assert [file.method for file in found] == [
+      "",
+      "picture",
+      "sound",
+      "picture and sound",
+    ]
+    assert real.group == seen.group == heard.group == both.group == real.id
     assert real.forged_spans_s is None and seen.forged_spans_s == ((1.2, 1.9),)
+    assert heard.forged_spans_s is None and heard.forged_sound_spans_s == ((1.2, 1.9),)
   assert "real 3 of 36,431, fake 9 of 99,873" in caplog.text
 
 
@@ -463,10 +473,14 @@ def test_av_deepfake1m_reads_its_three_forms(facts, both, tmp_path, caplog):
   assert {n: (f.label, f.method, f.forged_spans_s) for n, f in found.items()} == {
     "real.mp4": (examples.REAL, "", None),
     "fake_video_real_audio.mp4": (examples.FAKE, "picture", ((3.28, 3.46),)),
+    "real_video_fake_audio.mp4": (examples.FAKE, "sound", None),
     "fake_video_fake_audio.mp4": (examples.FAKE, "picture and sound", ((3.28, 3.46),)),
   }
   assert len({f.group for f in found.values()}) == 1
-  assert len(rejected(builder)["sound_only"]) == 4
+  heard = {n.removesuffix(".mp4"): f.forged_sound_spans_s for n, f in found.items()}
+  assert heard["real_video_fake_audio"] and heard["fake_video_fake_audio"]
+  assert heard["real"] is None and heard["fake_video_real_audio"] is None
+  assert not rejected(builder)
 
 
 def test_av_deepfake1m_lists_what_is_absent_and_refuses_unknown_types(tmp_path):
@@ -569,7 +583,7 @@ def test_a_config_is_built_from_the_command_line_and_found_under_its_name(tmp_pa
 def test_clips_of_pictures_become_examples_in_order_of_time(tmp_path):
   def frame(number: int) -> bytes:
     view = face_media.portrait(shift=(number / 10, 0), turn_deg=number / 20)
-    return media_builder.encode_png(view)
+    return media_builder.Form().encode(view)
 
   root = layouts.wild_deepfake(tmp_path, frame=frame, train=(), test=(0,))
   builder = import_room("datasets.wild_deepfake.wild_deepfake_dataset_builder").Builder(
@@ -597,7 +611,7 @@ def test_pictures_of_a_clip_that_differ_in_size_or_are_damaged_are_listed(tmp_pa
     )
     for name, frames in {
       "unequal": [
-        media_builder.encode_png(np.zeros(shape, np.uint8)) for shape in ((40, 40, 3), (40, 42, 3))
+        media_builder.Form().encode(np.zeros(shape, np.uint8)) for shape in ((40, 40, 3), (40, 42, 3))
       ],
       "damaged": [b"no picture"],
     }.items()
@@ -624,7 +638,7 @@ def test_only_the_forged_seconds_of_a_fake_become_examples(tmp_path):
   for row in built("lav_df", tmp_path / "data", "train"):
     times[int(row["label"])].append(float(row["frame_times_s"][0]))
   assert len(times[examples.REAL]) == 5
-  assert sorted(times[examples.FAKE]) == sorted(t for t in times[examples.REAL] if 0.1 <= t <= 0.18) != []
+  assert sorted(times[examples.FAKE]) == pytest.approx([0.12, 0.16])  # at 25 a second, all that lie in a span
   assert [(row["id"], row["reason"]) for row in builder.rejected] == [("train/000009.mp4", "no_forged_frame")]
 
 

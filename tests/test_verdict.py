@@ -11,7 +11,7 @@ THRESHOLDS = Thresholds(inconclusive=0.4, manipulated=0.7, false_positive_rate=0
 EXPECTED_KEYS = {
   "schema_version", "deepfake_probability", "is_deepfake", "confidence", "frame_consistency_score",
   "recommendation", "outcome", "reasons", "thresholds", "branches", "people", "timeline", "model", "file",
-  "timings", "warnings",
+  "timings", "warnings", "sound", "decided_by",
 }  # fmt: skip
 
 

@@ -12,12 +12,12 @@ from ..media_builder import MediaBuilder, MediaFile, find_root, warn_of_counts
 
 _SPLITS = {"train": "train", "val": "validation"}
 _OFFICIAL_COUNTS = {"train": 746_180, "val": 57_340}
-# modify_type, written with - or _: whether the picture is forged, and the method's name here.
+# modify_type, written with - or _: whether picture and sound are forged, and the method's name here.
 _TYPES = {
-  "real": (False, ""),
-  "visual_modified": (True, "picture"),
-  "audio_modified": (False, "sound"),
-  "both_modified": (True, "picture and sound"),
+  "real": (False, False, ""),
+  "visual_modified": (True, False, "picture"),
+  "audio_modified": (False, True, "sound"),
+  "both_modified": (True, True, "picture and sound"),
 }
 _PERSON = re.compile(r"id\d+")
 
@@ -26,13 +26,12 @@ class Builder(MediaBuilder):
   """The labelled videos in their official splits: train, and val as validation. The test set has no labels.
 
   Where a path names a person (id00012/...), that is an identity; a warning says how many are in both of the
-  official splits. A fake goes with the video that it was made from. Only some seconds of a fake are forged:
-  faces outside of them are genuine and are not used. Videos whose sound alone is forged are left out and
-  listed.
+  official splits. A fake goes with the video that it was made from. Only some seconds of a fake are forged,
+  in picture, sound or both: examples are cut there, and what is genuine of it is not used.
   """
 
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
-    """Every listed video whose faces are real or forged.
+    """Every listed video.
 
     Raises:
       FileNotFoundError: there are neither lists nor videos.
@@ -59,22 +58,22 @@ class Builder(MediaBuilder):
             raise ValueError(
               f"{name} has the modify_type {row['modify_type']!r}; expected one of {', '.join(_TYPES)}."
             )
-          forged, method = _TYPES[kind]
-          if kind == "audio_modified":
-            self.leave_out_sound_only(name)
-            continue
+          seen, heard, method = _TYPES[kind]
           original = (row.get("original") or below).removeprefix(f"{official}/")
           people = tuple(part for part in PurePosixPath(below).parts if _PERSON.fullmatch(part))
           yield MediaFile(
             id=name,
             path=root / name,
-            label=examples.FAKE if forged else examples.REAL,
+            label=examples.FAKE if seen or heard else examples.REAL,
             group=original,
             identities=people or (original,),
             source="AV-Deepfake1M",
             method=method,
             split=split,
-            forged_spans_s=_visual_spans(row) if forged else None,
+            face_label=examples.FAKE if seen else examples.REAL,
+            sound_label=examples.FAKE if heard else examples.REAL,
+            forged_spans_s=_spans(row, "visual") if seen else None,
+            forged_sound_spans_s=_spans(row, "audio") if heard else None,
           )
     warn_of_counts(self.name, counts, _OFFICIAL_COUNTS)
 
@@ -100,6 +99,6 @@ def read_facts(root: Path, split: str) -> Iterator[dict]:
       return
 
 
-def _visual_spans(row: dict) -> tuple[tuple[float, float], ...]:
-  spans = row.get("visual_fake_segments")
+def _spans(row: dict, kind: str) -> tuple[tuple[float, float], ...]:
+  spans = row.get(f"{kind}_fake_segments")
   return tuple((start, end) for start, end in (row["fake_segments"] if spans is None else spans))

@@ -58,7 +58,7 @@ class Builder(MediaBuilder):
       FileNotFoundError: the folders or the list of test videos are not there.
       ValueError: the list contradicts the folder of a video.
     """
-    version, _, disjoint = self.builder_config.name.partition("_")
+    version, _, disjoint = self.form.variant.partition("_")
     counts: Counter[str] = Counter()
     for path in paths:
       root = find_root(path, _LABELS, below=("Celeb-DF-v2", "Celeb-DF"), layout=_LAYOUT)

@@ -8,12 +8,19 @@ from pathlib import Path
 
 from deepscan_jax import examples
 
-from ..media_builder import MediaBuilder, MediaFile, find_root, walk_media, warn_of_counts
+from ..media_builder import (
+  SOUND_SUFFIXES,
+  MediaBuilder,
+  MediaFile,
+  find_root,
+  walk_media,
+  warn_of_counts,
+)
 
 _QUALITIES = ("higher_quality", "lower_quality")
 _OFFICIAL_COUNTS = dict.fromkeys(_QUALITIES, 320)
 # sa1-video-fram1.avi, in the folder of the speaker who was filmed.
-_FAKE = re.compile(r"[a-z0-9]+-video-(?P<person>[a-z]+\d+)")
+_FAKE = re.compile(r"(?P<sentence>[a-z0-9]+)-video-(?P<person>[a-z]+\d+)")
 _FRAME = re.compile(r"\d+(\.jpe?g)?")
 _LAYOUT = (
   "higher_quality/fadg0/sa1-video-fram1.avi (DeepfakeTIMIT) or fadg0/video/sa1/001 (VidTIMIT), or both in "
@@ -54,6 +61,8 @@ class Builder(MediaBuilder):
   def _fakes(self, root: Path) -> Iterator[MediaFile]:
     for quality in _QUALITIES:
       for name, file, _ in walk_media(root / quality) if (root / quality).is_dir() else ():
+        if file.suffix.lower() in SOUND_SUFFIXES:
+          continue  # Of the film beside it.
         named = _FAKE.fullmatch(file.stem)
         if named is None:
           self.leave_out(f"{quality}/{name}", "unknown_name", "Expected a name such as sa1-video-fram1.avi.")
@@ -67,6 +76,11 @@ class Builder(MediaBuilder):
           identities=(filmed, named["person"]),
           source="DeepfakeTIMIT",
           method=quality,
+          # The forgers kept the voice of whoever was filmed.
+          sound_label=examples.REAL,
+          sound_path=next(
+            (p for p in sorted(file.parent.glob(f"{named['sentence']}*.wav")) if _is_sound_of(p, named)), None
+          ),
         )
 
   def _reals(self, subject: Path) -> Iterator[MediaFile]:
@@ -87,7 +101,13 @@ class Builder(MediaBuilder):
         identities=(subject.name,),
         source="VidTIMIT",
         frames=tuple(picture.read_bytes for picture in pictures),
+        sound_path=sound if (sound := subject / "audio" / f"{folder.name}.wav").is_file() else None,
       )
+
+
+def _is_sound_of(path: Path, named: re.Match) -> bool:
+  """Whether a wav file belongs to a forged film: sa1.wav or sa1-anything.wav, but not sa10.wav."""
+  return path.stem == named["sentence"] or path.stem.startswith(f"{named['sentence']}-")
 
 
 def _subjects(root: Path) -> list[Path]:

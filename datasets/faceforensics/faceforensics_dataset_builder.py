@@ -47,7 +47,7 @@ class Builder(MediaBuilder):
     Raises:
       FileNotFoundError: the folders are not there, or some of the three lists but not all.
     """
-    quality = self.builder_config.name
+    quality = self.form.variant
     youtube = f"original_sequences/youtube/{quality}/videos"
     actors = f"original_sequences/actors/{quality}/videos"
     forged = {

@@ -27,11 +27,11 @@ class Builder(MediaBuilder):
 
   A forgery names the person who was filmed and up to two whose face or voice was taken. These links tie
   nearly everyone together, so each person is hashed, and a forgery of people in different splits is left out
-  and listed. Videos whose sound alone is forged are left out as well.
+  and listed.
   """
 
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
-    """Every listed video whose faces are real or forged.
+    """Every listed video.
 
     Raises:
       FileNotFoundError: meta_data.csv is not there.
@@ -52,9 +52,6 @@ class Builder(MediaBuilder):
           continue
         counts[kind] += 1
         picture_forged, sound_forged = _FORGED[kind]
-        if sound_forged and not picture_forged:
-          self.leave_out_sound_only(name)
-          continue
         people = tuple(
           dict.fromkeys(
             row[key] for key in ("source", "target1", "target2") if _PERSON.fullmatch(row[key] or "")
@@ -67,11 +64,13 @@ class Builder(MediaBuilder):
         yield MediaFile(
           id=name,
           path=root / name,
-          label=examples.FAKE if picture_forged else examples.REAL,
+          label=examples.FAKE if picture_forged or sound_forged else examples.REAL,
+          face_label=examples.FAKE if picture_forged else examples.REAL,
+          sound_label=examples.FAKE if sound_forged else examples.REAL,
           group=people[0],
           identities=people,
           source=f"{row['race']}, {row['gender']}",
-          method=row["method"] if picture_forged else "",
+          method=row["method"] if picture_forged or sound_forged else "",
           split=split,
         )
     warn_of_counts(self.name, counts, _OFFICIAL_COUNTS)

@@ -17,13 +17,13 @@ _OFFICIAL_COUNTS = {"real": 36_431, "fake": 99_873}
 class Builder(MediaBuilder):
   """The videos that metadata.min.json lists, in their official splits (dev is validation).
 
-  Only some seconds of a fake are forged: faces outside of them are genuine and are not used. Videos whose
-  sound alone is forged are left out and listed. A fake goes with the video that it was made from; the list
-  does not say who is seen.
+  Only some seconds of a fake are forged, in picture, sound or both: examples are cut there, and what is
+  genuine of it is not used. A fake goes with the video that it was made from; the list does not say who is
+  seen.
   """
 
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
-    """Every listed video whose faces are real or forged.
+    """Every listed video.
 
     Raises:
       FileNotFoundError: metadata.min.json is not there.
@@ -43,9 +43,8 @@ class Builder(MediaBuilder):
           continue
         fake = row["n_fakes"] > 0
         counts["fake" if fake else "real"] += 1
-        if fake and not row["modify_video"]:
-          self.leave_out_sound_only(name)
-          continue
+        spans = tuple((start, end) for start, end in row["fake_periods"])
+        forged = {kind: fake and bool(row[f"modify_{kind}"]) for kind in ("video", "audio")}
         group = row["original"] or name
         yield MediaFile(
           id=name,
@@ -54,8 +53,13 @@ class Builder(MediaBuilder):
           group=group,
           identities=(group,),
           source="LAV-DF",
-          method=("picture and sound" if row["modify_audio"] else "picture") if fake else "",
+          method=" and ".join(
+            word for kind, word in (("video", "picture"), ("audio", "sound")) if forged[kind]
+          ),
           split=_SPLITS[row["split"]],
-          forged_spans_s=tuple((start, end) for start, end in row["fake_periods"]) if fake else None,
+          face_label=examples.FAKE if forged["video"] else examples.REAL,
+          sound_label=examples.FAKE if forged["audio"] else examples.REAL,
+          forged_spans_s=spans if forged["video"] else None,
+          forged_sound_spans_s=spans if forged["audio"] else None,
         )
     warn_of_counts(self.name, counts, _OFFICIAL_COUNTS)

@@ -18,7 +18,7 @@ class Builder(MediaBuilder):
   """
 
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
-    """Every picture and video below `real/` and `fake/` of each root.
+    """Every picture, video and sound file below `real/` and `fake/` of each root.
 
     Raises:
       FileNotFoundError: a root has neither of the two folders.

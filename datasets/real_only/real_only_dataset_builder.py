@@ -1,4 +1,4 @@
-"""real_only: pictures and videos that are known to be real, for training on pseudo-fakes."""
+"""real_only: pictures, videos and voices that are known to be real, for training on pseudo-fakes."""
 
 import re
 from collections.abc import Iterable
@@ -13,13 +13,20 @@ from ..media_builder import MediaBuilder, MediaFile, walk_media
 _UTKFACE = re.compile(r"^\d+_\d_(?:\d_)?(?P<minute>\d{12})\d*\.")
 # Lists such as 0_0_lizi_0006.jpg carry a person's name.
 _NAMED = re.compile(r"^\d+_\d+_(?P<person>[a-z]+)_\d+\.")
+# Speakers: of LibriSpeech (speaker-chapter-sentence), the Berlin database of emotional speech (03a01Fa) and
+# the Free Spoken Digit Dataset (digit_speaker_take).
+_SPEAKERS = (
+  re.compile(r"^(?P<person>\d+)-\d+-\d+\.(?:flac|wav)$"),
+  re.compile(r"^(?P<person>\d\d)[a-z]\d\d[A-Z][a-z]\.wav$"),
+  re.compile(r"^\d_(?P<person>[a-z]+)_\d+\.wav$"),
+)
 
 
 class Builder(MediaBuilder):
   """Folders or tar files of real media; the first folder level below a path is the source."""
 
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
-    """Every picture and video below the paths, each known to be real."""
+    """Every picture, video and sound file below the paths, each known to be real."""
     for root in paths:
       for name, path, read in walk_media(root):
         source = name.split("/")[0] if "/" in name else root.stem
@@ -38,6 +45,7 @@ def group_of(name: str) -> str:
   file = name.rsplit("/", 1)[-1]
   if match := _UTKFACE.match(file):
     return match["minute"]
-  if match := _NAMED.match(file):
-    return match["person"]
+  for known in (_NAMED, *_SPEAKERS):
+    if match := known.match(file):
+      return match["person"]
   return name

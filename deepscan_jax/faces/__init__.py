@@ -2,19 +2,25 @@
 
 from deepscan_jax.faces.align import (
   EVAL_SIZE,
+  MOUTH_SIZE,
   STORED_MARGIN,
   STORED_SIZE,
   crop_face,
   eval_crop,
+  eval_points,
   face_size,
   face_transform,
+  mouth_crop,
 )
 from deepscan_jax.faces.detection import Face, find_faces, prepare
 from deepscan_jax.faces.quality import FaceQuality, measure_quality, quality_problems
+from deepscan_jax.faces.regions import N_LANDMARKS
 from deepscan_jax.faces.tracks import Track, find_shots, group_tracks
 
 __all__ = [
   "EVAL_SIZE",
+  "MOUTH_SIZE",
+  "N_LANDMARKS",
   "STORED_MARGIN",
   "STORED_SIZE",
   "Face",
@@ -22,12 +28,14 @@ __all__ = [
   "Track",
   "crop_face",
   "eval_crop",
+  "eval_points",
   "face_size",
   "face_transform",
   "find_faces",
   "find_shots",
   "group_tracks",
   "measure_quality",
+  "mouth_crop",
   "prepare",
   "quality_problems",
 ]

@@ -13,10 +13,11 @@ import math
 import cv2
 import numpy as np
 
-from deepscan_jax.faces.regions import LEFT_EYE_OUTER_CORNER, RIGHT_EYE_OUTER_CORNER
+from deepscan_jax.faces.regions import LEFT_EYE_OUTER_CORNER, LIPS_OUTER, RIGHT_EYE_OUTER_CORNER
 
 STORED_SIZE = 256
 EVAL_SIZE = 224
+MOUTH_SIZE = 96
 EVAL_MARGIN = 0.15
 STORED_MARGIN = (STORED_SIZE / EVAL_SIZE * (1 + 2 * EVAL_MARGIN) - 1) / 2
 
@@ -62,6 +63,27 @@ def eval_crop(crops: np.ndarray) -> np.ndarray:
   """Returns the central [..., 224, 224, 3] of stored crops [..., 256, 256, 3]: what evaluation sees."""
   start = (STORED_SIZE - EVAL_SIZE) // 2
   return crops[..., start : start + EVAL_SIZE, start : start + EVAL_SIZE, :]
+
+
+def eval_points(points: np.ndarray) -> np.ndarray:
+  """Returns points [..., 2] of a stored crop in pixels of its `eval_crop`."""
+  return points - np.float32((STORED_SIZE - EVAL_SIZE) // 2)
+
+
+def mouth_crop(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+  """Returns the pixels around the mouth of a stored crop, at its scale, so that nothing is resampled again.
+
+  Args:
+    crop: uint8 [256, 256, 3].
+    landmarks: [468, 2] pixels of the crop.
+
+  Returns:
+    uint8 [96, 96, 3], the square around the middle of the lips that lies within the crop.
+  """
+  lips = landmarks[list(LIPS_OUTER)]
+  corner = np.round((lips.min(axis=0) + lips.max(axis=0)) / 2 - MOUTH_SIZE / 2).astype(int)
+  x, y = np.clip(corner, 0, STORED_SIZE - MOUTH_SIZE)
+  return crop[y : y + MOUTH_SIZE, x : x + MOUTH_SIZE]
 
 
 def square_transform(centre: np.ndarray, side: float, angle: float, *, size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The detector: the branches that a configuration names, and their fusion."""
 
 import functools
+from collections.abc import Iterable
 
 import flax.linen as nn
 import jax
@@ -73,6 +74,15 @@ def detector_inputs(config: ModelConfig) -> tuple[str, ...]:
   """
   keys = (key for name in config.branches for key in make_branch(name, config).INPUTS)
   return tuple(dict.fromkeys(key for key in keys if key != FRAME_FEATURES))
+
+
+def branches_that_read(config: ModelConfig, keys: Iterable[str]) -> tuple[str, ...]:
+  """The branches of a configuration that find everything they read among these keys, in their order.
+
+  A detector of these alone answers a batch of these keys as the whole one would if all else were absent.
+  """
+  keys = {*keys, FRAME_FEATURES}
+  return tuple(name for name in config.branches if keys.issuperset(make_branch(name, config).INPUTS))
 
 
 class Detector(nn.Module):
