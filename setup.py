@@ -68,6 +68,8 @@ setup(
     "optax>=0.2.7",
     "orbax-checkpoint>=0.11.30",
     "tensorflow-datasets>=4.9.9",
+    "tqdm>=4.60",
+    "psutil>=5.9",
     "etils[epath]>=1.9",
     # tensorflow-datasets imports it on every Python but declares it for 3.8 only.
     "importlib_resources>=6",
@@ -79,7 +81,7 @@ setup(
     "absl-py>=2.1",
     "numpy>=2",
     "scipy>=1.12",
-    "opencv-python-headless>=4.10",
+    "opencv-python-headless>=4.12",
     "pillow>=10.3",
     # the portrait of the demo (public domain, NASA)
     "scikit-image>=0.24",

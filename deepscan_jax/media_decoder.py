@@ -12,6 +12,7 @@ frame cost no decoding; a seek would skip the same groups, but not every contain
 packet.
 """
 
+import functools
 import io
 import json
 import math
@@ -364,19 +365,20 @@ def _quantisation_facts(picture) -> dict:
   table = getattr(picture, "quantization", {}).get(0)
   if not table:
     return {}
-
-  def standard(quality: int) -> list[int]:
-    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return [min(max((entry * percent + 50) // 100, 1), 255) for entry in STANDARD_LUMA]
-
-  quality = min(range(1, 101), key=lambda quality: abs(sum(standard(quality)) - sum(table)))
+  quality = min(range(1, 101), key=lambda quality: abs(sum(_standard_luma(quality)) - sum(table)))
   from PIL.JpegImagePlugin import get_sampling
 
   return {
     "jpeg_quality": quality,
-    "jpeg_standard_table": sorted(table) == standard(quality),
+    "jpeg_standard_table": sorted(table) == _standard_luma(quality),
     "chroma_subsampling": ("4:4:4", "4:2:2", "4:2:0", "other")[get_sampling(picture)],
   }
+
+
+@functools.cache
+def _standard_luma(quality: int) -> list[int]:
+  percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+  return [min(max((entry * percent + 50) // 100, 1), 255) for entry in STANDARD_LUMA]
 
 
 def _decode_picture(file: int, region: Region, *, budget: Budget) -> dict:

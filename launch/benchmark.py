@@ -1,6 +1,7 @@
-"""Times detect, training, networks, compiling or pseudo-fakes, beside what each should be measured against.
+"""Times detect, builds, training, networks, compiling or pseudo-fakes, beside what each is measured against.
 
     deepscan benchmark detect --media=clip.mp4
+    deepscan benchmark build --media=/path/to/photos_and_clips
     deepscan benchmark train --output_json=train.json
     deepscan benchmark models
     deepscan benchmark compile
@@ -31,15 +32,21 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "train", "models", "compile", "pairs")
+CASES = ("detect", "build", "train", "models", "compile", "pairs")
 
 _MEDIA = flags.DEFINE_string(
-  "media", None, "detect: the video to time; without it a clip is made.", allow_override=True
+  "media",
+  None,
+  "detect: the video to time; without it a clip is made. build: a folder or tar file of media.",
+  allow_override=True,
 )
-_FRAMES = flags.DEFINE_integer("frames", 32, "detect: frames looked at.", lower_bound=1, allow_override=True)
+_FRAMES = flags.DEFINE_integer(
+  "frames", 32, "detect, build: frames looked at in a video.", lower_bound=1, allow_override=True
+)
 _BATCH = flags.DEFINE_multi_integer(
   "batch",
   [16, 32],
@@ -108,6 +115,7 @@ def main(argv: Sequence[str]) -> int:
 
   runs = {
     "detect": benchmark_detect,
+    "build": benchmark_build,
     "train": benchmark_train,
     "models": benchmark_models,
     "compile": benchmark_compile,
@@ -140,14 +148,16 @@ def benchmark_detect() -> list[Row | MemoryRow]:
     chosen = set(_frame_numbers(path, len(clip.frames)))
 
     reference, ours = in_turns(
-      lambda: _decode_alone(path, chosen), lambda: media.decode_clip(path, plan=plan), repeats=_REPEATS.value
+      lambda: _decode_alone(str(path), chosen),
+      lambda: media.decode_clip(path, plan=plan),
+      repeats=_REPEATS.value,
     )
     find = in_turns(lambda: faces.find_faces(clip.frames), repeats=_REPEATS.value)[0]
     crops = in_turns(lambda: examples.find_subjects(clip), repeats=_REPEATS.value)[0] - find
     model = in_turns(lambda: detector.judge(batch), repeats=_REPEATS.value)[0]
     total, alone = in_turns(
       lambda: detector.detect(path, frames=_FRAMES.value),
-      lambda: _decode_alone(path, chosen),
+      lambda: _decode_alone(str(path), chosen),
       repeats=_REPEATS.value,
     )
     count = len(batch["crop_mask"])
@@ -172,6 +182,17 @@ def benchmark_detect() -> list[Row | MemoryRow]:
         for (case, _), (_, peak) in zip(cases, starts, strict=True)
       ]
   return rows
+
+
+def benchmark_build() -> list[Row]:
+  """Building a dataset on one core and on all, against PyAV and the face models alone on the same frames."""
+  if not _MEDIA.value:
+    raise app.UsageError("Say which media to build from: --media=FOLDER_OR_TAR.")
+  from . import benchmark_build
+
+  return benchmark_build.build_rows(
+    Path(_MEDIA.value), frames=_FRAMES.value, row=_row, repeats=_REPEATS.value, decode=_decode_alone
+  )
 
 
 def benchmark_train() -> list[Row]:
@@ -448,11 +469,11 @@ def _frame_numbers(path: Path, count: int) -> list[int]:
   return media.SamplingPlan(frame_count=count).choose(total)
 
 
-def _decode_alone(path: Path, chosen: set[int]) -> list:
+def _decode_alone(source: str | BinaryIO, chosen: set[int]) -> list:
   """What decoding costs without us: PyAV, one thread, every frame decoded, the chosen ones as RGB arrays."""
   import av
 
-  with av.open(str(path)) as container:
+  with av.open(source) as container:
     container.streams.video[0].thread_count = 1
     frames = container.decode(video=0)
     return [frame.to_ndarray(format="rgb24") for i, frame in enumerate(frames) if i in chosen]

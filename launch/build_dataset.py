@@ -13,10 +13,32 @@ which one is test and the next validation. Official splits stay.
 
 Files that could not be used are listed in rejected.jsonl beside the data, each with the reason. A dataset
 that is there already is left as it is; --overwrite builds it again.
+
+All cores work, one process on each (--workers), as far as the memory goes: a process takes about 1 GB. A
+build that was stopped, however that was, goes on when the same command is given again: what is decoded
+already lies in a folder that ends in .parts beside the dataset until it is whole. The dataset is the same
+byte for byte whatever the number of processes, and whether it was stopped or not.
+
+    deepscan build_dataset --verify --name=dfdc --data_dir=data
+
+compares a dataset with its manifest.json, where the size and the SHA-256 of each file are written down; the
+exit code is not 0 where something is damaged, missing or there without belonging to it.
+
+With Apache Beam (`pip install 'deepscan_jax[beam]'`) a cluster builds the same dataset. The media and
+data_dir must lie under the same path on every worker, on a network drive or in a bucket that is mounted
+there, and the workers need this package (IMAGE stands for a container that has it). The last step, writing
+what they made in its final order, is done here.
+
+    deepscan build_dataset --name=dfdc --media=/path/to/dfdc --beam_options="FLAGS"
+
+with FLAGS for this machine, Flink, Spark or Dataflow (tried with the first only):
+
+    --runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing
+    --runner=FlinkRunner --flink_master=HOST:8081 --environment_type=DOCKER --environment_config=IMAGE
+    --runner=SparkRunner --job_endpoint=HOST:8099 --environment_type=DOCKER --environment_config=IMAGE
+    --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp --sdk_container_image=IMAGE
 """
 
-import contextlib
-import io
 import json
 import sys
 from collections import Counter
@@ -45,19 +67,31 @@ _FOLDS = flags.DEFINE_integer(
 )
 _FOLD = flags.DEFINE_integer("fold", 1, "Which fold to build, from 1 on.", allow_override=True)
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Build again what is there.", allow_override=True)
+_WORKERS = flags.DEFINE_integer(
+  "workers",
+  None,
+  "Processes that decode, each on one core; by default as many as there are cores and memory for.",
+  lower_bound=1,
+  allow_override=True,
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+  "beam_options", None, "Flags of an Apache Beam pipeline that decodes instead.", allow_override=True
+)
+_VERIFY = flags.DEFINE_boolean(
+  "verify", False, "Only compare what is there with its manifest.", allow_override=True
+)
 
 
 def main(argv: Sequence[str]) -> int:
   """Builds the dataset that the flags name; returns the exit code."""
   if argv[1:]:
     raise app.UsageError(f"Unexpected argument {argv[1]!r}; media go into --media=.")
-  if not _MEDIA.value:
+  if not _MEDIA.value and not _VERIFY.value:
     raise app.UsageError("Say which media to read: --media=FOLDER_OR_TAR (may be given several times).")
 
-  from deepscan_jax import compilation_cache
-  from deepscan_jax.rooms import find_builder
+  from deepscan_jax.rooms import find_builder, import_room
 
-  compilation_cache.switch_on()
+  building = import_room("datasets.building")
   builder_class, config = find_builder(_NAME.value)
   builder = builder_class(
     config=config,
@@ -68,13 +102,18 @@ def main(argv: Sequence[str]) -> int:
     data_dir=Path(_DATA_DIR.value) / (f"fold_{_FOLD.value}_of_{_FOLDS.value}" if _FOLDS.value else ""),
   )
   folder = Path(builder.data_dir)
+  if _VERIFY.value:
+    print(f"{folder} is as it was built: {building.verify(folder)} files have the size and SHA-256 of then.")
+    return 0
   if folder.exists() and not _OVERWRITE.value:
     print(f"{folder} is there already; --overwrite builds it again.", file=sys.stderr)
   else:
     print(f"Building {folder} ...", file=sys.stderr, flush=True)
-    # TFDS announces a download, and nothing is downloaded.
-    with contextlib.redirect_stdout(io.StringIO()):
-      builder.prepare(overwrite=_OVERWRITE.value)
+    builder.prepare(
+      overwrite=_OVERWRITE.value,
+      workers=_WORKERS.value or building.default_workers(),
+      beam_options=_BEAM_OPTIONS.value,
+    )
   for split, info in builder.info.splits.items():
     print(f"{split:<12}{info.num_examples:>8} examples")
   rejected = folder / "rejected.jsonl"

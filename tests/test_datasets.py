@@ -285,3 +285,9 @@ def test_copies_share_a_group(tmp_path):
   groups = {file.id[0]: file.group for file in media_builder.join_copies(files)}
   assert groups["a"] == groups["b"] == groups["c"]
   assert len({groups["a"], groups["d"], groups["e"]}) == 3
+
+
+def test_pngs_are_lossless():
+  image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+  decoded = media_builder.cv2.imdecode(np.frombuffer(media_builder.Form().encode(image), np.uint8), 1)
+  assert (decoded[..., ::-1] == image).all()
