@@ -25,7 +25,8 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +36,10 @@ PROGRAM = "deepscan"
 WIDTH = 100
 # What absl adds to the help of a flag that may be given again.
 MULTI_SUFFIX = ";\n    repeat this option to specify a list of values"
+
+_YNNPACK_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+# Those that know the flag and its value, as tried.
+_YNNPACK_JAXLIBS = {("0", "10"), ("0", "12")}
 
 OK, INTERNAL_ERROR, USAGE = 0, 1, 2
 INTERRUPTED = 130
@@ -47,7 +52,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     argv: the arguments without the program's name; None takes the process's own.
   """
   if argv is None:
-    _use_huge_pages()
+    _start_again_tuned()
   args = list(sys.argv[1:] if argv is None else argv)
   if args[:1] == ["help"]:
     args = [*args[1:2], "--help"]
@@ -72,7 +77,7 @@ def run_module(name: str) -> NoReturn:
   Args:
     name: the module's __name__.
   """
-  _use_huge_pages()
+  _start_again_tuned()
   module = sys.modules[name]
   _run(module, f"python -m {module.__spec__.name}", sys.argv[1:], own_process=True)
 
@@ -150,15 +155,32 @@ def flag_sentence(error: flags.Error) -> str:
   return re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
 
 
-def _use_huge_pages() -> None:
-  """Starts this process again with large memory pages, unless it has them or its user chose otherwise.
+def _start_again_tuned() -> None:
+  """Starts this process again with the settings that make a CPU quick, unless it has them already.
+
+  glibc reads its setting only when a process starts, and XLA once. What the user has set stays.
+  """
+  tuned = tuned_environment(os.environ, jaxlib=metadata.version("jaxlib"))
+  if sys.platform == "linux" and tuned != os.environ:
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], tuned)
+
+
+def tuned_environment(environment: Mapping[str, str], *, jaxlib: str) -> dict[str, str]:
+  """Returns the environment with large memory pages, and with convolutions by Eigen on CPUs.
 
   XLA takes and returns gigabytes at each call; with pages of 4 kB the kernel spends a quarter of a training
-  step on a CPU with handing them out. glibc reads the setting only when a process starts.
+  step on a CPU with handing them out. YNNPACK, which XLA gives its convolutions to, takes up to twice as long
+  for them as Eigen. An XLA that does not know a flag aborts, so versions that have not been tried get none.
+
+  Args:
+    environment: of the process; a variable or flag that it sets itself stays as it is.
+    jaxlib: the version of jaxlib.
   """
-  if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+  tuned = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **environment}
+  xla_flags = tuned.get("XLA_FLAGS", "")
+  if tuple(jaxlib.split(".")[:2]) in _YNNPACK_JAXLIBS and _YNNPACK_FLAG not in xla_flags:
+    tuned["XLA_FLAGS"] = f"{xla_flags} {_YNNPACK_FLAG}=-individual_convolution".strip()
+  return tuned
 
 
 def _run(module, program: str, args: list[str], *, own_process: bool) -> NoReturn:

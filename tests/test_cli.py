@@ -362,3 +362,20 @@ def test_verbs_can_be_imported_beside_each_other():
 
 def test_an_unread_file_is_reported_as_such():
   assert report.to_json(report.Unread("a", "b", "c."))["error"] == {"code": "b", "message": "c."}
+
+
+def test_a_command_starts_again_with_large_pages_and_without_ynnpack_unless_the_user_chose():
+  tuned = dispatcher.tuned_environment({"HOME": "/h"}, jaxlib="0.12.0.1")
+  flag = "--xla_cpu_experimental_ynn_fusion_type"
+  assert tuned == {
+    "HOME": "/h",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "XLA_FLAGS": f"{flag}=-individual_convolution",
+  }
+  assert dispatcher.tuned_environment(tuned, jaxlib="0.12.0.1") == tuned
+  chosen = {"GLIBC_TUNABLES": "", "XLA_FLAGS": f"--a=1 {flag}="}
+  assert dispatcher.tuned_environment(chosen, jaxlib="0.10.2") == chosen
+  added = dispatcher.tuned_environment({"XLA_FLAGS": "--a=1"}, jaxlib="0.10.2")
+  assert added["XLA_FLAGS"] == f"--a=1 {flag}=-individual_convolution"
+  # An XLA that does not know a flag aborts.
+  assert "XLA_FLAGS" not in dispatcher.tuned_environment({}, jaxlib="0.99.0")

@@ -44,6 +44,26 @@ def test_an_unknown_variant_is_refused_with_the_list():
     xception.variant_architecture("b0")
 
 
+def test_several_pictures_give_what_each_gives_alone_and_the_same_gradients():
+  model = xception.Xception("pico", num_classes=1)
+  images = np.random.default_rng(0).normal(size=(3, 64, 64, 3)).astype(np.float32)
+  variables = random_variables(model, images, train=False)
+  apply = jax.jit(functools.partial(model.apply, train=False))
+  maps = apply(variables, images)
+  for i in range(3):
+    alone = apply(variables, images[i : i + 1])
+    for name, values in alone.items():
+      np.testing.assert_allclose(maps[name][i : i + 1], values, rtol=1e-4, atol=1e-4)
+
+  def loss(params, train):
+    return jnp.square(model.apply({**variables, "params": params}, images, train=train)["logits"]).mean()
+
+  evaluated, trained = (
+    jax.jit(jax.grad(loss), static_argnums=1)(variables["params"], t) for t in (False, True)
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), evaluated, trained)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_training_step_lowers_the_loss_and_reaches_every_parameter(frozen):
   model = xception.Xception("pico", num_classes=1, frozen_norm=frozen)

@@ -103,7 +103,7 @@ class EfficientNet(nn.Module):
       num_classes also "logits" [batch, num_classes].
     """
     member = family_member(self.variant)
-    activation = nn.relu6 if member.lite else nn.silu
+    activation = nn.relu6 if member.lite else layers.swish
     norm = {"frozen_norm": self.frozen_norm, "axis_name": self.axis_name}
     x = layers.ConvNorm(
       member.stem_channels, kernel_size=3, stride=2, activation=activation, name="stem", **norm

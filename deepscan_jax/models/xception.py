@@ -69,7 +69,6 @@ class Xception(nn.Module):
   frozen_norm: bool = True
   axis_name: str | None = None
 
-  @nn.compact
   def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
     """Returns the maps by stride, the sums of the residual blocks, and "head" after the last convolutions.
 
@@ -82,6 +81,22 @@ class Xception(nn.Module):
       {"stride4", "stride8", "stride16", "stride32", "head"}: [batch, rows, columns, channel] each; with
       num_classes also "logits" [batch, num_classes].
     """
+    if train or self.is_initializing() or images.shape[0] == 1:
+      return self._maps(images, train=train)
+    network, variables = self.clone(parent=None, name=None), self.variables
+
+    def together(images: jax.Array) -> dict[str, jax.Array]:
+      return network.apply(variables, images, train=False, method="_maps")
+
+    def one_by_one(images: jax.Array) -> dict[str, jax.Array]:
+      maps = jax.lax.map(together, images[:, None])
+      return jax.tree.map(lambda x: x[:, 0], maps)
+
+    # The first maps of one picture fill the cache of a CPU; those of several would go through its memory.
+    return jax.lax.platform_dependent(images, cpu=one_by_one, default=together)
+
+  @nn.compact
+  def _maps(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
     architecture = variant_architecture(self.variant)
     norm = {"frozen_norm": self.frozen_norm, "axis_name": self.axis_name}
     x = images
