@@ -385,8 +385,9 @@ def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path
 
   Returns:
     "auc", "accuracy" and, with pseudo-fakes, "paired_accuracy" of plain and degraded pairs pooled, the same
-    of each as "plain_auc" and so on, and where several kinds of pseudo-fakes are made of each kind as
-    "voice_auc" and so on.
+    of each as "plain_auc" and so on, where several kinds of pseudo-fakes are made of each kind as "voice_auc"
+    and so on, and where there are known forgeries beside them, of all untouched examples as "labelled_auc"
+    and so on; "mean_auc" is the mean of all AUCs of parts.
   """
 
   def score(*, degraded: bool | None) -> evaluation.Scores:
@@ -405,9 +406,11 @@ def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path
   figures, parts = both.summary(), {"plain": plain, "degraded": degraded}
   if len(kinds := np.unique(both.kind)) > 1:
     parts |= {str(kind): both.rows(both.kind == kind) for kind in kinds}
+  if config.data.labelled_share:
+    parts["labelled"] = score(degraded=None)
   for name, scores in parts.items():
     figures |= {f"{name}_{key}": value for key, value in scores.summary().items()}
-  return figures
+  return {**figures, "mean_auc": float(np.mean([figures[f"{name}_auc"] for name in parts]))}
 
 
 def model_facts(config: Config, training: dict) -> dict:

@@ -1,0 +1,48 @@
+"""The model that ships: faces as `default` has trained them, and a branch that listens to the voice.
+
+    deepscan build_dataset --name=real_fake_folder --media=voices --data_dir=data
+    deepscan train --preset=default_voice --data_dir=data --workdir=runs/default_voice
+    deepscan calibrate --model_path=runs/default_voice/best --data_dir=data
+    deepscan evaluate --model_path=runs/default_voice/best --data_dir=data --split=test
+
+It begins with the faces of runs/default/best, which stay as they are to the bit, and trains the audio
+branch alone: on real voices beside their copy synthesis, and on real voices beside synthetic ones. voices/
+holds the folders real/<speaker>/ and fake/<engine>/<voice>/ that deepscan_jax/weights/MODEL_CARD.md
+describes. Cost: about an hour on two CPU cores. The expected scores are the tables of the model card.
+"""
+
+import dataclasses
+
+from deepscan_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepscan_jax.pseudofakes.audio import VoiceConfig
+
+
+def get_config() -> Config:
+  """The second step of the default model."""
+  return Config(
+    name="default",
+    seed=0,
+    model=ModelConfig(branches=("spatial", "audio"), backbone="lite0"),
+    data=DataConfig(
+      datasets=("real_only", "real_fake_folder"),
+      source_weights=(("ffhq512", 4),),
+      plain_probability=0.25,
+      labelled_share=0.5,
+      voice=dataclasses.replace(VoiceConfig(), partial_probability=0.25),
+      batch_size=32,
+      validation_limit=400,
+    ),
+    train=TrainConfig(
+      start_from="runs/default/best",
+      branches=("audio",),
+      pretrained=False,
+      steps=1500,
+      learning_rate=1e-3,
+      weight_decay=0.02,
+      warmup_steps=100,
+      ema_decay=0.995,
+      validate_every=150,
+      save_every=50,
+      metric="mean_auc",
+    ),
+  )
