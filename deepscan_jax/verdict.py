@@ -227,9 +227,10 @@ class Verdict:
   @property
   def recommendation(self) -> str:
     """What a careful reader would do next, in one or two sentences."""
-    signs, places = (
-      [words[part] for part in (FACES, SOUND) if part in self.judged] for words in (_SIGNS, _PLACES)
-    )
+    parts = {FACES: self.faces, SOUND: self.sound}
+    # Nobody need look where nothing is marked, unless all is to be called authentic.
+    ours = [p for p in parts if p in self.judged and parts[p].outcome in (self.outcome, *_SUSPICIOUS)]
+    signs, places = ([words[part] for part in ours] for words in (_SIGNS, _PLACES))
     return RECOMMENDATIONS[self.outcome].format(signs=" or ".join(signs), places=" and ".join(places))
 
   @property
@@ -286,6 +287,7 @@ class Verdict:
     return _plain(answer)
 
 
+_SUSPICIOUS = (INCONCLUSIVE, LIKELY_MANIPULATED)
 # {signs} and {places} name what was judged.
 RECOMMENDATIONS = {
   LIKELY_AUTHENTIC: (
