@@ -306,8 +306,8 @@ RECOMMENDATIONS = {
 }
 _SIGNS = {FACES: "a manipulated face", SOUND: "a synthetic voice"}
 _PLACES = {
-  FACES: "look at the marked frames and regions",
-  SOUND: "listen to the marked stretches",
+  FACES: "look at the frames and regions that score highest",
+  SOUND: "listen to the stretches that score highest",
 }
 
 

@@ -88,14 +88,18 @@ def test_every_outcome_has_a_recommendation_that_fits_what_was_judged():
   of_faces, of_sound, of_both = {}, {}, {}
   for outcome in verdict.OUTCOMES[:3]:
     of_faces[outcome] = make(outcome, 0.5).recommendation
-    of_sound[outcome] = make(outcome, 0.5, sound=sound(), decided_by="sound").recommendation
-    of_both[outcome] = make(outcome, 0.5, sound=sound()).recommendation
+    of_sound[outcome] = make(outcome, 0.5, sound=sound(outcome), decided_by="sound").recommendation
+    of_both[outcome] = make(outcome, 0.5, sound=sound(outcome)).recommendation
     assert not any("{" in words for words in (of_faces[outcome], of_sound[outcome], of_both[outcome]))
     assert not any(word in of_faces[outcome] for word in ("voice", "listen"))
     assert not any(word in of_sound[outcome] for word in ("face", "frame", "region"))
   assert "a manipulated face or a synthetic voice" in of_both[verdict.LIKELY_AUTHENTIC]
   for outcome in (verdict.INCONCLUSIVE, verdict.LIKELY_MANIPULATED):
-    assert "frames and regions and listen to the marked stretches" in of_both[outcome]
+    assert "highest and listen to the stretches" in of_both[outcome]
+  # Only what is suspicious is worth a look, where anything is.
+  faces = Faces(verdict.LIKELY_AUTHENTIC, 0.1, (), THRESHOLDS)
+  unlike = make(verdict.LIKELY_MANIPULATED, 0.95, sound=sound(), faces=faces, decided_by="sound")
+  assert unlike.recommendation == of_sound[verdict.LIKELY_MANIPULATED]
 
 
 def test_what_is_said_of_the_faces_is_the_verdict_where_they_decide():
