@@ -90,8 +90,13 @@ def sampling_plan(
     return SamplingPlan(frame_count=frames, spans_s=spans_s)
   rate_hz = float(MOUTHS_PER_S) if window.mouth_frames else window.frame_rate_hz
   run = math.ceil(window.seen_s * rate_hz - 1e-6)
-  windows = max(1, frames // _FRAMES_PER_WINDOW)
+  windows = windows_to_look_at(window, frames=frames)
   return SamplingPlan(frame_count=windows * run, window_frames=run, rate_hz=rate_hz, spans_s=spans_s)
+
+
+def windows_to_look_at(window: WindowConfig, *, frames: int) -> int:
+  """How many windows of one person are cut where so many single frames would be looked at."""
+  return max(1, frames // _FRAMES_PER_WINDOW) if window.is_sequence else frames
 
 
 def find_subjects(clip: Clip) -> list[Subject]:

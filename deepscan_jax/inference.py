@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +18,15 @@ from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import Config, WindowConfig, from_dict, to_dict
 from deepscan_jax.faces.quality import MIN_SIZE_PX
 from deepscan_jax.verdict import (
+  FACES,
   INCONCLUSIVE,
   LIKELY_MANIPULATED,
   NOT_APPLICABLE,
   OUTCOMES,
+  SOUND,
   BranchVerdict,
   Evidence,
+  Faces,
   Person,
   Reason,
   Sighting,
@@ -115,7 +118,7 @@ class Detector:
       raise checkpoints.CheckpointError(
         f"The model at {folder} was written by another version of deepscan_jax ({error}); train it again."
       ) from error
-    if calibrated and not any(found):
+    if calibrated and not (self.judges_faces or self.judges_sound):
       raise checkpoints.CheckpointError(
         f"The model at {folder} has no calibration; "
         f"run `deepscan calibrate --model_path={folder}` on its data first."
@@ -228,7 +231,7 @@ class Detector:
         "The model gives scores that are not numbers; train or fetch it again."
       )
     logits = answer["logit"].astype(np.float64)
-    frames = answer["frame_logits"] if "frame_logits" in answer else logits[:, None]
+    frames = answer.get("frame_logits", np.repeat(logits[:, None], self.window.frames, axis=1))
     return Judgement(
       logits=logits,
       branch_logits={name: x.astype(np.float64) for name, x in answer["branch_logits"].items()},
@@ -243,12 +246,13 @@ class Detector:
     # What fails, fails early: nobody should wait for a compiler to hear that a file is empty.
     ended = decoding.wait(_EARLY_FAILURE_S + decoding.started_s - time.perf_counter())
     video = not ended or decoding.result().kind == "video"
-    if video and self.face_inputs:
+    if video and self.judges_faces:
       faces.prepare(wait=False)
-      self._begin_compiling(self._batch_size(frames), self.face_inputs)
+      count = examples.windows_to_look_at(self.window, frames=frames)
+      self._begin_compiling(self._batch_size(count), self.face_inputs)
     clip = decoding.result()
     clock.add("decode_s", decoding.seconds)
-    if video and self.face_inputs:
+    if video and self.judges_faces:
       with clock("compile_s"):
         faces.prepare()
     return clip
@@ -269,37 +273,27 @@ class Detector:
       return self._programs[size, keys]
 
   def _judge_clip(self, clip: media.Clip, file: dict, clock: "_Clock") -> Verdict:
-    subjects: list[examples.Subject] = []
-    parts: list[_Part] = []
-    people, evidence, voice = (), (), None
-    if self.face_inputs and self.calibration and len(clip.frames):
-      with clock("faces_s"):
-        subjects = examples.find_subjects(clip)
-        windows = [examples.face_windows(subject, clip, window=self.window) for subject in subjects]
-      people = tuple(
-        _person(i, s, np.full(len(s.boxes), np.nan), None) for i, s in enumerate(subjects, start=1)
-      )
-      if any(windows):
-        judged = self._judge_windows([w for own in windows for w in own], self.face_inputs, clock)
-        people, evidence, part = self._of_faces(subjects, windows, judged)
-        parts.append(part)
+    people, evidence, windows, moments, parts = (), (), (), (), {}
+    if self.judges_faces and clip.kind != "audio":
+      people, evidence, parts[FACES] = self._judge_faces(clip, clock)
     # Windows that last hold the sound of their time already.
-    if self.sound_inputs and self.sound_calibration and not (parts and self.window.is_sequence):
-      if cut := examples.sound_windows(clip, window=self.window, most=_SOUND_WINDOWS):
-        judged = self._judge_windows(cut, self.sound_inputs, clock)
-        voice, part = self._of_sound(cut, judged)
-        parts.append(part)
-      else:
-        voice = Sound(None, reasons=(examples.sound_problem(clip) or "silent",))
-    decided = max(parts, key=lambda part: (OUTCOMES.index(part.outcome), part.probability), default=None)
+    heard_with_faces = self.window.is_sequence and FACES in parts and parts[FACES].probability is not None
+    if self.judges_sound and clip.kind != "image" and not heard_with_faces:
+      windows, moments, parts[SOUND] = self._judge_sound(clip, clock)
+    judged = sorted(
+      (part for part in parts.values() if part.probability is not None),
+      key=lambda part: (OUTCOMES.index(part.outcome), part.probability),
+      reverse=True,
+    )
+    decided = judged[0] if judged else None
     branches = {name: BranchVerdict(None, 0.0, status="absent") for name in self.config.model.branches}
-    for part in parts:
+    for part in judged:
       branches |= part.branches
     return Verdict(
       outcome=decided.outcome if decided else NOT_APPLICABLE,
       deepfake_probability=decided.probability if decided else None,
-      frame_consistency_score=next((p.consistency for p in parts if p.consistency is not None), None),
-      reasons=tuple(r for p in parts for r in p.reasons) if parts else self._why_not(clip, subjects, voice),
+      frame_consistency_score=next((p.consistency for p in judged if p.consistency is not None), None),
+      reasons=tuple(r for p in judged or parts.values() for r in p.reasons) or _why_nothing(clip.kind, parts),
       branches=branches,
       people=tuple(sorted(people, key=_most_suspicious_first)),
       thresholds=(decided or self).thresholds,
@@ -308,7 +302,8 @@ class Detector:
       timings=clock.timings(),
       warnings=clip.warnings,
       evidence=tuple(evidence),
-      sound=voice,
+      faces=Faces(**parts[FACES].said()) if FACES in parts else None,
+      sound=Sound(**parts[SOUND].said(), windows=windows, moments=moments) if SOUND in parts else None,
       decided_by=decided.name if decided else None,
     )
 
@@ -316,6 +311,38 @@ class Detector:
   def thresholds(self) -> Thresholds:
     """Of faces, or of sound where the model judges no faces."""
     return (self.calibration or self.sound_calibration).thresholds
+
+  @property
+  def judges_faces(self) -> bool:
+    """Whether it judges faces, with what it reads beside them."""
+    return bool(self.face_inputs and self.calibration)
+
+  @property
+  def judges_sound(self) -> bool:
+    """Whether it judges sound by itself."""
+    return bool(self.sound_inputs and self.sound_calibration)
+
+  def _judge_faces(
+    self, clip: media.Clip, clock: "_Clock"
+  ) -> tuple[Sequence[Person], Sequence[Evidence], "_Part"]:
+    with clock("faces_s"):
+      subjects = examples.find_subjects(clip)
+      windows = [examples.face_windows(subject, clip, window=self.window) for subject in subjects]
+    if any(windows):
+      judged = self._judge_windows([w for own in windows for w in own], self.face_inputs, clock)
+      return self._of_faces(subjects, windows, judged)
+    people = [_person(i, s, np.full(len(s.boxes), np.nan), None) for i, s in enumerate(subjects, start=1)]
+    reasons = _why_no_faces(subjects, hears=self.judges_sound)
+    return people, [], _Part.unjudged(FACES, reasons, self.calibration)
+
+  def _judge_sound(
+    self, clip: media.Clip, clock: "_Clock"
+  ) -> tuple[tuple[SoundWindow, ...], tuple[SoundWindow, ...], "_Part"]:
+    windows = examples.sound_windows(clip, window=self.window, most=_SOUND_WINDOWS)
+    if windows:
+      return self._of_sound(windows, self._judge_windows(windows, self.sound_inputs, clock))
+    code = examples.sound_problem(clip) or "silent"
+    return (), (), _Part.unjudged(SOUND, (Reason(code, _REASONS[code]),), self.sound_calibration)
 
   def _judge_windows(self, windows: list[dict], keys: tuple[str, ...], clock: "_Clock") -> Judgement:
     inputs = examples.stack([examples.model_inputs(w, window=self.window, keys=keys) for w in windows])
@@ -355,7 +382,7 @@ class Detector:
     outcome = self.calibration.outcome(float(judged.logits[rows].mean()))
     seen = np.array([s.probability for s in person.sightings if s.probability is not None])
     part = _Part(
-      name="faces",
+      name=FACES,
       outcome=outcome,
       probability=person.deepfake_probability,
       consistency=frame_consistency(seen),
@@ -365,7 +392,9 @@ class Detector:
     )
     return people, evidence, part
 
-  def _of_sound(self, windows: list[dict], judged: Judgement) -> tuple[Sound, "_Part"]:
+  def _of_sound(
+    self, windows: list[dict], judged: Judgement
+  ) -> tuple[tuple[SoundWindow, ...], tuple[SoundWindow, ...], "_Part"]:
     calibration = self.sound_calibration
     logit = float(judged.logits.mean())
     outcome, probability = calibration.outcome(logit), float(calibration.probability(logit))
@@ -379,43 +408,44 @@ class Detector:
           half = MOMENT_S / 2
           place = (start_s + middle_s - half, min(start_s + middle_s + half, end_s))
           moments.append(SoundWindow(*place, float(calibration.probability(moment))))
-    sound = Sound(probability, tuple(stretches), tuple(moments), thresholds=calibration.thresholds)
+    # Where windows overlap, so do their moments.
+    moments.sort(key=lambda moment: (moment.start_s, moment.end_s))
     part = _Part(
-      name="sound",
+      name=SOUND,
       outcome=outcome,
       probability=probability,
       consistency=None,
-      reasons=_why_sound(outcome, sound, calibration),
+      reasons=_why_sound(outcome, probability, stretches, moments, calibration),
       branches=_branch_verdicts(judged, np.arange(len(windows)), calibration),
       thresholds=calibration.thresholds,
     )
-    return sound, part
-
-  def _why_not(
-    self, clip: media.Clip, subjects: list[examples.Subject], voice: Sound | None
-  ) -> tuple[Reason, ...]:
-    reasons: list[Reason] = []
-    if clip.kind != "audio" and self.calibration:
-      reasons += _why_no_faces(subjects)
-    elif clip.kind == "audio" and not self.sound_calibration:
-      message = "Sound is not judged by this model; give a video or a picture with a face."
-      reasons.append(Reason("audio_not_supported", message))
-    if voice is not None and clip.kind != "image":
-      reasons += [Reason(code, _REASONS[code]) for code in voice.reasons]
-    return tuple(reasons) or (Reason("no_sound", _REASONS["no_sound"]),)
+    return tuple(stretches), tuple(moments), part
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """What is said of the faces, or of the sound, of a file."""
+  """What is said of the faces, or of the sound, of a file; probability None: they were not judged."""
 
   name: str
   outcome: str
-  probability: float
+  probability: float | None
   consistency: float | None
   reasons: tuple[Reason, ...]
   branches: dict[str, BranchVerdict]
   thresholds: Thresholds
+
+  @classmethod
+  def unjudged(cls, name: str, reasons: tuple[Reason, ...], calibration: Calibration) -> "_Part":
+    return cls(name, NOT_APPLICABLE, None, None, reasons, {}, calibration.thresholds)
+
+  def said(self) -> dict:
+    """What Faces and Sound have in common."""
+    return {
+      "outcome": self.outcome,
+      "deepfake_probability": self.probability,
+      "reasons": tuple(r.code for r in self.reasons) if self.probability is None else (),
+      "thresholds": self.thresholds,
+    }
 
 
 def load_detector(path: str | Path | None = None) -> Detector:
@@ -528,11 +558,7 @@ def _why(outcome: str, person: Person, people: list[Person], calibration: Calibr
     )
     reasons.append(Reason("blending_traces", message))
   if outcome == INCONCLUSIVE:
-    message = (
-      f"The probability {person.deepfake_probability:.2f} lies between {thresholds.inconclusive:.2f}, below "
-      f"which a file is called authentic, and {thresholds.manipulated:.2f}, from which on it is called "
-      "manipulated."
-    )
+    message = _between("The faces'", "a face", person.deepfake_probability, thresholds)
     reasons.append(Reason("between_thresholds", message))
   for other in people:
     suspicious = (other.deepfake_probability or 0.0) >= thresholds.manipulated
@@ -552,33 +578,53 @@ def _why(outcome: str, person: Person, people: list[Person], calibration: Calibr
   return tuple(reasons)
 
 
-def _why_sound(outcome: str, sound: Sound, calibration: Calibration) -> tuple[Reason, ...]:
+def _why_sound(
+  outcome: str,
+  probability: float,
+  windows: list[SoundWindow],
+  moments: list[SoundWindow],
+  calibration: Calibration,
+) -> tuple[Reason, ...]:
   thresholds = calibration.thresholds
   if outcome == LIKELY_MANIPULATED:
-    top = max(sound.moments or sound.windows, key=lambda w: w.probability)
-    over = sum(w.probability >= thresholds.manipulated for w in sound.windows)
+    top = max(moments or windows, key=lambda w: w.probability)
+    over = sum(w.probability >= thresholds.manipulated for w in windows)
     message = (
-      f"Traces of a synthetic voice in {over} of {len(sound.windows)} stretches of the sound, strongest at "
+      f"Traces of a synthetic voice in {over} of {len(windows)} stretches of the sound, strongest at "
       f"{top.start_s:.1f} to {top.end_s:.1f} s."
     )
     return (Reason("synthetic_voice_traces", message),)
   if outcome == INCONCLUSIVE:
-    message = (
-      f"The sound's probability {sound.deepfake_probability:.2f} lies between {thresholds.inconclusive:.2f}, "
-      f"below which sound is called authentic, and {thresholds.manipulated:.2f}, from which on it is called "
-      "manipulated."
-    )
-    return (Reason("sound_between_thresholds", message),)
+    return (Reason("sound_between_thresholds", _between("The sound's", "sound", probability, thresholds)),)
   return ()
 
 
-def _why_no_faces(subjects: list[examples.Subject]) -> tuple[Reason, ...]:
+def _between(whose: str, what: str, probability: float, thresholds: Thresholds) -> str:
+  return (
+    f"{whose} probability {probability:.2f} lies between {thresholds.inconclusive:.2f}, below which {what} "
+    f"is called authentic, and {thresholds.manipulated:.2f}, from which on it is called manipulated."
+  )
+
+
+def _why_no_faces(subjects: list[examples.Subject], *, hears: bool) -> tuple[Reason, ...]:
   if not subjects:
-    return (Reason("no_face", "No face was found; this model judges faces only."),)
+    alone = "" if hears else "; this model judges faces only"
+    return (Reason("no_face", f"No face was found{alone}."),)
   codes = sorted({code for subject in subjects for reasons in subject.reasons for code in reasons})
   size = max(q.size_px for subject in subjects for q in subject.quality)
   facts = {"size_px": size, "min_size": MIN_SIZE_PX}
   return tuple(Reason(code, _REASONS[code].format(**facts)) for code in codes)
+
+
+def _why_nothing(kind: str, parts: dict) -> tuple[Reason, ...]:
+  """Why nothing of a file was looked at; no reason where something was."""
+  if parts:
+    return ()
+  if kind == "audio":
+    message = "Sound is not judged by this model; give a video or a picture with a face."
+    return (Reason("audio_not_supported", message),)
+  message = "Pictures are not judged by this model; give a video or a recording with sound."
+  return (Reason("image_not_supported", message),)
 
 
 class _Clock:

@@ -187,6 +187,8 @@ class SamplingPlan:
     ]
     chosen = set()
     for start in starts:
+      # A run begins at a frame. Moments halfway between two would take now the one, now the other.
+      start = times_s[max(bisect_right(times_s, start + 1e-6) - 1, 0)]
       for tick in range(self.window_frames):
         moment = start + tick / self.rate_hz
         after = bisect_left(times_s, moment)

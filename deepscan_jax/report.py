@@ -11,6 +11,7 @@ import datetime
 import functools
 import hashlib
 import html
+import itertools
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ import cv2
 import numpy as np
 
 from deepscan_jax import verdict as verdicts
-from deepscan_jax.verdict import Evidence, Person, Sighting, Verdict
+from deepscan_jax.verdict import FACES, SOUND, Evidence, Person, Sighting, SoundWindow, Thresholds, Verdict
 from deepscan_jax.version import __version__
 
 JPEG_QUALITY = 82
@@ -41,16 +42,27 @@ OUTCOME_WORDS = {
 LIMITS = (
   "A score is the opinion of a statistical model, not a finding of fact. It should never be the only ground "
   "of a decision about a person or a story.",
-  "A low score does not prove that a file is authentic. Methods that the model was not trained for, faces "
-  "that were generated as a whole, heavy compression and repeated re-encoding can all go unseen.",
-  "A high score does not prove intent, or even forgery: beauty filters, strong retouching, unusual light and "
-  "poor copies can raise it.",
-  "Only what the table of branches names was looked at. Everything else in the file, such as the background, "
-  "captions, or whether a scene was staged, was not judged.",
-  "The false-positive rate was measured on single validation pictures. For whole files, which are judged by "
-  "all their pictures and people together, and on other sources it can be higher or lower.",
-  "The coloured maps show where the model sees traces of blending: model attention, not proof.",
+  "A low score does not prove that a file is authentic. Methods that the model was not trained for, heavy "
+  "compression and repeated re-encoding can all go unseen.",
+  "A high score does not prove intent, or even forgery.",
+  "Only what the table of branches calls judged was looked at. Everything else in the file, such as the "
+  "background, captions, what is said, or whether a scene was staged, was not judged.",
+  "The false-positive rate was measured on single pictures, or stretches of sound, of the validation data. "
+  "For whole files, which are judged by all of theirs together, and on other sources it can be higher or "
+  "lower.",
 )
+# Of what is judged in some files only.
+LIMITS_OF = {
+  FACES: (
+    "Faces that were generated as a whole can go unseen. Beauty filters, strong retouching, unusual light "
+    "and poor copies can raise the score of a face.",
+    "The coloured maps show where the model sees traces of blending: model attention, not proof.",
+  ),
+  SOUND: (
+    "Voices made by engines that the model never heard can go unseen. Music, noise, studio effects and "
+    "telephone lines can move the score of a voice either way.",
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,13 +158,14 @@ def summary_text(answer: Answer, *, color: bool = False, width: int | None = Non
   if answer.deepfake_probability is None:
     score = "nothing was judged"
   else:
-    least = percent(answer.thresholds.manipulated)
-    score = f"probability of manipulation {percent(answer.deepfake_probability)}; the threshold is {least}"
+    score = f"probability of manipulation {_score(answer.deepfake_probability, answer.thresholds)}"
   lines = [_line(OUTCOME_WORDS[answer.outcome], score, width)]
   if color:
     code = {verdicts.LIKELY_AUTHENTIC: 32, verdicts.INCONCLUSIVE: 33, verdicts.LIKELY_MANIPULATED: 31}
     words = OUTCOME_WORDS[answer.outcome]
     lines[0] = lines[0].replace(words, f"\x1b[1;{code.get(answer.outcome, 36)}m{words}\x1b[0m", 1)
+  if judged := _judged(answer):
+    lines.append(_line("Judged", judged, width))
   for person in answer.people:
     first, last = person.sightings[0].time_s, person.sightings[-1].time_s
     score = "not judged" if person.deepfake_probability is None else percent(person.deepfake_probability)
@@ -160,6 +173,8 @@ def summary_text(answer: Answer, *, color: bool = False, width: int | None = Non
     if last > first:
       seen += f", {clock(first)} to {clock(last)}"
     lines.append(_line(f"Person {person.id}", seen, width))
+  if answer.sound and answer.sound.deepfake_probability is not None:
+    lines.append(_line("Sound", _sound_line(answer), width))
   if answer.frame_consistency_score is not None:
     lines.append(_line("Frames agree", f"{answer.frame_consistency_score:.2f} (1 is full agreement)", width))
   lines += [_line("Reason", reason.message, width) for reason in answer.reasons]
@@ -180,7 +195,7 @@ def render_html(answers: Answer | Sequence[Answer], *, created: datetime.datetim
     "main",
     _overview(several) if len(several) > 1 else "",
     *(_article(answer, number, heading=len(several) == 1) for number, answer in enumerate(several, start=1)),
-    _limits(),
+    _limits(several),
     _embedded_json(answers),
     id="main",
   )
@@ -232,10 +247,7 @@ def percent(probability: float) -> str:
 
 def clock(time_s: float) -> str:
   """A time in a file: "3.20 s" in the first minute, "1:03.2" later."""
-  if time_s < 60:
-    return f"{time_s:.2f} s"
-  minutes, seconds = divmod(round(time_s, 1), 60)
-  return f"{minutes:.0f}:{seconds:04.1f}"
+  return f"{time_s:.2f} s" if time_s < 60 else _minutes(time_s)
 
 
 def printable(text: object) -> str:
@@ -307,6 +319,7 @@ def _overview(answers: Sequence[Answer]) -> Html:
     outcome, words, score = "unread", "Could not be read", DASH
     if isinstance(answer, Verdict):
       outcome, words = answer.outcome, OUTCOME_WORDS[answer.outcome]
+      words += ", by its sound" if answer.decided_by == SOUND and answer.file.get("kind") != "audio" else ""
       score = DASH if answer.deepfake_probability is None else percent(answer.deepfake_probability)
     link = tag("a", tag("bdi", _name(answer)), href=f"#file-{number}")
     outcome_cell = tag("td", _symbol(outcome), words, class_=f"mark {outcome}")
@@ -323,11 +336,13 @@ def _article(answer: Answer, number: int, *, heading: bool) -> Html:
     band = tag("section", words, tag("p", answer.message, class_="advice"), class_="band unread")
     return tag("article", title, band, id=f"file-{number}")
   about = _about(answer.file)
+  people = (_person(answer, person, f"f{number}-p{person.id}") for person in answer.people)
+  sections = [Html("".join(people)), _sound(answer, f"f{number}-sound")]
   return tag(
     "article",
     tag("header", title, tag("p", about, class_="about") if about else ""),
     _band(answer),
-    *(_person(answer, person, f"f{number}-p{person.id}") for person in answer.people),
+    *(sections if answer.decided_by != SOUND else reversed(sections)),
     _branches(answer),
     _facts(answer),
     id=f"file-{number}",
@@ -338,26 +353,82 @@ def _band(answer: Verdict) -> Html:
   words = tag("p", _symbol(answer.outcome), OUTCOME_WORDS[answer.outcome], class_="words")
   inside = [tag("h2", "Verdict", class_="unseen"), words]
   if answer.deepfake_probability is not None:
-    t = answer.thresholds
     figure = tag("strong", percent(answer.deepfake_probability))
     inside.append(tag("p", figure, " calibrated probability of manipulation", class_="figure"))
     inside.append(_scale(answer))
-    inside.append(
-      tag(
-        "p",
-        f"Called likely manipulated from {percent(t.manipulated)} on, a threshold set so that at most "
-        f"{100 * t.false_positive_rate:.2g}\N{NO-BREAK SPACE}% of authentic validation pictures reach it: "
-        "a rate of single pictures, not of whole files. "
-        f"Below {percent(t.inconclusive)} a file is called likely authentic; between the two, inconclusive.",
-        class_="fine",
-      )
-    )
+    inside.append(tag("p", _judged(answer), class_="reason"))
+    parts = {FACES: answer.faces, SOUND: answer.sound}
+    inside += (tag("p", _called(parts[name].thresholds, name), class_="fine") for name in answer.judged)
   for reason in answer.reasons:
     inside.append(tag("p", reason.message, class_="reason"))
   inside.append(tag("p", answer.recommendation, class_="advice"))
   for warning in answer.warnings:
     inside.append(tag("p", tag("strong", "Note: "), warning, class_="reason"))
   return tag("section", *inside, class_=f"band {answer.outcome}")
+
+
+_KINDS = {FACES: ("A face", "pictures"), SOUND: ("Sound", "stretches of sound")}
+
+
+def _called(thresholds: Thresholds, part: str) -> str:
+  """What the thresholds of a part mean."""
+  what, single = _KINDS[part]
+  return (
+    f"{what} is called likely manipulated from {percent(thresholds.manipulated)} on, a threshold set so that "
+    f"at most {100 * thresholds.false_positive_rate:.2g}\N{NO-BREAK SPACE}% of authentic validation {single} "
+    f"reach it: a rate of single {single}, not of whole files. Below {percent(thresholds.inconclusive)} it "
+    "is called likely authentic; between the two, inconclusive."
+  )
+
+
+# Branches that hear, where sound is not judged by itself.
+_HEARING = frozenset({"audio", "lipsync"})
+_UNHEARD = {
+  "no_sound": "the file has none",
+  "sound_too_short": "it is too short",
+  "silent": "it is silent throughout",
+}
+
+
+def _judged(answer: Verdict) -> str:
+  """What was looked at and what decided, in a sentence or two; "" where nothing was judged."""
+  kind = answer.file.get("kind")
+  if len(answer.judged) == 2:
+    first, second = answer.judged
+    other = {FACES: answer.faces, SOUND: answer.sound}[second]
+    return (
+      f"The faces and the sound were judged, each by itself. The verdict is that of the {first}, the more "
+      f"suspicious of the two; the {second} alone would be called {OUTCOME_WORDS[other.outcome].lower()} "
+      f"({percent(other.deepfake_probability)})."
+    )
+  if FACES in answer.judged:
+    if kind == "image":
+      return "The faces in the picture were judged."
+    if answer.sound:
+      why = ", ".join(_UNHEARD.get(code, _words(code).lower()) for code in answer.sound.reasons)
+      return f"Only the faces were judged, not the sound: {why}."
+    if any(name in _HEARING and b.probability is not None for name, b in answer.branches.items()):
+      return "The faces were judged, together with what is heard while they are seen."
+    return "Only the faces were judged; this model does not judge sound."
+  if SOUND in answer.judged:
+    if kind == "audio":
+      return "The sound was judged."
+    if answer.faces is None:
+      return "Only the sound was judged; this model does not look at faces."
+    seen = "none of the faces could be judged" if answer.people else "no face was found"
+    return f"Only the sound was judged: {seen}."
+  return ""
+
+
+def _score(probability: float, thresholds: Thresholds) -> str:
+  return f"{percent(probability)}; the threshold is {percent(thresholds.manipulated)}"
+
+
+def _sound_line(answer: Verdict) -> str:
+  sound = answer.sound
+  parts = [OUTCOME_WORDS[sound.outcome].lower(), _score(sound.deepfake_probability, sound.thresholds)]
+  marked = _marked(sound.moments or sound.windows, sound.thresholds)
+  return ", ".join(parts) + (f"; marked: {_places(marked)}" if marked else "")
 
 
 # On a narrow screen, the labels of thresholds that are closer than this would lie on each other.
@@ -396,7 +467,7 @@ def _person(answer: Verdict, person: Person, key: str) -> Html:
     tag(
       "h2",
       f"Person {person.id}",
-      tag("span", score, class_=f"score {_zone(answer, person.deepfake_probability)}"),
+      tag("span", score, class_=f"score {_zone(person.deepfake_probability, _of_faces(answer))}"),
     ),
     tag(
       "p",
@@ -439,86 +510,129 @@ def _quality(name: str, value: float) -> str:
 
 
 def _unjudged(person: Person) -> str:
-  counts = collections.Counter(code for s in person.sightings if s.probability is None for code in s.reasons)
-  if not counts:
-    return ""
-  return (
-    " Not judged because: "
-    + ", ".join(f"{_words(code).lower()} ({n})" for code, n in counts.most_common())
-    + "."
-  )
+  unjudged = [s for s in person.sightings if s.probability is None]
+  counts = collections.Counter(code for s in unjudged for code in s.reasons)
+  told = ""
+  if counts:
+    codes = ", ".join(f"{_words(code).lower()} ({n})" for code, n in counts.most_common())
+    told += f" Not judged because: {codes}."
+  if person.judged and not all(s.reasons for s in unjudged):
+    told += " Those between were seen as parts of the same stretch of film."
+  return told
+
+
+def _of_faces(answer: Verdict) -> Thresholds:
+  return (answer.faces or answer).thresholds
+
+
+@dataclasses.dataclass(frozen=True)
+class _Point:
+  """A probability at a time, and the id of the picture that it leads to."""
+
+  time_s: float
+  probability: float
+  text: str
+  picture: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+  """The time of a file, so that all its charts can be compared."""
+
+  start_s: float
+  end_s: float
+
+  @classmethod
+  def of(cls, answer: Verdict) -> "_Axis":
+    times = [s.time_s for person in answer.people for s in person.sightings]
+    times += [
+      t for window in (answer.sound.windows if answer.sound else ()) for t in (window.start_s, window.end_s)
+    ]
+    return cls(min(times), max(times))
+
+  def across(self, time_s: float) -> float:
+    """In percent of the chart's width."""
+    return 100 * (time_s - self.start_s) / (self.end_s - self.start_s)
 
 
 def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], key: str) -> Html:
-  times = [s.time_s for s in person.sightings]
-  # The axis is the file's, not the person's, so that the charts of two people can be compared.
-  everyone = [s.time_s for p in answer.people for s in p.sightings]
-  start, end = min(everyone), max(everyone)
+  axis = _Axis.of(answer)
+  points = {
+    s.time_s: _Point(
+      s.time_s,
+      s.probability,
+      f"{clock(s.time_s)}: {percent(s.probability)}",
+      f"{key}-{i}" if s.time_s in evidence else None,
+    )
+    for i, s in enumerate(person.sightings)
+    if s.probability is not None
+  }
+  runs = [[points[s.time_s] for s in run] for run in _judged_runs(person.sightings)]
+  # What was seen between the frames that a window holds misses nothing.
+  missed = [s for s in person.sightings if s.probability is None and s.reasons]
+  misses = []
+  for s in missed:
+    text = f"{clock(s.time_s)}: not judged, {', '.join(_words(code).lower() for code in s.reasons)}"
+    misses.append(tag("span", class_="miss", style=f"left:{axis.across(s.time_s):.2f}%", title=text))
+  keys = ["\N{WHITE CIRCLE} judged"] + [f"{TIMES} seen, not judged"] * bool(missed)
+  if evidence:
+    keys.append(tag("span", "Point at a circle to see the face; arrow keys move along.", class_="hint"))
+  return _chart(f"person {person.id}", runs, misses, keys, axis=axis, thresholds=_of_faces(answer))
 
-  def across(time_s: float) -> float:
-    return 100 * (time_s - start) / (end - start)
 
-  low, high = answer.thresholds.inconclusive, answer.thresholds.manipulated
+def _chart(
+  whose: str,
+  runs: Sequence[Sequence[_Point]],
+  marks: Sequence[Html],
+  keys: Sequence[str],
+  *,
+  axis: _Axis,
+  thresholds: Thresholds,
+  marked: Sequence[tuple[float, float]] = (),
+) -> Html:
+  """Probability over time.
+
+  Args:
+    whose: probability, within a sentence.
+    runs: what a line joins.
+    marks: what lies beside the points.
+    keys: what the points and marks mean.
+    axis: of time.
+    thresholds: of these probabilities.
+    marked: (start, end) in seconds of stretches to shade.
+  """
+  low, high = thresholds.inconclusive, thresholds.manipulated
   lines = [
-    tag(
-      "rect",
-      x=0,
-      y=0,
-      width=100,
-      height=f"{100 * (1 - high):.2f}",
-      class_=f"zone {verdicts.LIKELY_MANIPULATED}",
-    ),
-    tag(
-      "rect",
-      x=0,
-      y=f"{100 * (1 - high):.2f}",
-      width=100,
-      height=f"{100 * (high - low):.2f}",
-      class_=f"zone {verdicts.INCONCLUSIVE}",
-    ),
+    _zone_rect(0, 100, 0, 100 * (1 - high), verdicts.LIKELY_MANIPULATED),
+    _zone_rect(0, 100, 100 * (1 - high), 100 * (high - low), verdicts.INCONCLUSIVE),
+    *(_marked_rect(axis.across(start), axis.across(end)) for start, end in marked),
     *(tag("line", x1=0, x2=100, y1=y, y2=y, class_="grid") for y in (0, 50, 100)),
     tag("line", x1=0, x2=100, y1=f"{100 * (1 - high):.2f}", y2=f"{100 * (1 - high):.2f}", class_="threshold"),
   ]
-  for run in _judged_runs(person.sightings):
-    points = " ".join(f"{across(s.time_s):.2f},{100 * (1 - s.probability):.2f}" for s in run)
-    lines.append(tag("polyline", points=points, class_="curve"))
-  judged = [s for s in person.sightings if s.probability is not None]
-  label = f"Person {person.id}: nothing judged"
-  if judged:
-    peak = max(judged, key=lambda s: s.probability)
-    least = percent(min(s.probability for s in judged))
+  for run in runs:
+    places = " ".join(f"{axis.across(p.time_s):.2f},{100 * (1 - p.probability):.2f}" for p in run)
+    lines.append(tag("polyline", points=places, class_="curve"))
+  points = [point for run in runs for point in run]
+  label = f"{_words(whose)}: nothing judged"
+  if points:
+    peak = max(points, key=lambda p: p.probability)
+    least = percent(min(p.probability for p in points))
     label = (
-      f"Probability of manipulation over time for person {person.id}: between {least} and "
-      f"{percent(peak.probability)}, highest at {clock(peak.time_s)}"
+      f"Probability of manipulation over time for {whose}: between {least} and {percent(peak.probability)}, "
+      f"highest at {clock(peak.time_s)}"
     )
-  svg = tag(
-    "svg",
-    *lines,
-    viewBox="0 0 100 100",
-    preserveAspectRatio="none",
-    role="img",
-    aria_label=label,
-  )
-  marks = []
-  for i, s in enumerate(person.sightings):
-    x = f"left:{across(s.time_s):.2f}%"
-    if s.probability is None:
-      why = ", ".join(_words(code).lower() for code in s.reasons) or "no reason given"
-      marks.append(tag("span", class_="miss", style=x, title=f"{clock(s.time_s)}: not judged, {why}"))
-    else:
-      text = f"{clock(s.time_s)}: {percent(s.probability)}"
-      shown = {"href": f"#{key}-{i}", "data_preview": f"{key}-{i}"} if s.time_s in evidence else {}
-      place = f"{x};bottom:{100 * s.probability:.2f}%"
-      marks.append(
-        tag(
-          "a",
-          class_=f"point {_zone(answer, s.probability)}",
-          style=place,
-          aria_label=text,
-          title=text,
-          **shown,
-        )
-      )
+  svg = tag("svg", *lines, viewBox="0 0 100 100", preserveAspectRatio="none", role="img", aria_label=label)
+  dots = [
+    tag(
+      "a",
+      class_=f"point {_zone(p.probability, thresholds)}",
+      style=f"left:{axis.across(p.time_s):.2f}%;bottom:{100 * p.probability:.2f}%",
+      aria_label=p.text,
+      title=p.text,
+      **({"href": f"#{p.picture}", "data_preview": p.picture} if p.picture else {}),
+    )
+    for p in points
+  ]
   # A grid label too close to the threshold's gives way to it.
   levels = [
     tag("span", f"{y} %", class_="level", style=f"bottom:{y}%")
@@ -526,24 +640,134 @@ def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], 
     if abs(y - 100 * high) > 9
   ]
   levels.append(tag("span", percent(high), class_="level limit", style=f"bottom:{100 * high:.2f}%"))
-  axis = [tag("span", _tick(t), style=f"left:{across(t):.2f}%") for t in _ticks(start, end)]
-  key_words = [
-    tag("span", "\N{WHITE CIRCLE} judged", class_="key"),
-    tag("span", tag("i", f"{DASH} {DASH}"), " threshold", class_="key limit"),
+  ticks = [
+    tag("span", _tick(t), style=f"left:{axis.across(t):.2f}%") for t in _ticks(axis.start_s, axis.end_s)
   ]
-  if len(judged) < len(times):
-    key_words.append(tag("span", f"{TIMES} seen, not judged", class_="key"))
-  if evidence:
-    key_words.append(
-      tag("span", "Point at a circle to see the face; arrow keys move along.", class_="key hint")
-    )
+  key_words = [tag("span", words, class_="key") for words in keys]
+  key_words.insert(1, tag("span", tag("i", f"{DASH} {DASH}"), " threshold", class_="key limit"))
+  dense = " dense" if len(points) > _DENSE else ""
   return tag(
     "figure",
-    tag("div", svg, *levels, tag("div", *marks, class_="points"), class_="plot"),
-    tag("div", *axis, class_="axis", aria_hidden="true"),
+    tag("div", svg, *levels, tag("div", *marks, *dots, class_=f"points{dense}"), class_="plot"),
+    tag("div", *ticks, class_="axis", aria_hidden="true"),
     tag("figcaption", tag("span", "Probability of manipulation over time."), *key_words),
     class_="timeline",
   )
+
+
+# More points than this are drawn smaller.
+_DENSE = 64
+
+
+def _marked_rect(left: float, right: float) -> Html:
+  # However long the file, a mark can be seen.
+  width = max(right - left, 0.4)
+  return _zone_rect(left, width, 0, 100, f"{verdicts.LIKELY_MANIPULATED} marked")
+
+
+def _zone_rect(x: float, width: float, y: float, height: float, outcome: str) -> Html:
+  place = {"x": x, "y": y, "width": width, "height": height}
+  return tag("rect", **{name: f"{value:.2f}" for name, value in place.items()}, class_=f"zone {outcome}")
+
+
+# Of longer files the chart has no room for seconds.
+_MOMENTS_SHOWN_S = 150.0
+
+
+def _sound(answer: Verdict, key: str) -> Html:
+  """What was heard; nothing where sound was not judged by itself."""
+  sound = answer.sound
+  if sound is None or sound.deepfake_probability is None:
+    return Html("")
+  thresholds, axis = sound.thresholds, _Axis.of(answer)
+  score = tag("span", percent(sound.deepfake_probability), class_=f"score {sound.outcome}")
+  told = f"{OUTCOME_WORDS[sound.outcome]}. {_listened(sound.windows)}"
+  marked = _marked(sound.moments or sound.windows, thresholds)
+  if marked:
+    told += f" Marked as likely manipulated: {_places(marked)}."
+  inside = [tag("h2", "Sound", score), tag("p", told)]
+  if axis.end_s - axis.start_s <= _MOMENTS_SHOWN_S and sound.moments:
+    bars = [_bar(window, axis, thresholds) for window in sound.windows]
+    runs = [[_heard(moment) for moment in run] for run in _joined_runs(sound.moments)]
+    keys = ["\N{WHITE CIRCLE} one second", "\N{EM DASH} a stretch, judged as a whole"]
+  else:
+    bars, runs = [], [[_heard(window) for window in run] for run in _joined_runs(sound.windows)]
+    keys = ["\N{WHITE CIRCLE} a stretch, judged as a whole"]
+  keys += ["shaded: marked"] * bool(marked)
+  inside.append(_chart("the sound", runs, bars, keys, axis=axis, thresholds=thresholds, marked=marked))
+  return tag("section", *inside, class_="card person", id=key)
+
+
+def _listened(windows: Sequence[SoundWindow]) -> str:
+  """How much of the sound was judged: of a long file, samples."""
+  if len(windows) == 1:
+    return f"One stretch of {windows[0].end_s - windows[0].start_s:.1f}\N{NO-BREAK SPACE}s was judged."
+  gaps = any(later.start_s > earlier.end_s + 1e-3 for earlier, later in itertools.pairwise(windows))
+  rest = " What lies between them was not listened to." if gaps else ""
+  longest = max(window.end_s - window.start_s for window in windows)
+  return f"{len(windows)} stretches of up to {longest:.1f}\N{NO-BREAK SPACE}s were judged.{rest}"
+
+
+def _bar(window: SoundWindow, axis: _Axis, thresholds: Thresholds) -> Html:
+  left, right = axis.across(window.start_s), axis.across(window.end_s)
+  return tag(
+    "span",
+    class_=f"stretch {_zone(window.probability, thresholds)}",
+    style=f"left:{left:.2f}%;width:{right - left:.2f}%;bottom:{100 * window.probability:.2f}%",
+    title=f"{_place(window.start_s, window.end_s)}: {percent(window.probability)}",
+  )
+
+
+def _heard(stretch: SoundWindow) -> _Point:
+  text = f"{_place(stretch.start_s, stretch.end_s)}: {percent(stretch.probability)}"
+  return _Point((stretch.start_s + stretch.end_s) / 2, stretch.probability, text)
+
+
+def _marked(stretches: Sequence[SoundWindow], thresholds: Thresholds) -> list[tuple[float, float]]:
+  """(start, end) of where stretches, in order of time, reach the threshold; those that touch are one."""
+  marked: list[tuple[float, float]] = []
+  for stretch in stretches:
+    if stretch.probability < thresholds.manipulated:
+      continue
+    if marked and stretch.start_s <= marked[-1][1] + 1e-3:
+      marked[-1] = marked[-1][0], max(marked[-1][1], stretch.end_s)
+    else:
+      marked.append((stretch.start_s, stretch.end_s))
+  return marked
+
+
+def _joined_runs(stretches: Sequence[SoundWindow]) -> Iterator[list[SoundWindow]]:
+  """Those that touch each other: a line is not drawn over what was not listened to."""
+  run: list[SoundWindow] = []
+  for stretch in stretches:
+    if run and stretch.start_s > run[-1].end_s + 1e-3:
+      yield run
+      run = []
+    run.append(stretch)
+  if run:
+    yield run
+
+
+# So many marked stretches are named one by one.
+_PLACES_NAMED = 8
+
+
+def _places(marked: Sequence[tuple[float, float]]) -> str:
+  named = [_place(*place) for place in marked[:_PLACES_NAMED]]
+  if more := len(marked) - len(named):
+    named.append(f"and {more} more")
+  return ", ".join(named)
+
+
+def _place(start_s: float, end_s: float) -> str:
+  if end_s < 60:
+    return f"{start_s:.1f} to {end_s:.1f}\N{NO-BREAK SPACE}s"
+  return f"{_minutes(start_s)} to {_minutes(end_s)}"
+
+
+def _minutes(time_s: float) -> str:
+  minutes, seconds = divmod(round(time_s, 1), 60)
+  return f"{minutes:.0f}:{seconds:04.1f}"
 
 
 def _strip(answer: Verdict, person: Person, evidence: dict[float, Evidence], key: str) -> Iterator[Html]:
@@ -587,7 +811,7 @@ def _figure(answer: Verdict, sighting: Sighting, evidence: Evidence, key: str, p
     "img", src=_jpeg(evidence.crop), alt=f"Face of person {person} at {at}", width=width, height=height
   )
   shade = tag("img", src=_map_png(evidence.region_map), alt=f"Region map at {at}", class_="map")
-  zone = _zone(answer, evidence.probability)
+  zone = _zone(evidence.probability, _of_faces(answer))
   caption = tag(
     "figcaption",
     tag("span", "face" if answer.file.get("kind") == "image" else at),
@@ -631,6 +855,9 @@ def _branches(answer: Verdict) -> Html:
   inside = [tag("h2", "What was looked at"), table]
   if answer.frame_consistency_score is not None:
     text = f"Agreement of the frames: {answer.frame_consistency_score:.2f} (1 is full agreement, 0 is none)."
+    inside.append(tag("p", text, class_="fine"))
+  if len(answer.judged) == 2:
+    text = "Faces and sound were judged each by itself, and so a share is one of the faces or of the sound."
     inside.append(tag("p", text, class_="fine"))
   return tag("section", *inside, class_="card")
 
@@ -681,8 +908,10 @@ def _definitions(rows: Sequence[tuple[str, str]]) -> Html:
   )
 
 
-def _limits() -> Html:
-  items = (tag("li", text) for text in LIMITS)
+def _limits(answers: Sequence[Answer]) -> Html:
+  judged = {part for answer in answers if isinstance(answer, Verdict) for part in answer.judged}
+  texts = [*LIMITS, *(text for part in (FACES, SOUND) if part in judged for text in LIMITS_OF[part])]
+  items = (tag("li", text) for text in texts)
   return tag("section", tag("h2", "What this can and cannot tell"), tag("ul", *items), class_="card limits")
 
 
@@ -700,12 +929,8 @@ def _embedded_json(answers: Answer | Sequence[Answer]) -> Html:
   )
 
 
-def _zone(answer: Verdict, probability: float | None) -> str:
-  if probability is None:
-    return verdicts.NOT_APPLICABLE
-  if probability >= answer.thresholds.manipulated:
-    return verdicts.LIKELY_MANIPULATED
-  return verdicts.INCONCLUSIVE if probability >= answer.thresholds.inconclusive else verdicts.LIKELY_AUTHENTIC
+def _zone(probability: float | None, thresholds: Thresholds) -> str:
+  return verdicts.NOT_APPLICABLE if probability is None else thresholds.outcome(probability)
 
 
 def _symbol(outcome: str) -> Html:
@@ -726,7 +951,7 @@ def _judged_runs(sightings: Sequence[Sighting]) -> Iterator[list[Sighting]]:
   for s in sightings:
     if s.probability is not None:
       run.append(s)
-    elif run:
+    elif run and s.reasons:
       yield run
       run = []
   if run:

@@ -12,6 +12,8 @@ INCONCLUSIVE = "inconclusive"
 LIKELY_MANIPULATED = "likely_manipulated"
 NOT_APPLICABLE = "not_applicable"
 OUTCOMES = (LIKELY_AUTHENTIC, INCONCLUSIVE, LIKELY_MANIPULATED, NOT_APPLICABLE)
+# What is judged apart.
+FACES, SOUND = "faces", "sound"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,43 @@ class Person:
 
 
 @dataclasses.dataclass(frozen=True)
+class Thresholds:
+  """Calibrated probabilities at which outcomes change, and the false-alarm rate that they were set to.
+
+  Below `inconclusive` the outcome is likely_authentic, from `manipulated` on it is likely_manipulated. The
+  rate is that of single authentic pictures, or stretches of sound, of the validation split; that of whole
+  files was not measured.
+  """
+
+  inconclusive: float
+  manipulated: float
+  false_positive_rate: float
+
+  def outcome(self, probability: float) -> str:
+    """likely_authentic, inconclusive or likely_manipulated."""
+    if probability >= self.manipulated:
+      return LIKELY_MANIPULATED
+    return INCONCLUSIVE if probability >= self.inconclusive else LIKELY_AUTHENTIC
+
+
+@dataclasses.dataclass(frozen=True)
+class Faces:
+  """What is said of all the faces of a file together; who they are stands in Verdict.people.
+
+  Attributes:
+    outcome: one of OUTCOMES.
+    deepfake_probability: of the person who decides for the faces, calibrated; None where none was judged.
+    reasons: codes of what kept them from being judged; empty where they were.
+    thresholds: of probabilities of faces.
+  """
+
+  outcome: str
+  deepfake_probability: float | None
+  reasons: tuple[str, ...]
+  thresholds: Thresholds
+
+
+@dataclasses.dataclass(frozen=True)
 class SoundWindow:
   """A stretch of the sound and what the model says of it.
 
@@ -73,18 +112,20 @@ class Sound:
   """What was heard in a file.
 
   Attributes:
+    outcome: one of OUTCOMES.
     deepfake_probability: of the sound as a whole, calibrated; None where it was not judged.
     windows: what was judged, in order of time.
-    moments: shorter, overlapping stretches of them, where the model tells them apart.
+    moments: shorter, overlapping stretches of them, where the model tells them apart, in order of time.
     reasons: codes of what kept it from being judged; empty where it was.
-    thresholds: of probabilities of sound; None where it was not judged.
+    thresholds: of probabilities of sound.
   """
 
+  outcome: str
   deepfake_probability: float | None
+  reasons: tuple[str, ...]
+  thresholds: Thresholds
   windows: tuple[SoundWindow, ...] = ()
   moments: tuple[SoundWindow, ...] = ()
-  reasons: tuple[str, ...] = ()
-  thresholds: "Thresholds | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,33 +157,21 @@ class Evidence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Thresholds:
-  """Calibrated probabilities at which outcomes change, and the false-alarm rate that they were set to.
-
-  Below `inconclusive` the outcome is likely_authentic, from `manipulated` on it is likely_manipulated. The
-  rate is that of single authentic pictures of the validation split; that of whole files was not measured.
-  """
-
-  inconclusive: float
-  manipulated: float
-  false_positive_rate: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Verdict:
   """The answer for one file.
 
   Attributes:
     outcome: one of OUTCOMES; where faces and sound are judged apart, the more suspicious of the two.
     deepfake_probability: calibrated, 0..1; None where the outcome is not_applicable (never 0.5 in its place).
-    decided_by: "faces" or "sound": whose outcome and probability these are; None where nothing was judged.
+    decided_by: FACES or SOUND: whose outcome and probability these are; None where nothing was judged.
     frame_consistency_score: 1 - 2 * (mean absolute deviation of the frames' probabilities from their median),
       of the person that decides, 0..1; None with fewer than two judged frames.
     reasons: why; empty for a plain verdict.
     branches: by name.
     people: everybody who was followed, the most suspicious first.
-    sound: None where the model does not judge sound by itself.
-    thresholds: of what decided.
+    faces: of all people together; None where the model does not judge faces, or the file is a sound file.
+    sound: None where the model does not judge sound by itself, or the file is a picture.
+    thresholds: of what decided; those of faces and of sound stand with them.
     model: name, version, sha256 of the weights.
     file: name, bytes, sha256, kind, media (facts of the container).
     timings: seconds by stage; the only part that differs between two runs on the same file.
@@ -161,7 +190,21 @@ class Verdict:
   warnings: tuple[str, ...] = ()
   evidence: tuple[Evidence, ...] = ()
   sound: Sound | None = None
-  decided_by: str | None = "faces"
+  decided_by: str | None = FACES
+  faces: Faces | None = None
+
+  def __post_init__(self):
+    if self.decided_by == FACES and self.deepfake_probability is not None:
+      object.__setattr__(
+        self, "faces", Faces(self.outcome, self.deepfake_probability, (), thresholds=self.thresholds)
+      )
+
+  @property
+  def judged(self) -> tuple[str, ...]:
+    """What was judged: FACES, SOUND, both, or nothing; what decided comes first."""
+    parts = {FACES: self.faces, SOUND: self.sound}
+    found = [name for name, part in parts.items() if part and part.deepfake_probability is not None]
+    return tuple(sorted(found, key=lambda name: name != self.decided_by))
 
   @property
   def is_deepfake(self) -> bool | None:
@@ -184,7 +227,11 @@ class Verdict:
   @property
   def recommendation(self) -> str:
     """What a careful reader would do next, in one or two sentences."""
-    return RECOMMENDATIONS[self.outcome]
+    parts = {FACES: self.faces, SOUND: self.sound}
+    # Nobody need look where nothing is marked, unless all is to be called authentic.
+    ours = [p for p in parts if p in self.judged and parts[p].outcome in (self.outcome, *_SUSPICIOUS)]
+    signs, places = ([words[part] for part in ours] for words in (_SIGNS, _PLACES))
+    return RECOMMENDATIONS[self.outcome].format(signs=" or ".join(signs), places=" and ".join(places))
 
   @property
   def timeline(self) -> list[dict]:
@@ -229,6 +276,7 @@ class Verdict:
         }
         for person in self.people
       ],
+      "faces": None if self.faces is None else dataclasses.asdict(self.faces),
       "sound": None if self.sound is None else dataclasses.asdict(self.sound),
       "timeline": self.timeline,
       "model": self.model,
@@ -239,20 +287,27 @@ class Verdict:
     return _plain(answer)
 
 
+_SUSPICIOUS = (INCONCLUSIVE, LIKELY_MANIPULATED)
+# {signs} and {places} name what was judged.
 RECOMMENDATIONS = {
   LIKELY_AUTHENTIC: (
-    "No sign of a manipulated face was found. That is not proof of authenticity: methods that this model was "
-    "not trained for pass unseen. Check the source before you rely on the file."
+    "No sign of {signs} was found. That is not proof of authenticity: methods that this model was not "
+    "trained for pass unseen. Check the source before you rely on the file."
   ),
   INCONCLUSIVE: (
     "The evidence is too weak to call it either way. Look for an earlier or better copy of the file, and "
-    "have a person look at the marked frames."
+    "have a person {places}."
   ),
   LIKELY_MANIPULATED: (
-    "Treat the file as possibly manipulated: look at the marked frames and regions, find the original, and "
-    "do not rest a decision on this score alone."
+    "Treat the file as possibly manipulated: {places}, find the original, and do not rest a decision on this "
+    "score alone."
   ),
   NOT_APPLICABLE: "This file holds nothing that the model can judge; the reasons say what is missing.",
+}
+_SIGNS = {FACES: "a manipulated face", SOUND: "a synthetic voice"}
+_PLACES = {
+  FACES: "look at the frames and regions that score highest",
+  SOUND: "listen to the stretches that score highest",
 }
 
 

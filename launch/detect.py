@@ -2,7 +2,9 @@
 
     deepscan detect clip.mp4
     deepscan detect --video_path=a.mp4 --image_path=b.jpg --output_json=report.json --output_html=report.html
+    deepscan detect --model_path=runs/voices/best --audio_path=voice.wav
 
+A model judges faces, sound, or both; of both the more suspicious decides, and the answer says which.
 Files may be given by flag or plainly; plain ones are told apart by their content. --output_json holds one
 object for one file and a list, in the order given, for several; a file that could not be read has an "error"
 in place of a verdict. --output_html is one page that needs nothing else, whatever the number of files.
@@ -59,7 +61,7 @@ _OUTPUT_HTML = flags.DEFINE_string("output_html", None, "Write a report to this 
 _FRAMES = flags.DEFINE_integer(
   "frames",
   32,
-  "How many frames of a video are looked at.",
+  "How many frames of a video are looked at; a model of moving faces looks at one stretch for eight of them.",
   lower_bound=1,
   upper_bound=4096,
   allow_override=True,

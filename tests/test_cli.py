@@ -14,14 +14,15 @@ from deepscan_jax import compilation_cache, doctor, media, report, verdict
 from deepscan_jax.config import Config, TrainConfig
 from deepscan_jax.launch import __main__ as dispatcher
 from deepscan_jax.launch import detect, train
-from deepscan_jax.verdict import Person, Reason, Sighting, Thresholds, Verdict
+from deepscan_jax.verdict import Person, Reason, Sighting, Sound, SoundWindow, Thresholds, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORES = {"fake": (verdict.LIKELY_MANIPULATED, 0.9), "real": (verdict.LIKELY_AUTHENTIC, 0.1)}
 
 
 class FakeDetector:
-  """Answers by name: fake.mp4, real.jpg, empty.jpg (no face), defect.mp4; anything else cannot be read."""
+  """Answers by name: fake.mp4, real.jpg, empty.jpg (no face), cloned.wav (a voice), defect.mp4; anything else
+  cannot be read."""
 
   metadata = {"name": "default", "version": "1", "sha256": "ab" * 32}  # noqa: RUF012
 
@@ -29,6 +30,8 @@ class FakeDetector:
     stem = Path(path).stem
     if stem == "defect":
       raise ValueError("shapes do not fit")
+    if stem == "cloned":
+      return self.hear(Path(path).name)
     if stem not in ("fake", "real", "empty"):
       raise media.MediaError("truncated", f"{Path(path).name} ends too early.")
     outcome, probability = SCORES.get(stem, (verdict.NOT_APPLICABLE, None))
@@ -48,6 +51,24 @@ class FakeDetector:
       model=self.metadata,
       file={"name": Path(path).name, "kind": "video" if str(path).endswith("mp4") else "image"},
       timings={"all": 0.1},
+    )
+
+  def hear(self, name):
+    thresholds = Thresholds(0.5, 0.8, 0.05)
+    windows = (SoundWindow(0.0, 4.0, 0.7), SoundWindow(4.0, 8.0, 0.96))
+    return Verdict(
+      outcome=verdict.LIKELY_MANIPULATED,
+      deepfake_probability=0.9,
+      frame_consistency_score=None,
+      reasons=(Reason("synthetic_voice_traces", "Traces of a synthetic voice."),),
+      branches={},
+      people=(),
+      thresholds=thresholds,
+      model=self.metadata,
+      file={"name": name, "kind": "audio"},
+      timings={},
+      sound=Sound(verdict.LIKELY_MANIPULATED, 0.9, (), thresholds, windows),
+      decided_by="sound",
     )
 
 
@@ -155,6 +176,7 @@ def test_help_lists_flags_with_defaults():
     (["real.jpg"], False, 0),
     (["fake.mp4"], False, 0),
     (["empty.jpg"], True, 0),
+    (["real.jpg", "cloned.wav"], True, 3),
     (["real.jpg", "fake.mp4"], True, 3),
     (["broken.mp4", "fake.mp4"], True, 3),
     (["broken.mp4", "real.jpg"], True, 4),
@@ -187,6 +209,22 @@ def test_a_defect_on_one_file_is_told_and_the_others_are_answered(tmp_path, caps
   assert "Traceback" in told.err and "Likely authentic" in told.out
   first, second = json.loads(table.read_text())
   assert first["error"]["code"] == "internal_error" and second["is_deepfake"] is False
+
+
+def test_a_voice_is_answered_in_words_json_and_page(tmp_path, capsys):
+  page, table = tmp_path / "r.html", tmp_path / "r.json"
+  given = detect.gather_inputs({"audio": ["cloned.wav"]}, [])
+  settings = {"frames": 4, "output_json": str(table), "output_html": str(page)}
+  assert detect.detect(FakeDetector(), given, **settings) == 0
+  told = capsys.readouterr()
+  words = " ".join(told.out.split())
+  assert told.err == "" and "The sound was judged." in words and "marked: 4.0 to 8.0 s" in words
+  assert "listen to the stretches that score highest" in words
+  facts = json.loads(table.read_text())
+  assert facts["decided_by"] == "sound" and facts["faces"] is None and facts["people"] == []
+  assert facts["sound"]["windows"][1] == {"start_s": 4.0, "end_s": 8.0, "probability": 0.96}
+  assert facts["sound"]["thresholds"] == facts["thresholds"]
+  assert "Marked as likely manipulated: 4.0 to 8.0" in page.read_text()
 
 
 def test_json_goes_to_stdout_alone(capsys):

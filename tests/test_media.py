@@ -165,6 +165,14 @@ def test_sampling_plan_with_a_rate_takes_the_frames_nearest_to_its_moments():
   assert np.diff(slow).tolist() == [1, 1] or np.diff(slow).tolist() == [1]
 
 
+@pytest.mark.parametrize("count", [4, 25, 26, 51])
+def test_a_run_at_the_rate_of_the_film_leaves_out_no_frame(count):
+  plan = SamplingPlan(frame_count=count, window_frames=count, rate_hz=25.0)
+  for frames in (51, 60, 300):
+    chosen = plan.choose_at([i / 25 for i in range(frames)])
+    assert np.diff(chosen).tolist() == [1] * (count - 1)
+
+
 def test_sampling_plan_looks_into_spans():
   times_s = [i / 25 for i in range(250)]
   chosen = SamplingPlan(frame_count=4, spans_s=((2.0, 2.2), (7.0, 7.1))).choose_at(times_s)

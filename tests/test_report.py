@@ -10,7 +10,22 @@ import numpy as np
 import pytest
 
 from deepscan_jax import report, verdict
-from deepscan_jax.verdict import BranchVerdict, Evidence, Person, Reason, Sighting, Thresholds, Verdict
+from deepscan_jax.verdict import (
+  INCONCLUSIVE,
+  LIKELY_AUTHENTIC,
+  LIKELY_MANIPULATED,
+  NOT_APPLICABLE,
+  BranchVerdict,
+  Evidence,
+  Faces,
+  Person,
+  Reason,
+  Sighting,
+  Sound,
+  SoundWindow,
+  Thresholds,
+  Verdict,
+)
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'\u202egpj.mp4"
 ENCODER = "</script><script>alert(3)</script><!--"
@@ -224,6 +239,205 @@ def test_every_outcome_makes_a_page_and_a_summary(outcome, frames):
   assert report.OUTCOME_WORDS[outcome] in text
   assert "\x1b" not in text
   assert all(len(line) <= 80 for line in text.splitlines())
+
+
+OF_FACES, OF_SOUND = Thresholds(0.4, 0.7, 0.021), Thresholds(0.8, 0.9, 0.033)
+
+
+def heard(*probabilities, moments=(), probability=None, reasons=(), window_s=4.0):
+  """Windows end to end, and moments half a second after each other."""
+  windows = tuple(SoundWindow(window_s * i, window_s * (i + 1), p) for i, p in enumerate(probabilities))
+  seconds = tuple(SoundWindow(i / 2, i / 2 + 1, p) for i, p in enumerate(moments))
+  if probability is None and probabilities:
+    probability = sum(probabilities) / len(probabilities)
+  outcome = NOT_APPLICABLE if probability is None else OF_SOUND.outcome(probability)
+  return Sound(outcome, probability, reasons, OF_SOUND, windows, seconds)
+
+
+def make_heard(sound, *, faces=None, people=0, kind="audio", **changes):
+  """A verdict that the sound decides, unless nothing was heard."""
+  decided = "sound" if sound.deepfake_probability is not None else changes.pop("decided_by", "faces")
+  facts = {
+    "outcome": sound.outcome,
+    "deepfake_probability": sound.deepfake_probability,
+    "thresholds": OF_SOUND,
+    "reasons": (),
+    "warnings": (),
+    "sound": sound,
+    "faces": faces,
+    "decided_by": decided,
+    "file": {"name": "a.mp4", "kind": kind, "media": {"duration_s": 8.0}},
+  }
+  if not people:
+    facts["frame_consistency_score"] = None
+  return dataclasses.replace(make(people=people, name="a.mp4"), **facts | changes)
+
+
+def classes(page, tag, word):
+  """The attributes of elements of a class."""
+  return [a for a in page.all(tag) if word in (a.get("class") or "").split()]
+
+
+def test_a_recording_is_shown_without_anybody():
+  moments = [0.2] * 4 + [0.95] * 4 + [0.3] * 4 + [0.92]
+  answer = make_heard(heard(0.85, 0.97, moments=moments))
+  page = Page(report.render_html(answer))
+  for words in (
+    "Likely manipulated",
+    "91\u00a0%",
+    "The sound was judged.",
+    "2 stretches of up to 4.0\u00a0s",
+  ):
+    assert words in page.text, words
+  # Windows 4 to 7 and 12 of one second reach the threshold.
+  assert "Marked as likely manipulated: 2.0 to 4.5\u00a0s, 6.0 to 7.0\u00a0s." in page.text
+  assert len(classes(page, "rect", "marked")) == 2
+  places = [(float(a["x"]), float(a["width"])) for a in classes(page, "rect", "marked")]
+  assert places == [(25.0, 31.25), (75.0, 12.5)]
+  assert len(classes(page, "span", "stretch")) == 2 and len(classes(page, "a", "point")) == len(moments)
+  assert [len(line["points"].split()) for line in page.all("polyline")] == [len(moments)]
+  shown = page.text.lower()
+  assert not any(word in shown for word in ("person 1", "region map", "beauty filters", "frames agree"))
+  assert "pictures reach it" not in shown and "stretches of sound reach it" in shown
+  assert "3.3\u00a0%" in page.text and page.all("img") == []
+
+
+def test_what_decided_is_told_and_each_part_keeps_its_own_thresholds():
+  """The same faces are drawn alike, whoever decides for the file."""
+  faces = Faces(LIKELY_AUTHENTIC, 0.3, (), OF_FACES)
+  by_sound = make_heard(heard(0.95, 0.97, moments=[0.96] * 15), faces=faces, people=2, kind="video")
+  by_faces = dataclasses.replace(
+    make(LIKELY_MANIPULATED, 0.75, name="a.mp4"), sound=heard(0.75, 0.85, moments=[0.75, 0.85])
+  )
+  pages = [Page(report.render_html(answer)) for answer in (by_sound, by_faces)]
+  told = (
+    "The verdict is that of the {}, the more suspicious of the two; the {} alone would be called {} ({})."
+  )
+  assert told.format("sound", "faces", "likely authentic", "30\u00a0%") in pages[0].text
+  assert told.format("faces", "sound", "inconclusive", "80\u00a0%") in pages[1].text
+  faces = [[a["class"] for a in classes(page, "a", "point") if "href" in a] for page in pages]
+  assert faces[0] == faces[1] and any("likely_manipulated" in name for name in faces[0])
+  captions = [[a["class"] for a in page.all("b")] for page in pages]
+  assert captions[0] == captions[1]
+  # 0.75 and 0.85 of sound lie below its thresholds, and would be manipulated by those of the faces.
+  heard_in = [a["class"].split()[1] for a in classes(pages[1], "a", "point") if "href" not in a]
+  assert heard_in == [LIKELY_AUTHENTIC, INCONCLUSIVE]
+  assert all(svg["aria-label"] for page in pages for svg in page.all("svg") if svg.get("role") == "img")
+  # What decided stands first, and the axis is that of the file for all.
+  assert pages[0].text.index("Sound") < pages[0].text.index("Person 1")
+  assert pages[1].text.index("Person 1") < pages[1].text.index("stretches of up to")
+  for page in pages:
+    both = (
+      "A face is called likely manipulated from 70\u00a0%",
+      "Sound is called likely manipulated from 90\u00a0%",
+    )
+    assert all(words in page.text for words in both)
+    assert sum(words == "10 s" for _, words in page.texts) == 3
+
+
+@pytest.mark.parametrize(
+  ("answer", "words"),
+  [
+    (make(name="a.mp4"), "Only the faces were judged; this model does not judge sound."),
+    (
+      dataclasses.replace(make(name="a.mp4"), branches={"lipsync": BranchVerdict(0.5, 1.0)}),
+      "The faces were judged, together with what is heard while they are seen.",
+    ),
+    (
+      dataclasses.replace(make(name="a.jpg"), file={"name": "a.jpg", "kind": "image"}),
+      "The faces in the picture were judged.",
+    ),
+    (
+      dataclasses.replace(make(name="a.mp4"), sound=heard(reasons=("no_sound",))),
+      "Only the faces were judged, not the sound: the file has none.",
+    ),
+    (
+      dataclasses.replace(make(name="a.mp4"), sound=heard(reasons=("sound_too_short",))),
+      "Only the faces were judged, not the sound: it is too short.",
+    ),
+    (
+      dataclasses.replace(make(name="a.mp4"), sound=heard(reasons=("silent",))),
+      "Only the faces were judged, not the sound: it is silent throughout.",
+    ),
+    (make_heard(heard(0.5), kind="video"), "Only the sound was judged; this model does not look at faces."),
+    (
+      make_heard(heard(0.5), kind="video", faces=Faces(NOT_APPLICABLE, None, ("no_face",), OF_FACES)),
+      "Only the sound was judged: no face was found.",
+    ),
+    (
+      make_heard(
+        heard(0.5), kind="video", people=1, faces=Faces(NOT_APPLICABLE, None, ("face_too_small",), OF_FACES)
+      ),
+      "Only the sound was judged: none of the faces could be judged.",
+    ),
+    (make_heard(heard(0.5)), "The sound was judged."),
+  ],
+)
+def test_what_was_looked_at_is_told_truthfully(answer, words):
+  assert words in Page(report.render_html(answer)).text
+  assert words in " ".join(report.summary_text(answer, width=400).split())
+
+
+def test_the_printed_words_tell_of_the_sound():
+  answer = make_heard(heard(0.85, 0.99, moments=[0.2, 0.95, 0.95, 0.2]))
+  lines = report.summary_text(answer, width=200).replace("\u00a0", " ").splitlines()
+  assert lines[1] == "  Likely manipulated  probability of manipulation 92 %; the threshold is 90 %"
+  assert (
+    "  Sound               likely manipulated, 92 %; the threshold is 90 %; marked: 0.5 to 2.0 s" in lines
+  )
+  assert not any("Person" in line or "Frames agree" in line for line in lines)
+  unheard = dataclasses.replace(make(name="a.mp4"), sound=heard(reasons=("silent",)))
+  assert not any(line.startswith("  Sound ") for line in report.summary_text(unheard).splitlines())
+
+
+def test_a_file_that_holds_nothing_to_judge_tells_both_reasons_and_has_no_empty_sections():
+  reasons = (Reason("no_face", "No face was found."), Reason("silent", "The sound is silent throughout."))
+  faces = Faces(NOT_APPLICABLE, None, ("no_face",), OF_FACES)
+  answer = make_heard(heard(reasons=("silent",)), faces=faces, kind="video", reasons=reasons, decided_by=None)
+  page = Page(report.render_html(answer))
+  assert "No face was found." in page.text and "The sound is silent throughout." in page.text
+  assert classes(page, "section", "person") == [] and "calibrated probability" not in page.text
+  assert "Judged" not in report.summary_text(answer)
+
+
+def test_the_chart_of_a_long_file_has_a_point_for_each_stretch():
+  starts = np.linspace(0, 3596, 16)
+  windows = tuple(SoundWindow(s, s + 4, 0.95 if i == 3 else 0.1) for i, s in enumerate(starts))
+  moments = tuple(
+    SoundWindow(s + x, s + x + 1, 0.95 if i == 3 else 0.1) for i, s in enumerate(starts) for x in range(4)
+  )
+  sound = Sound(LIKELY_AUTHENTIC, 0.15, (), OF_SOUND, windows, moments)
+  page = Page(report.render_html(make_heard(sound)))
+  assert len(classes(page, "a", "point")) == 16 and classes(page, "span", "stretch") == []
+  assert "What lies between them was not listened to." in page.text
+  (mark,) = classes(page, "rect", "marked")
+  assert float(mark["width"]) == 0.4  # still to be seen
+  assert "Marked as likely manipulated: 11:59.2 to 12:03.2." in page.text
+
+
+def test_many_marks_are_not_all_named():
+  sound = heard(*[0.95, 0.1] * 12, probability=0.5)
+  assert "and 4 more" in Page(report.render_html(make_heard(sound))).text
+
+
+def test_files_that_their_sound_decides_are_named_in_the_overview():
+  answers = [make_heard(heard(0.95), kind="video"), make_heard(heard(0.95)), make(name="a")]
+  page = Page(report.render_html(answers))
+  assert page.text.count("Likely manipulated, by its sound") == 1
+  assert "Beauty filters" in page.text and "Voices made by engines" in page.text
+
+
+def test_frames_between_those_of_a_window_miss_nothing():
+  answer = make(people=1, name="a.mp4")
+  (person,) = answer.people
+  sightings = [
+    dataclasses.replace(s, probability=None, reasons=()) if i % 2 else s
+    for i, s in enumerate(person.sightings)
+  ]
+  answer = dataclasses.replace(answer, people=(dataclasses.replace(person, sightings=tuple(sightings)),))
+  page = Page(report.render_html(answer))
+  assert len(page.all("polyline")) == 1 and classes(page, "span", "miss") == []
+  assert "Those between were seen as parts of the same stretch of film." in page.text
 
 
 def test_the_region_map_keeps_its_scale():

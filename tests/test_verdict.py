@@ -5,13 +5,24 @@ import numpy as np
 import pytest
 
 from deepscan_jax import verdict
-from deepscan_jax.verdict import BranchVerdict, Person, Reason, Sighting, Thresholds, Verdict
+from deepscan_jax.verdict import (
+  BranchVerdict,
+  Faces,
+  Person,
+  Reason,
+  Sighting,
+  Sound,
+  SoundWindow,
+  Thresholds,
+  Verdict,
+)
 
 THRESHOLDS = Thresholds(inconclusive=0.4, manipulated=0.7, false_positive_rate=0.02)
+OF_SOUND = Thresholds(inconclusive=0.8, manipulated=0.9, false_positive_rate=0.05)
 EXPECTED_KEYS = {
   "schema_version", "deepfake_probability", "is_deepfake", "confidence", "frame_consistency_score",
   "recommendation", "outcome", "reasons", "thresholds", "branches", "people", "timeline", "model", "file",
-  "timings", "warnings", "sound", "decided_by",
+  "timings", "warnings", "faces", "sound", "decided_by",
 }  # fmt: skip
 
 
@@ -64,11 +75,56 @@ def test_what_follows_from_outcome_and_probability(outcome, probability, is_deep
   answer = make(outcome, probability)
   assert answer.is_deepfake is is_deepfake
   assert answer.confidence == confidence
-  assert answer.recommendation == verdict.RECOMMENDATIONS[outcome]
+  assert answer.judged == (() if probability is None else ("faces",))
 
 
-def test_every_outcome_has_a_recommendation():
+def sound(outcome=verdict.LIKELY_MANIPULATED, probability=0.95, **changes):
+  facts = {"outcome": outcome, "deepfake_probability": probability, "reasons": (), "thresholds": OF_SOUND}
+  return Sound(**facts | changes)
+
+
+def test_every_outcome_has_a_recommendation_that_fits_what_was_judged():
   assert set(verdict.RECOMMENDATIONS) == set(verdict.OUTCOMES)
+  of_faces, of_sound, of_both = {}, {}, {}
+  for outcome in verdict.OUTCOMES[:3]:
+    of_faces[outcome] = make(outcome, 0.5).recommendation
+    of_sound[outcome] = make(outcome, 0.5, sound=sound(outcome), decided_by="sound").recommendation
+    of_both[outcome] = make(outcome, 0.5, sound=sound(outcome)).recommendation
+    assert not any("{" in words for words in (of_faces[outcome], of_sound[outcome], of_both[outcome]))
+    assert not any(word in of_faces[outcome] for word in ("voice", "listen"))
+    assert not any(word in of_sound[outcome] for word in ("face", "frame", "region"))
+  assert "a manipulated face or a synthetic voice" in of_both[verdict.LIKELY_AUTHENTIC]
+  for outcome in (verdict.INCONCLUSIVE, verdict.LIKELY_MANIPULATED):
+    assert "highest and listen to the stretches" in of_both[outcome]
+  # Only what is suspicious is worth a look, where anything is.
+  faces = Faces(verdict.LIKELY_AUTHENTIC, 0.1, (), THRESHOLDS)
+  unlike = make(verdict.LIKELY_MANIPULATED, 0.95, sound=sound(), faces=faces, decided_by="sound")
+  assert unlike.recommendation == of_sound[verdict.LIKELY_MANIPULATED]
+
+
+def test_what_is_said_of_the_faces_is_the_verdict_where_they_decide():
+  assert make().faces == Faces(verdict.LIKELY_MANIPULATED, 0.8, (), THRESHOLDS)
+  changed = dataclasses.replace(make(), outcome=verdict.INCONCLUSIVE, thresholds=OF_SOUND)
+  assert changed.faces == Faces(verdict.INCONCLUSIVE, 0.8, (), OF_SOUND)
+  assert make(verdict.NOT_APPLICABLE, None).faces is None
+  assert make(sound=sound(), decided_by="sound").faces is None
+
+
+def test_what_decided_comes_first_among_what_was_judged():
+  faces = Faces(verdict.LIKELY_AUTHENTIC, 0.1, (), THRESHOLDS)
+  assert make(sound=sound()).judged == ("faces", "sound")
+  assert make(sound=sound(), faces=faces, decided_by="sound").judged == ("sound", "faces")
+  unheard = sound(verdict.NOT_APPLICABLE, None, reasons=("silent",))
+  assert make(sound=unheard).judged == ("faces",)
+  assert make(verdict.NOT_APPLICABLE, None, sound=unheard, decided_by=None).judged == ()
+
+
+@pytest.mark.parametrize(
+  ("probability", "outcome"),
+  [(0.39, verdict.LIKELY_AUTHENTIC), (0.4, verdict.INCONCLUSIVE), (0.7, verdict.LIKELY_MANIPULATED)],
+)
+def test_thresholds_belong_to_what_lies_above_them(probability, outcome):
+  assert THRESHOLDS.outcome(probability) == outcome
 
 
 def test_the_timeline_holds_the_highest_of_each_moment_in_order():
@@ -97,6 +153,25 @@ def test_the_json_has_every_field_and_survives_a_round_trip():
   }  # fmt: skip
   assert facts["reasons"] == [{"code": "few_frames", "message": "Only one frame."}]
   assert facts["branches"]["spatial"] == {"probability": 0.8, "weight": 1.0, "status": "ok"}
+  assert facts["faces"]["thresholds"] == facts["thresholds"] and facts["sound"] is None
+
+
+def test_the_json_tells_what_the_sound_and_the_faces_are_each_judged_by():
+  stretches = (SoundWindow(0.0, 4.0, 0.9), SoundWindow(4.0, 8.0, 0.99))
+  heard = sound(windows=stretches, moments=(SoundWindow(0.5, 1.5, 0.3),))
+  faces = Faces(verdict.LIKELY_AUTHENTIC, 0.1, (), THRESHOLDS)
+  facts = make(probability=0.95, sound=heard, faces=faces, decided_by="sound", thresholds=OF_SOUND).to_dict()
+  assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+  assert facts["decided_by"] == "sound" and facts["schema_version"] == "1.1"
+  assert facts["thresholds"] == facts["sound"]["thresholds"] == dataclasses.asdict(OF_SOUND)
+  assert facts["faces"] == {
+    "outcome": "likely_authentic",
+    "deepfake_probability": 0.1,
+    "reasons": [],
+    "thresholds": dataclasses.asdict(THRESHOLDS),
+  }
+  assert facts["sound"]["windows"][1] == {"start_s": 4.0, "end_s": 8.0, "probability": 0.99}
+  assert len(facts["sound"]["moments"]) == 1
 
 
 def test_numpy_values_become_plain_ones_and_nothing_is_nan():

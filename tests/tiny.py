@@ -57,15 +57,73 @@ class TinyBranch(nn.Module):
     )
 
 
+class TinyVoice(nn.Module):
+  """A branch like the audio one, with loudness and roughness of half seconds in place of a network."""
+
+  INPUTS = ("waveform", "waveform_mask")
+
+  features: int = 8
+
+  @nn.compact
+  def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
+    steps, mask = half_seconds(batch["waveform"], batch["waveform_mask"])
+    # Second by second, half a second on each time.
+    seconds, present = (steps[:, 1:] + steps[:, :-1]) / 2, mask[:, 1:] & mask[:, :-1]
+    whole = masked_mean(steps, mask)[:, None]
+    tokens = nn.tanh(nn.Dense(self.features, name="describe")(jnp.concatenate([whole, seconds], axis=1)))
+    present = jnp.concatenate([mask.any(axis=1, keepdims=True), present], axis=1)
+    logits = hide(nn.Dense(1, name="classify")(tokens)[..., 0], present)
+    middles_s = 0.5 + 0.5 * jnp.arange(seconds.shape[1])
+    return BranchOutput(
+      tokens=hide(tokens, present),
+      token_mask=present,
+      logit=logits[:, 0],
+      maps={"window_logit": logits[:, 1:], "window_times_s": jnp.where(present[:, 1:], middles_s, 0.0)},
+    )
+
+
+class TinyLips(nn.Module):
+  """A branch that reads what lip-sync reads, with means in place of networks."""
+
+  INPUTS = ("mouth_crops", "mouth_mask", "waveform", "waveform_mask")
+
+  features: int = 8
+
+  @nn.compact
+  def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
+    steps, heard = half_seconds(batch["waveform"], batch["waveform_mask"])
+    seen = batch["mouth_mask"]
+    mouths = hide(batch["mouth_crops"], seen).astype(jnp.float32).mean(axis=(2, 3)) / 128 - 1
+    both = jnp.concatenate([masked_mean(mouths, seen), masked_mean(steps, heard)], axis=-1)
+    present = (seen.any(axis=1) & heard.any(axis=1))[:, None]
+    token = nn.tanh(nn.Dense(self.features, name="describe")(both))[:, None]
+    logit = hide(nn.Dense(1, name="classify")(token)[..., 0], present)
+    return BranchOutput(tokens=hide(token, present), token_mask=present, logit=logit[:, 0])
+
+
+def half_seconds(waveform: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Loudness and roughness, [batch, half second, 2], and which half seconds are sound throughout."""
+  cut = {"pattern": "batch (step sample) -> batch step sample", "sample": 8000}
+  steps, mask = (einops.rearrange(x, **cut) for x in (hide(waveform, mask), mask))
+  numbers = [jnp.abs(steps).mean(axis=-1), jnp.abs(jnp.diff(steps, axis=-1)).mean(axis=-1)]
+  return jnp.log10(jnp.stack(numbers, axis=-1) + 1e-4), mask.all(axis=-1)
+
+
 @contextlib.contextmanager
 def tiny_branch():
-  """Inside, a configuration may name the branch "tiny"."""
+  """Inside, a configuration may name the branches "tiny", "tiny_voice" and "tiny_lips"."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(
       detector.BRANCHES,
       "tiny",
       lambda config, axis_name: TinyBranch(config.features, config.dropout, axis_name, name="tiny"),
     )
+    for name, branch in (("tiny_voice", TinyVoice), ("tiny_lips", TinyLips)):
+      patch.setitem(
+        detector.BRANCHES,
+        name,
+        lambda config, axis_name, name=name, branch=branch: branch(config.features, name=name),
+      )
     yield
 
 
@@ -105,16 +163,21 @@ def random_variables(module: nn.Module, *inputs, seed: int = 0, **settings) -> d
 
 
 def write_model(
-  folder: Path, *, calibration: Calibration | None = CALIBRATION, config: Config | None = None
+  folder: Path,
+  *,
+  calibration: Calibration | None = CALIBRATION,
+  sound_calibration: Calibration | None = None,
+  config: Config | None = None,
 ) -> Path:
-  """Saves a model of the tiny branch with random parameters; returns the folder."""
+  """Saves a model of the tiny branch, or of a configuration, with random parameters; returns the folder."""
   config = config or tiny_config()
   with tiny_branch():
     variables = random_variables(
       detector.Detector(config.model), training.abstract_batch(1, config), train=False
     )
     facts = training.model_facts(config, {"best": 0.5})
-    if calibration:
-      facts["calibration"] = dataclasses.asdict(calibration)
+    for name, found in (("calibration", calibration), ("sound_calibration", sound_calibration)):
+      if found:
+        facts[name] = dataclasses.asdict(found)
     checkpoints.save_model(folder, params=variables, model=facts)
   return folder
