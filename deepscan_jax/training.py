@@ -93,6 +93,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved.
   """
   workdir = Path(workdir)
+  trained_part(config)  # Raises before anything is written.
   _claim_workdir(config, workdir)
   config = with_steps(config, data_dir=data_dir)
   # What is computed; the state holds the whole model.

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import json
@@ -8,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from tiny import random_variables, tiny_batch, tiny_branch, tiny_config
+from flax import traverse_util
+from tiny import TinyBranch, random_variables, tiny_batch, tiny_branch, tiny_config, write_model
 
 from deepscan_jax import checkpoints, compilation_cache, data, training
 from deepscan_jax.config import Config, ModelConfig, override, to_dict
 from deepscan_jax.inference import load_detector
 from deepscan_jax.launch import train
 from deepscan_jax.models.backbones import backbone, measured_statistics
-from deepscan_jax.models.detector import Detector
+from deepscan_jax.models.detector import BRANCHES, Detector
 
 
 @pytest.fixture(autouse=True)
@@ -278,3 +280,42 @@ def test_the_verb_trains_calibrates_and_says_where_the_model_is(
 def test_the_verb_says_what_it_needs(arguments, flags, message):
   with flagsaver.flagsaver(**flags), pytest.raises(train.app.UsageError, match=message):
     train.main(["train", *arguments])
+
+
+def test_a_branch_is_added_while_all_else_stays_to_the_bit(prepared_dataset, tmp_path, monkeypatch):
+  monkeypatch.setitem(BRANCHES, "tiny_too", lambda config, axis: TinyBranch(config.features, name="tiny_too"))
+  first = write_model(tmp_path / "first")
+  base = tiny_config()
+  config = dataclasses.replace(
+    base,
+    model=dataclasses.replace(base.model, branches=("tiny", "tiny_too")),
+    train=dataclasses.replace(base.train, start_from=str(first), branches=("tiny_too",)),
+  )
+  result = training.fit(config, workdir=tmp_path / "run", data_dir=prepared_dataset)
+  given = checkpoints.read_params(first)["params"]
+  for name in ("tiny", "fusion"):
+    for path, value in traverse_util.flatten_dict(given[name]).items():
+      for ours in (result.state.params, result.state.ema):
+        found = functools.reduce(lambda tree, key: tree[key], path, ours[name])
+        np.testing.assert_array_equal(found, value, err_msg=f"{name} {path}")
+  before = training.create_state(config).params
+  moved = [
+    path
+    for path, value in traverse_util.flatten_dict(before).items()
+    if not np.array_equal(value, functools.reduce(lambda tree, key: tree[key], path, result.state.params))
+  ]
+  assert ("fusion", "kind_tiny_too") in moved and {path[0] for path in moved} == {"fusion", "tiny_too"}
+  for wrong, message in (
+    ({"branches": ("nobody",)}, r"train\.branches names nobody; the model has tiny, tiny_too"),
+    ({"start_from": ""}, r"train\.branches needs train\.start_from"),
+  ):
+    changed = dataclasses.replace(config, train=dataclasses.replace(config.train, **wrong))
+    with pytest.raises(ValueError, match=message):
+      training.fit(changed, workdir=tmp_path / "other", data_dir=prepared_dataset)
+
+
+def test_parameters_of_another_shape_are_refused_by_name(tmp_path):
+  config = tiny_config(start_from=str(write_model(tmp_path / "first")))
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, features=12))
+  with pytest.raises(ValueError, match=r"train\.start_from has \w+/.* the model needs"):
+    training.create_state(config)
