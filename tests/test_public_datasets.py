@@ -33,9 +33,11 @@ WRITERS = {
   "fakeavceleb": layouts.fakeavceleb,
   "lav_df": layouts.lav_df,
   "av_deepfake1m": layouts.av_deepfake1m,
+  "asvspoof2019_la": layouts.asvspoof2019_la,
+  "asvspoof2021": layouts.asvspoof2021,
 }
 # The parts of a dataset whose split is not an official list that is known to share people.
-DISJOINT = {"celeb_df": ("train", "validation"), "av_deepfake1m": ()}
+DISJOINT = {"celeb_df": ("train", "validation"), "av_deepfake1m": (), "asvspoof2021": ("test",)}
 SPLITS = ("train", "validation", "test")
 
 
@@ -104,7 +106,8 @@ def test_every_builder_says_how_to_get_the_files_and_whom_to_cite(name):
   assert f"--name={name}" in readme and re.search(r"https?://", readme) and "licen" in readme.lower()
   citations = (ROOM / name / "CITATIONS.bib").read_text()
   assert len(re.findall(r"^@\w+\{", citations, re.M)) == len(re.findall(r"^  year ", citations, re.M)) > 0
-  assert "content.data-type.video" in (ROOM / name / "TAGS.txt").read_text()
+  kind = "audio" if name.startswith("asvspoof") else "video"
+  assert f"content.data-type.{kind}" in (ROOM / name / "TAGS.txt").read_text()
   assert import_room(f"datasets.{name}.{name}_dataset_builder").Builder.get_metadata().citation
 
 
