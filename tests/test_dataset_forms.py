@@ -171,7 +171,7 @@ def test_a_file_that_is_gone_by_the_time_it_is_read_is_listed(mixed, tmp_path):
     media_builder.MediaFile(id=name, path=mixed / name, label=REAL, group=name, source="s")
     for name in ("gone.mp4", "gone.flac", "voice.flac")
   ]
-  assert len(list(builder._generate_examples(files))) == 3
+  assert len(list(builder.encode_examples(files))) == 3
   assert {row["id"]: row["reason"] for row in builder.rejected} == dict.fromkeys(
     ("gone.mp4", "gone.flac"), "missing_file"
   )
