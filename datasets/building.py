@@ -63,7 +63,7 @@ PICTURES_IN_PART, CLIPS_IN_PART = 32, 4
 WORKER_BYTES = 1_500_000_000
 
 # What of a MediaFile says where its bytes are.
-_WHERE = ("path", "read", "frames")
+_WHERE = ("path", "read", "frames", "sound_path")
 _FINGERPRINT, _LOCK, _PARTIAL = "fingerprint.json", "lock", ".tmp"
 # What examples depend on beside our own sources.
 _LIBRARIES = ("av", "jax", "jaxlib", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
@@ -196,7 +196,7 @@ def fingerprint(builder: "MediaBuilder", by_split: Mapping[str, Sequence["MediaF
   for split, chosen in by_split.items():
     for file in chosen:
       known = {name: value for name, value in vars(file).items() if name not in _WHERE}
-      readers = file.frames or (file.read or file.path,)
+      readers = [*(file.frames or (file.read or file.path,)), *([file.sound_path] if file.sound_path else [])]
       files.update(json.dumps([split, known, [_state(reader) for reader in readers]]).encode())
   sources = hashlib.sha256()
   for room in (Path(deepscan_jax.__file__).parent, Path(__file__).parent):

@@ -77,8 +77,10 @@ _FRAMES_PER_S = 25.0
 _NAMES_IN_WARNING = 5
 # Windows of sound that are cut out of one file.
 _SOUND_WINDOWS = 8
-# So much of a forged word must be heard for a window to be forged.
+# So much of a forged word must be heard for a window to be forged, and so many forged faces be seen: a word
+# is shorter than a window.
 _FORGED_SOUND_S = 0.1
+_FORGED_FACES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,9 +416,10 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
 
   def _video_examples(self, file: MediaFile) -> Iterator[tuple[str, dict]]:
     """Of a video or a sound file."""
-    plan = examples.sampling_plan(
-      self.form.window, frames=self._frames_per_clip, spans_s=file.forged_spans_s or ()
-    )
+    spans = file.forged_spans_s
+    if spans is None and self.form.window.is_sequence:
+      spans = file.forged_sound_spans_s  # Where the voice alone is forged, its faces are looked at there.
+    plan = examples.sampling_plan(self.form.window, frames=self._frames_per_clip, spans_s=spans or ())
     try:
       if file.frames:
         clip = _clip_of_pictures(file, plan)
@@ -426,15 +429,23 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
           if file.read
           else media.decode_clip(file.path, plan=plan, trusted=True)
         )
-      if file.sound_path:
-        heard = media.decode_clip(file.sound_path, trusted=True)
-        clip = dataclasses.replace(clip, waveform=heard.waveform)
     except media.MediaError as error:
       self._reject(file, error.reason, str(error))
       return
+    if file.sound_path:
+      try:
+        heard = media.decode_clip(file.sound_path, trusted=True)
+        clip = dataclasses.replace(clip, waveform=heard.waveform)
+      except media.MediaError as error:
+        self._reject(file, f"sound_{error.reason}", f"It is used without {file.sound_path.name}: {error}")
+    shown = False
     if len(clip.frames):
-      yield from self._subject_examples(file, clip, examples.find_subjects(clip))
-    yield from self._sound_examples(file, clip)
+      for example in self._subject_examples(file, clip, examples.find_subjects(clip)):
+        shown = True
+        yield example
+    # Windows that last hold the sound of their time already.
+    if not (shown and self.form.window.is_sequence):
+      yield from self._sound_examples(file, clip)
 
   def _subject_examples(
     self, file: MediaFile, clip: media.Clip, subjects: list[examples.Subject]
@@ -455,8 +466,6 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         yield self._example(file, f"{person}.{index}", {**example, **file.labels, "sound_label": heard})
 
   def _sound_examples(self, file: MediaFile, clip: media.Clip) -> Iterator[tuple[str, dict]]:
-    if self.form.window.is_sequence and len(clip.frames):
-      return  # Its sound is in the windows of its faces.
     problem = examples.sound_problem(clip)
     if problem and file.is_sound:
       self._reject(file, problem, "It holds no sound that is long and loud enough to be judged.")
@@ -587,9 +596,10 @@ def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], byte
 
 
 def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
-  """Gives groups that share a (nearly) equal picture one common name, so that no copy crosses a split.
+  """Gives groups that share a copy of a file one common name, so that no copy crosses a split.
 
-  What a copy is, deepscan_jax.copies says. Clips are not compared.
+  Pictures are copies where they are nearly equal (deepscan_jax.copies), clips and sound files where their
+  bytes are equal. Of these, files whose split is decided are not compared: they stay where they are.
   """
   files = list(files)
   groups = _Joined(file.group for file in files)
@@ -602,6 +612,9 @@ def join_copies(files: Iterable[MediaFile]) -> list[MediaFile]:
   for i in range(len(hashed) - 1):
     for j in np.flatnonzero(copies.copies_of(bits[i], bits[i + 1 :])):
       groups.join(hashed[i][0].group, hashed[i + 1 + j][0].group)
+  for first, *others in _equal_files(files):
+    for other in others:
+      groups.join(first.group, other.group)
   return [dataclasses.replace(file, group=groups.root(file.group)) for file in files]
 
 
@@ -661,9 +674,10 @@ def _read_member(path: Path, state: int, offset: int, size: int) -> bytes:
 
 
 def _is_forged(example: dict, spans_s: tuple[tuple[float, float], ...]) -> bool:
-  """Whether at least half of an example's faces are in the spans."""
+  """Whether enough of an example's faces are in the spans."""
   times = example["frame_times_s"][example["face_mask"]]
-  return float(np.mean([any(start <= time <= end for start, end in spans_s) for time in times])) >= 0.5
+  forged = sum(any(start <= time <= end for start, end in spans_s) for time in times)
+  return forged >= min(_FORGED_FACES, len(times))
 
 
 def _sound_label(example: dict, file: MediaFile) -> int:
@@ -674,6 +688,27 @@ def _sound_label(example: dict, file: MediaFile) -> int:
   end = begin + len(example["sound"]) / media.SAMPLE_RATE_HZ
   heard = max((min(end, b) - max(begin, a) for a, b in file.forged_sound_spans_s), default=0.0)
   return examples.FAKE if heard >= _FORGED_SOUND_S else examples.UNKNOWN
+
+
+def _equal_files(files: Iterable[MediaFile]) -> Iterator[list[MediaFile]]:
+  """Clips and sound files that hold the same bytes, each time all of them; empty files are not looked at."""
+  by_size: dict[int, list[MediaFile]] = {}
+  for file in files:
+    if file.split is None and not file.is_image and (file.read or (file.path and file.path.is_file())):
+      size = len(file.read()) if file.read else file.path.stat().st_size
+      by_size.setdefault(size, []).append(file)
+  for size, candidates in by_size.items():
+    by_content: dict[str, list[MediaFile]] = {}
+    for file in candidates if size and len(candidates) > 1 else ():
+      by_content.setdefault(_digest(file), []).append(file)
+    yield from (equal for equal in by_content.values() if len(equal) > 1)
+
+
+def _digest(file: MediaFile) -> str:
+  if file.read:
+    return hashlib.sha256(file.read()).hexdigest()
+  with open(file.path, "rb") as content:
+    return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _difference_hash(file: MediaFile) -> np.ndarray | None:

@@ -27,7 +27,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib import import_module
 from itertools import compress, islice, pairwise
@@ -157,6 +157,12 @@ class SamplingPlan:
         f"frame_count={self.frame_count}."
       )
 
+  def within(self, most: int) -> "SamplingPlan":
+    """The same plan for at most `most` frames: with fewer runs, or with one that is shorter."""
+    window = min(self.window_frames, most)
+    runs = min(self.frame_count, most) // window
+    return replace(self, frame_count=runs * window, window_frames=window)
+
   def choose(self, available: int) -> list[int]:
     """Returns the indices, in order and distinct, of the frames to take out of `available` frames."""
     window = min(self.window_frames, available)
@@ -204,7 +210,8 @@ class Budget:
   """Says how much one file may cost before it is refused; the defaults pass a 30 minute 4K video.
 
   Sizes are in bytes, times in seconds. `frame_pixels` bounds one picture or video frame, `decoded_frames` and
-  `decoded_pixels` everything the video decoder puts out, `output_bytes` the chosen frames and the waveform.
+  `decoded_pixels` everything the video decoder puts out, `output_bytes` the chosen frames and the waveform;
+  of runs of frames that do not fit, fewer or shorter ones are taken.
   `wall_s` holds everywhere; `cpu_s` and `address_space_bytes` only in the child process.
   """
 
@@ -666,8 +673,16 @@ def _finish_video(
     start = sound.start if timed and sound.start is not None else zero
     lead = round((start - min(zero, start)) * SAMPLE_RATE_HZ) * SAMPLE_BYTES
     zero = min(zero, start)
-  wanted = [order[i] for i in plan.choose_at([float(position * tick - zero) for position in order])]
   warnings = _damage(scan, sound)
+  times_s = [float(position * tick - zero) for position in order]
+  chosen = plan.choose_at(times_s)
+  heard_bytes = lead + len(sound.samples) if sound is not None else 0
+  frame_bytes = max(video.codec_context.width * video.codec_context.height * 3, 1)
+  room = (len(region.memory) - region.used - heard_bytes - 2 * mmap.PAGESIZE) // frame_bytes
+  if len(chosen) > room > 0 and plan.window_frames > 1:
+    asked, chosen = len(chosen), plan.within(room).choose_at(times_s)
+    warnings.append(f"The pictures are so large that {len(chosen)} of {asked} frames are looked at.")
+  wanted = [order[i] for i in chosen]
   picker = _Picker(video, wanted, region, meter, timed=timed)
   found = None
   if timed:

@@ -1,4 +1,4 @@
-"""Writes the public datasets' folders in their official forms, with one byte or so in place of each video.
+"""Writes the public datasets' folders in their official forms, with a few bytes in place of each video.
 
 Each function returns the root that a user would point at. `fill` makes the files; by default it writes a
 placeholder, and a test of decoding passes its own.
@@ -31,9 +31,30 @@ CELEB_DF_TEST = (
 WILD_ARCHIVES = range(12)
 SPEAKERS = ("fadg0", "fram1", *(f"m{letter}bb{number}" for letter in "abcdefghijk" for number in (0, 1)))
 
+# Part, letter of its files' names, ending of its protocol's name, speakers, attacks.
+ASVSPOOF_2019 = (
+  ("train", "T", "trn", ("LA_0079", "LA_0080"), ("A01", "A02", "A06")),
+  ("dev", "D", "trl", ("LA_0069", "LA_0070"), ("A01", "A04", "A05")),
+  ("eval", "E", "trl", ("LA_0001", "LA_0023"), ("A07", "A13", "A19")),
+)
+# The first line of each is official.
+ASVSPOOF_2021 = {
+  "LA": (
+    "LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval",
+    "LA_0018 LA_E_7170765 g722 loc_tx bonafide bonafide notrim progress",
+    "LA_0023 LA_E_5894728 none none A13 spoof trim hidden",
+  ),
+  "DF": (
+    "LA_0023 DF_E_2000011 nocodec asvspoof A14 spoof notrim progress traditional_vocoder - - - -",
+    "TEF2 DF_E_2000013 low_m4a vcc2020 Task1-team20 spoof notrim eval neural_vocoder Task1 team20 FF E",
+    "TEM1 DF_E_2000026 mp3m4a vcc2020 bonafide bonafide notrim eval bonafide - - - -",
+  ),
+}
+
 
 def placeholder(path: Path) -> None:
-  path.write_bytes(b".")
+  # No two alike: equal files are copies.
+  path.write_bytes(str(path).encode())
 
 
 def write(root: Path, names: Iterable[str], fill: Fill = placeholder) -> Path:
@@ -246,6 +267,39 @@ def av_deepfake1m(root: Path, *, facts: str = "list", both: str = "both_modified
     else:
       write_json(root / f"{split}_metadata.json", [{"file": row["file"], "split": split} for row in rows])
   write(root, ["test/000000.mp4", "test_files.txt"])
+  return root
+
+
+def asvspoof2019_la(root: Path, *, fill: Fill = placeholder) -> Path:
+  """In each official set two genuine and three forged sentences of each of two speakers, and an enrolment."""
+  root = root / "LA"
+  protocols = root / "ASVspoof2019_LA_cm_protocols"
+  protocols.mkdir(parents=True)
+  for part, letter, ending, people, attacks in ASVSPOOF_2019:
+    lines = []
+    for speaker in people:
+      for attack in ("-", "-", *attacks):
+        name = f"LA_{letter}_{1000137 + 7 * len(lines)}"
+        lines.append(f"{speaker} {name} - {attack} {'bonafide' if attack == '-' else 'spoof'}")
+    (protocols / f"ASVspoof2019.LA.cm.{part}.{ending}.txt").write_text("\n".join(lines) + "\n")
+    folder = root / f"ASVspoof2019_LA_{part}" / "flac"
+    write(folder, [f"{line.split()[1]}.flac" for line in lines], fill)
+    if part != "train":
+      write(folder, [f"LA_{letter}_A0001.flac"])
+  return root
+
+
+def asvspoof2021(root: Path, *, keys_in: str = "keys", fill: Fill = placeholder) -> Path:
+  """Both tracks with three trials each, one of each subset, and a list of trials without labels."""
+  for track, lines in ASVSPOOF_2021.items():
+    folder = root / f"ASVspoof2021_{track}_eval"
+    names = [line.split()[1] for line in lines]
+    write(folder / "flac", [f"{name}.flac" for name in names], fill)
+    (folder / f"ASVspoof2021.{track}.cm.eval.trl.txt").write_text("\n".join(names) + "\n")
+    if keys_in:
+      keys = root / keys_in / track / "CM"
+      keys.mkdir(parents=True)
+      (keys / "trial_metadata.txt").write_text("\n".join(lines) + "\n")
   return root
 
 

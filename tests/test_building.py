@@ -148,6 +148,9 @@ def test_what_a_part_depends_on_is_in_the_fingerprint(tmp_path):
   for other in ({"label": 1}, {"group": "h"}, {"method": "m"}, {"forged_spans_s": ((0.0, 1.0),)}):
     assert of()["media"] != of(replace(file, **other))["media"]
   assert of()["media"] != of(split="test")["media"]
+  # The sound beside a film, wherever both lie.
+  heard = of(replace(file, sound_path=path))["media"]
+  assert of()["media"] != heard == of(replace(file, sound_path=Path(moved)))["media"]
   before = of()
   path.write_bytes(path.read_bytes() + b".")
   assert of()["media"] != before["media"]

@@ -525,6 +525,28 @@ def test_every_budget_is_kept(small_video, limit, trusted):
   assert caught.value.reason == "over_budget"
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize(("room", "runs", "length"), [(70, 3, 20), (50, 2, 20), (12, 1, 12)])
+def test_of_large_pictures_fewer_runs_are_taken(folder, room, runs, length, trusted):
+  path = folder / "runs.mp4"
+  if not path.exists():
+    media_files.with_audio(path, count=100)
+  plan = SamplingPlan(60, window_frames=20, rate_hz=25.0)
+  everything = decode_clip(path, plan=plan, trusted=True)
+  frame_bytes = everything.frames[0].nbytes
+  budget = Budget(output_bytes=room * frame_bytes + everything.waveform.nbytes + 3 * 4096)
+  clip = decode_clip(path, plan=plan, budget=budget, trusted=trusted)
+  np.testing.assert_array_equal(clip.waveform, everything.waveform)
+  steps = np.diff([media_files.read_number(frame) for frame in clip.frames])
+  assert len(clip.frames) == runs * length and (steps > 0).all() and (steps > 1).sum() == runs - 1
+  if runs == 3:
+    assert clip.warnings == () and len(everything.frames) == 60
+  else:
+    assert clip.warnings == (
+      f"The pictures are so large that {len(clip.frames)} of 60 frames are looked at.",
+    )
+
+
 def test_wall_clock_limit_ends_the_child(small_video):
   with pytest.raises(MediaError) as caught:
     decode_clip(small_video, budget=Budget(wall_s=0.001))
@@ -646,7 +668,7 @@ def _children() -> list[str]:
   """Process ids of this process's children, dead ones that nobody waited for included."""
   found = []
   for task in Path("/proc/self/task").iterdir():
-    with contextlib.suppress(FileNotFoundError):  # a thread that has ended since
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since
       found += (task / "children").read_text().split()
   # Stays for good once multiprocessing has started a process, as other tests do.
   return [child for child in found if child != str(resource_tracker._resource_tracker._pid)]

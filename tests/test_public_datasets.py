@@ -13,9 +13,10 @@ import face_media
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from media_files import write_video
+from media_files import sound, write_video
+from voices import voice
 
-from deepscan_jax import data, examples
+from deepscan_jax import data, examples, media
 from deepscan_jax.launch import build_dataset
 from deepscan_jax.rooms import import_room
 
@@ -33,9 +34,11 @@ WRITERS = {
   "fakeavceleb": layouts.fakeavceleb,
   "lav_df": layouts.lav_df,
   "av_deepfake1m": layouts.av_deepfake1m,
+  "asvspoof2019_la": layouts.asvspoof2019_la,
+  "asvspoof2021": layouts.asvspoof2021,
 }
 # The parts of a dataset whose split is not an official list that is known to share people.
-DISJOINT = {"celeb_df": ("train", "validation"), "av_deepfake1m": ()}
+DISJOINT = {"celeb_df": ("train", "validation"), "av_deepfake1m": (), "asvspoof2021": ("test",)}
 SPLITS = ("train", "validation", "test")
 
 
@@ -104,7 +107,8 @@ def test_every_builder_says_how_to_get_the_files_and_whom_to_cite(name):
   assert f"--name={name}" in readme and re.search(r"https?://", readme) and "licen" in readme.lower()
   citations = (ROOM / name / "CITATIONS.bib").read_text()
   assert len(re.findall(r"^@\w+\{", citations, re.M)) == len(re.findall(r"^  year ", citations, re.M)) > 0
-  assert "content.data-type.video" in (ROOM / name / "TAGS.txt").read_text()
+  kind = "audio" if name.startswith("asvspoof") else "video"
+  assert f"content.data-type.{kind}" in (ROOM / name / "TAGS.txt").read_text()
   assert import_room(f"datasets.{name}.{name}_dataset_builder").Builder.get_metadata().citation
 
 
@@ -492,6 +496,205 @@ def test_av_deepfake1m_lists_what_is_absent_and_refuses_unknown_types(tmp_path):
   table.write_text(table.read_text().replace('"visual_modified"', '"morphed"', 1))
   with pytest.raises(ValueError, match="modify_type 'morphed'; expected one of real"):
     listed("av_deepfake1m", root, tmp_path=tmp_path)
+
+
+def test_asvspoof2019_la_follows_its_protocols(roots, tmp_path, caplog):
+  with caplog.at_level(logging.WARNING):
+    builder, splits = listed("asvspoof2019_la", roots["asvspoof2019_la"], tmp_path=tmp_path)
+  official_names = {"train": "train", "dev": "validation", "eval": "test"}
+  for part, letter, _, speakers, attacks in layouts.ASVSPOOF_2019:
+    files = splits[official_names[part]]
+    assert set(files) == {
+      f"ASVspoof2019_LA_{part}/flac/LA_{letter}_{1000137 + 7 * n}.flac" for n in range(10)
+    }
+    assert Counter((f.group, f.method) for f in files.values()) == {
+      (speaker, method): 1 if method else 2 for speaker in speakers for method in ("", *attacks)
+    }
+  for file in everything(splits).values():
+    forged = examples.FAKE if file.method else examples.REAL
+    assert file.is_sound and file.label == file.labels["sound_label"] == forged
+    assert (file.identities, file.source) == ((file.group,), "LA")
+  # Official lines, genuine and forged.
+  assert splits["train"]["ASVspoof2019_LA_train/flac/LA_T_1000137.flac"].label == examples.REAL
+  assert splits["train"]["ASVspoof2019_LA_train/flac/LA_T_1000151.flac"].method == "A01"
+  assert rejected(builder) == {
+    "no_label": {f"ASVspoof2019_LA_{p}/flac/LA_{p[0].upper()}_A0001.flac" for p in ("dev", "eval")}
+  }
+  assert (
+    "train bonafide 4 of 2,580, train spoof 6 of 22,800, dev bonafide 4 of 2,548, dev spoof 6 of 22,296, "
+    "eval bonafide 4 of 7,355, eval spoof 6 of 63,882"
+  ) in caplog.text
+  assert "identities are in" not in caplog.text
+
+
+def test_asvspoof2019_la_is_silent_where_the_counts_are_official(roots, tmp_path, caplog, monkeypatch):
+  module = import_room("datasets.asvspoof2019_la.asvspoof2019_la_dataset_builder")
+  kinds = {
+    f"{part} {key}": n for part, *_ in layouts.ASVSPOOF_2019 for key, n in (("bonafide", 4), ("spoof", 6))
+  }
+  assert set(kinds) == set(module._OFFICIAL_COUNTS)
+  monkeypatch.setattr(module, "_OFFICIAL_COUNTS", kinds)
+  with caplog.at_level(logging.WARNING):
+    listed("asvspoof2019_la", roots["asvspoof2019_la"], tmp_path=tmp_path)
+  assert not caplog.text
+
+
+def test_asvspoof2019_la_warns_of_a_speaker_in_two_lists_and_names_what_is_absent(tmp_path, caplog):
+  root = layouts.asvspoof2019_la(tmp_path)
+  protocol = root / "ASVspoof2019_LA_cm_protocols" / "ASVspoof2019.LA.cm.dev.trl.txt"
+  protocol.write_text(protocol.read_text().replace("LA_0070", "LA_0079"))
+  absent = "ASVspoof2019_LA_eval/flac/LA_E_1000137.flac"
+  (root / absent).unlink()
+  with caplog.at_level(logging.WARNING):
+    builder, splits = listed("asvspoof2019_la", tmp_path, tmp_path=tmp_path)
+  assert "1 of 5 identities are in train and validation" in caplog.text
+  assert rejected(builder)["absent"] == {absent} and absent not in everything(splits)
+  assert f"1 files are named in the lists and are not there: {absent}" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("name", "protocol", "old", "new", "message"),
+  [
+    (
+      "asvspoof2019_la",
+      "LA/*/*train.trn.txt",
+      "- bonafide",
+      "- genuine",
+      "line 1 has the key 'genuine'; exp",
+    ),
+    ("asvspoof2019_la", "LA/*/*train.trn.txt", " - - bonafide", "", "line 1 is 'LA_0079 LA_T_1000137'; exp"),
+    (
+      "asvspoof2019_la",
+      "LA/*/*eval.trl.txt",
+      "1000144",
+      "1000137",
+      "line 2 names LA_E_1000137, which an earl",
+    ),
+    ("asvspoof2021", "keys/LA/CM/*.txt", " bonafide notrim", " real notrim", "line 2 has the key 'real'"),
+    ("asvspoof2021", "keys/LA/CM/*.txt", " hidden", " secret", "LA_E_5894728 into 'secret'; expected eval"),
+    (
+      "asvspoof2021",
+      "keys/LA/CM/*.txt",
+      " notrim eval",
+      "",
+      "line 1 is 'LA_0009 .* expected 8 words or more",
+    ),
+  ],
+)
+def test_asvspoof_refuses_lines_that_it_cannot_read(name, protocol, old, new, message, tmp_path):
+  root = WRITERS[name](tmp_path / "root")
+  (path,) = (tmp_path / "root").glob(protocol)
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new, 1))
+  with pytest.raises(ValueError, match=f"{path.name}.*{message}"):
+    listed(name, root, tmp_path=tmp_path)
+
+
+def test_asvspoof2019_la_needs_all_three_protocols(tmp_path):
+  root = layouts.asvspoof2019_la(tmp_path)
+  (root / "ASVspoof2019_LA_cm_protocols" / "ASVspoof2019.LA.cm.dev.trl.txt").unlink()
+  with pytest.raises(
+    FileNotFoundError, match=r"cm.dev.trl.txt is not there; it holds lines such as 'LA_0079"
+  ):
+    listed("asvspoof2019_la", root, tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize("track", ["la", "df"])
+def test_asvspoof2021_tests_on_every_subset(track, roots, tmp_path, caplog):
+  with caplog.at_level(logging.WARNING):
+    builder, splits = listed("asvspoof2021", roots["asvspoof2021"], tmp_path=tmp_path, config=track)
+  assert set(splits) == {"test"} and not builder.rejected
+  found = {Path(n).stem: (f.label, f.group, f.source, f.method) for n, f in splits["test"].items()}
+  assert (
+    found
+    == {
+      "la": {
+        "LA_E_9332881": (examples.FAKE, "LA_0009", "LA, alaw, ita_tx", "A07"),
+        "LA_E_7170765": (examples.REAL, "LA_0018", "LA, g722, loc_tx, progress", ""),
+        "LA_E_5894728": (examples.FAKE, "LA_0023", "LA, none, none, hidden", "A13"),
+      },
+      "df": {
+        "DF_E_2000011": (examples.FAKE, "LA_0023", "DF, nocodec, asvspoof, progress", "A14"),
+        "DF_E_2000013": (examples.FAKE, "TEF2", "DF, low_m4a, vcc2020", "Task1-team20"),
+        "DF_E_2000026": (examples.REAL, "TEM1", "DF, mp3m4a, vcc2020", ""),
+      },
+    }[track]
+  )
+  counts = {
+    "la": "bonafide 1 of 18,452, spoof 2 of 163,114",
+    "df": "bonafide 1 of 22,617, spoof 2 of 589,212",
+  }
+  assert f"asvspoof2021/{track}: not as many files as the official set has: {counts[track]}" in caplog.text
+
+
+@pytest.mark.parametrize("keys_in", ["keys", "LA-keys-full/keys", "ASVspoof2021_LA_eval/keys", "apart"])
+def test_asvspoof2021_finds_its_keys(keys_in, tmp_path):
+  root = layouts.asvspoof2021(tmp_path / "root", keys_in=keys_in)
+  paths = [root, root / "apart"] if keys_in == "apart" else [root]
+  _, splits = listed("asvspoof2021", *paths, tmp_path=tmp_path)
+  assert set(splits["test"]) == {
+    f"ASVspoof2021_LA_eval/flac/{line.split()[1]}.flac" for line in layouts.ASVSPOOF_2021["LA"]
+  }
+
+
+def test_asvspoof2021_says_how_to_get_its_keys_and_lists_what_they_do_not_fit(tmp_path):
+  root = layouts.asvspoof2021(tmp_path / "bare", keys_in="")
+  with pytest.raises(FileNotFoundError, match=r"come without labels. Unpack https://.*/LA-keys-full.tar.gz"):
+    listed("asvspoof2021", root, tmp_path=tmp_path)
+  root = layouts.asvspoof2021(tmp_path / "root")
+  flac = root / "ASVspoof2021_LA_eval" / "flac"
+  (flac / "LA_E_9332881.flac").rename(flac / "LA_E_1.flac")
+  builder, splits = listed("asvspoof2021", root, tmp_path=tmp_path)
+  assert rejected(builder) == {
+    "absent": {"ASVspoof2021_LA_eval/flac/LA_E_9332881.flac"},
+    "no_label": {"ASVspoof2021_LA_eval/flac/LA_E_1.flac"},
+  }
+  assert len(splits["test"]) == 2
+
+
+def test_asvspoof2019_la_is_built_and_heard_as_the_detector_hears_it(tmp_path):
+  seeds = itertools.count()
+
+  def fill(path: Path) -> None:
+    number = next(seeds)
+    if path.stem == "LA_T_1000144":
+      path.write_bytes(b"fLaC and no more")
+    else:
+      sound(path, voice(seconds=9.3 if number == 0 else 1.2, seed=number), sample_rate_hz=16_000)
+
+  root = layouts.asvspoof2019_la(tmp_path, fill=fill)
+  builder = import_room("datasets.asvspoof2019_la.asvspoof2019_la_dataset_builder").Builder(
+    media_paths=[root], data_dir=tmp_path / "data"
+  )
+  builder.prepare()
+  (line,) = [
+    row
+    for row in map(json.loads, (Path(builder.data_dir) / "rejected.jsonl").read_text().splitlines())
+    if row["reason"] != "no_label"
+  ]
+  assert line["id"] == "ASVspoof2019_LA_train/flac/LA_T_1000144.flac" and line["message"].endswith(".")
+  keys = ("waveform", "waveform_mask", "file_facts", "file_facts_mask")
+  names = {"train": "train", "validation": "dev", "test": "eval"}
+  for split, part in names.items():
+    source = data.ExampleSource(["asvspoof2019_la"], split, tmp_path / "data", inputs=keys)
+    held_out = data.HeldOutExamples(source)
+    heard = {row["id"]: row for row in (held_out[i] for i in range(len(held_out)))}
+    labels = Counter(int(row["label"][0]) for row in heard.values())
+    assert labels == {examples.REAL: 5 if part == "train" else 4, examples.FAKE: 6}
+    for path in sorted((root / f"ASVspoof2019_LA_{part}" / "flac").glob("LA_[TDE]_1*.flac")):
+      if path.stem == "LA_T_1000144":
+        continue
+      clip = media.decode_clip(path)
+      cut = examples.sound_windows(clip, window=held_out.window, most=8)
+      assert len(cut) == (3 if path.stem == "LA_T_1000137" else 1)
+      for index, example in enumerate(cut):
+        row = heard.pop(f"ASVspoof2019_LA_{part}/flac/{path.name}#sound.{index}")
+        expected = examples.model_inputs(example, window=held_out.window.reading(keys), keys=keys)
+        for key in keys:
+          np.testing.assert_array_equal(row[key][0], expected[key], err_msg=key)
+        assert int(row["sound_label"][0]) == int(row["label"][0]) and row["kind"] == "voice"
+    assert not heard
 
 
 def official(name: str) -> Path:

@@ -1,0 +1,1 @@
+"""The asvspoof2019_la dataset."""

@@ -1,0 +1,1 @@
+"""The asvspoof2021 dataset."""
