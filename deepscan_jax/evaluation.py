@@ -111,6 +111,8 @@ def score(
 def calibrate_model(folder: str | Path, *, data_dir: str | Path, false_positive_rate: float = 0.05) -> dict:
   """Fits a model's probabilities and thresholds on the validation split and writes them into the model.
 
+  What the data say nothing about keeps its calibration.
+
   Args:
     folder: of the model.
     data_dir: where the datasets of its configuration are.

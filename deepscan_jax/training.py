@@ -22,9 +22,9 @@ import optax
 from flax import traverse_util
 
 from deepscan_jax import data, evaluation, examples
-from deepscan_jax.checkpoints import RunCheckpoints, read_params, save_model
+from deepscan_jax.checkpoints import RunCheckpoints, read_model, read_params, save_model
 from deepscan_jax.config import Config, to_dict
-from deepscan_jax.inference import DEFAULT_MODEL
+from deepscan_jax.inference import CALIBRATIONS, DEFAULT_MODEL
 from deepscan_jax.logs import Progress, ScalarLog
 from deepscan_jax.losses import Sum, detector_losses
 from deepscan_jax.models.backbones import backbone, measured_statistics
@@ -415,14 +415,21 @@ def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path
 
 
 def model_facts(config: Config, training: dict) -> dict:
-  """What is written beside the parameters; see checkpoints.save_model."""
-  return {
+  """What is written beside the parameters; see checkpoints.save_model.
+
+  Where train.branches leaves the faces as they are, so is their calibration.
+  """
+  facts = {
     "name": config.name,
     "version": __version__,
     "config": to_dict(config),
     "inputs": detector_inputs(config.model),
     "training": training,
   }
+  if config.train.branches and "crops" not in detector_inputs(trained_part(config).model):
+    given = read_model(_model_folder(config))
+    facts |= {key: given[key] for key in CALIBRATIONS[:1] if key in given}
+  return facts
 
 
 def _claim_workdir(config: Config, workdir: Path) -> None:

@@ -24,8 +24,7 @@ def get_config() -> Config:
     seed=0,
     model=ModelConfig(branches=("spatial", "audio"), backbone="lite0"),
     data=DataConfig(
-      datasets=("real_only", "real_fake_folder"),
-      source_weights=(("ffhq512", 4),),
+      datasets=("real_fake_folder",),
       plain_probability=0.25,
       labelled_share=0.5,
       voice=dataclasses.replace(VoiceConfig(), partial_probability=0.25),
