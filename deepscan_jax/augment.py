@@ -40,6 +40,8 @@ class ColourConfig:
     hsv_probability, hue_shift_deg, saturation_shift, value_shift: offsets; the last two in grey levels.
     brightness_contrast_probability, brightness, contrast: largest offset as a part of 255, and largest change
       of slope as a part of one, about mid-grey.
+    gamma_probability, gamma: (lowest, highest) exponent of the tone curve, as displays, cameras and
+      conversions between standards bend it; drawn evenly in its logarithm.
   """
 
   rgb_shift_probability: float = 0.3
@@ -51,6 +53,8 @@ class ColourConfig:
   brightness_contrast_probability: float = 0.3
   brightness: float = 0.2
   contrast: float = 0.3
+  gamma_probability: float = 0.15
+  gamma: tuple[float, float] = (0.7, 1.4)
 
 
 @dataclass(frozen=True)
@@ -326,7 +330,7 @@ def draw_degradation(rng: np.random.Generator, *, frames: int = 1, config: Augme
 
 
 def draw_colour(rng: np.random.Generator, *, config: ColourConfig) -> list[Change]:
-  """Returns the steps that were drawn of: channel offsets, hue and saturation, brightness and contrast."""
+  """Returns the steps that were drawn of: channel offsets, HSV, brightness and contrast, gamma."""
   steps: list[Change] = []
   if rng.random() < config.rgb_shift_probability:
     steps.append(functools.partial(scale_channels, offset=rng.uniform(-1, 1, 3) * config.rgb_shift))
@@ -337,7 +341,15 @@ def draw_colour(rng: np.random.Generator, *, config: ColourConfig) -> list[Chang
     gain = 1 + rng.uniform(-1, 1) * config.contrast
     offset = rng.uniform(-1, 1) * config.brightness * 255 + 127.5 * (1 - gain)
     steps.append(functools.partial(scale_channels, gain=np.full(3, gain), offset=np.full(3, offset)))
+  # Nothing is drawn where it never happens, so that a run without it draws what runs drew before it came.
+  if config.gamma_probability and rng.random() < config.gamma_probability:
+    steps.append(functools.partial(bend_tones, gamma=float(np.exp(rng.uniform(*np.log(config.gamma))))))
   return steps
+
+
+def bend_tones(image: np.ndarray, *, gamma: float) -> np.ndarray:
+  """Returns 255 * (image / 255) ** gamma, rounded to uint8; above 1 it darkens what lies between the ends."""
+  return cv2.LUT(image, np.rint(255 * (np.arange(256) / 255) ** gamma).astype(np.uint8))
 
 
 def scale_channels(

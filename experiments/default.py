@@ -16,6 +16,7 @@ each face beside its twin leaks the answer, and a warm restart, Loshchilov and H
 (arXiv:1608.03983).
 """
 
+from deepscan_jax.augment import AugmentConfig, ColourConfig
 from deepscan_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 
 
@@ -31,6 +32,8 @@ def get_config() -> Config:
       source_weights=(("ffhq512", 4),),
       # Degraded pairs alone teach too little of what untouched pictures show.
       plain_probability=0.25,
+      # The weights that ship were made before there was a change of gamma.
+      augment=AugmentConfig(colour=ColourConfig(gamma_probability=0.0)),
       batch_size=16,
       validation_limit=400,
     ),

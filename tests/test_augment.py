@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from skimage import data
 
+from deepscan_jax import augment
 from deepscan_jax.augment import (
   AugmentConfig,
   ColourConfig,
@@ -24,7 +25,9 @@ from deepscan_jax.augment import (
 from deepscan_jax.faces import regions
 
 GEOMETRY = AugmentConfig(
-  colour=ColourConfig(rgb_shift_probability=0, hsv_probability=0, brightness_contrast_probability=0),
+  colour=ColourConfig(
+    rgb_shift_probability=0, hsv_probability=0, brightness_contrast_probability=0, gamma_probability=0
+  ),
   shrink_probability=0,
   blur_probability=0,
   noise_probability=0,
@@ -34,7 +37,9 @@ GEOMETRY = AugmentConfig(
 )
 STILL = dataclasses.replace(GEOMETRY, translation=0, rotation_deg=0, flip_probability=0)
 EVERYTHING = AugmentConfig(
-  colour=ColourConfig(rgb_shift_probability=1, hsv_probability=1, brightness_contrast_probability=1),
+  colour=ColourConfig(
+    rgb_shift_probability=1, hsv_probability=1, brightness_contrast_probability=1, gamma_probability=1
+  ),
   shrink_probability=1,
   blur_probability=1,
   noise_probability=1,
@@ -362,3 +367,27 @@ def test_the_mirrored_mesh_exchanges_left_and_right():
     np.testing.assert_array_equal(mirrored[list(right)], left)
   for outline in (regions.FACE_OVAL, regions.LIPS_OUTER, regions.LIPS_INNER, regions.NOSE):
     assert set(mirrored[list(outline)]) == set(outline)
+
+
+def test_gamma_bends_the_middle_and_keeps_the_ends():
+  ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
+  for gamma in (0.7, 1.4):
+    bent = augment.bend_tones(ramp, gamma=gamma)[:, 0, 0].astype(int)
+    np.testing.assert_array_equal(bent, [round(255 * (v / 255) ** gamma) for v in range(256)])
+    assert bent[0] == 0 and bent[255] == 255 and (np.diff(bent) >= 0).all()
+    assert (bent[1:255] >= np.arange(1, 255)).all() == (gamma < 1)
+
+
+def test_without_gamma_nothing_is_drawn_for_it():
+  config = ColourConfig(gamma_probability=0.0)
+  rng = np.random.default_rng(0)
+  augment.draw_colour(rng, config=config)
+  drawn = np.random.default_rng(0)
+  for probability, count in (
+    (config.rgb_shift_probability, 3),
+    (config.hsv_probability, 3),
+    (config.brightness_contrast_probability, 2),
+  ):
+    if drawn.random() < probability:
+      drawn.uniform(size=count)
+  assert rng.random() == drawn.random()
