@@ -66,6 +66,8 @@ _REASONS = {
     f"The sound is shorter than the {examples.LEAST_SOUND_S:g} s that are needed. Use a longer copy."
   ),
   "silent": "The sound is silent throughout.",
+  "no_speech": "No speech was found in the sound; music, noise and the like are not judged.",
+  "clipped": "The sound is overdriven: its peaks are cut off. Use a copy that is not.",
 }
 
 
@@ -290,7 +292,8 @@ class Detector:
         voice, part = self._of_sound(cut, judged)
         parts.append(part)
       else:
-        voice = Sound(None, reasons=(examples.sound_problem(clip) or "silent",))
+        problem = examples.sound_problem(clip, window=self.window, most=_SOUND_WINDOWS)
+        voice = Sound(None, reasons=(problem or "no_speech",))
     decided = max(parts, key=lambda part: (OUTCOMES.index(part.outcome), part.probability), default=None)
     branches = {name: BranchVerdict(None, 0.0, status="absent") for name in self.config.model.branches}
     for part in parts:
