@@ -466,13 +466,15 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         yield self._example(file, f"{person}.{index}", {**example, **file.labels, "sound_label": heard})
 
   def _sound_examples(self, file: MediaFile, clip: media.Clip) -> Iterator[tuple[str, dict]]:
-    problem = examples.sound_problem(clip)
-    if problem and file.is_sound:
-      self._reject(file, problem, "It holds no sound that is long and loud enough to be judged.")
-    spans = file.forged_sound_spans_s or ()
-    for index, example in enumerate(
-      examples.sound_windows(clip, window=self.form.window, most=_SOUND_WINDOWS, spans_s=spans)
-    ):
+    wanted = {
+      "window": self.form.window,
+      "most": _SOUND_WINDOWS,
+      "spans_s": file.forged_sound_spans_s or (),
+    }
+    cut = examples.sound_windows(clip, **wanted)
+    if not cut and file.is_sound and (problem := examples.sound_problem(clip, **wanted)):
+      self._reject(file, problem, "It holds no speech that is long and loud enough to be judged.")
+    for index, example in enumerate(cut):
       yield self._example(file, f"sound.{index}", {**example, **file.labels})
 
   def _example(self, file: MediaFile, place: str, example: dict) -> tuple[str, dict]:

@@ -33,14 +33,11 @@ import numpy as np
 from deepscan_jax import faces, provenance
 from deepscan_jax.config import WindowConfig
 from deepscan_jax.media import SAMPLE_RATE_HZ, Clip, SamplingPlan
+from deepscan_jax.speech import LEAST_SOUND_S, speech_problems
 
 MOUTH_SIZE = faces.MOUTH_SIZE
 MOUTHS_PER_S = 25
 REAL, FAKE, UNKNOWN = 0, 1, -1
-# A voice that is heard for a shorter time, or whose standard deviation is less than this part of full scale,
-# cannot be judged.
-LEAST_SOUND_S = 1.0
-LEAST_LEVEL = 2e-4
 # A window of frames is looked at in place of so many single frames.
 _FRAMES_PER_WINDOW = 8
 # Frames of slow films are shown until the next one comes: so far from its time a mouth still counts.
@@ -150,7 +147,8 @@ def sound_windows(
 ) -> list[dict]:
   """Cuts a clip's sound into examples without faces.
 
-  Windows lie end to end, or where there would be more than `most`, evenly spread. Silent ones are left out.
+  Windows lie end to end, or where there would be more than `most`, evenly spread. Those that are
+  no speech that can be judged are left out (speech.speech_problems).
 
   Args:
     clip: the file.
@@ -162,31 +160,41 @@ def sound_windows(
   Returns:
     Examples in order of time, as the module's docstring says, labels UNKNOWN.
   """
-  total = len(clip.waveform)
-  if not window.samples or sound_problem(clip):
+  if not window.samples or len(clip.waveform) < LEAST_SOUND_S * SAMPLE_RATE_HZ:
     return []
-  last = max(total - window.samples, 0)
-  if spans_s:
-    middles = [SAMPLE_RATE_HZ * (start + end) / 2 for start, end in spans_s]
-    starts = sorted({round(float(np.clip(m - window.samples / 2, 0, last))) for m in middles})[:most]
-  else:
-    count = min(most, -(-total // window.samples))
-    starts = np.linspace(0, last, count).round().astype(int).tolist()
   facts = _file_facts(clip)
   cut = [
     {**_empty_faces(0, 0), **_sound(clip, start / SAMPLE_RATE_HZ, window.samples), **facts, **_unlabelled()}
-    for start in starts
+    for start in _sound_starts(len(clip.waveform), window.samples, most, spans_s)
   ]
   return [example for example in cut if len(example["sound"])]
 
 
-def sound_problem(clip: Clip) -> str | None:
-  """Why a clip's sound cannot be judged: "no_sound", "sound_too_short" or "silent"; None if it can."""
-  if not len(clip.waveform):
+def sound_problem(
+  clip: Clip, *, window: WindowConfig, most: int, spans_s: tuple[tuple[float, float], ...] = ()
+) -> str | None:
+  """Why `sound_windows` finds nothing to judge.
+
+  Args:
+    clip, window, most, spans_s: as for `sound_windows`.
+
+  Returns:
+    "no_sound", "sound_too_short", or what most of the windows suffer from (speech.speech_problems); None if
+    one can be judged.
+  """
+  total = len(clip.waveform)
+  if not total:
     return "no_sound"
-  if len(clip.waveform) < LEAST_SOUND_S * SAMPLE_RATE_HZ:
+  if total < LEAST_SOUND_S * SAMPLE_RATE_HZ:
     return "sound_too_short"
-  return None if clip.waveform.std() >= LEAST_LEVEL else "silent"
+  if not window.samples:
+    return None
+  starts = _sound_starts(total, window.samples, most, spans_s)
+  found = [_problems(clip.waveform[start : start + window.samples], window.samples) for start in starts]
+  if not all(found):
+    return None
+  codes = [codes[0] for codes in found]
+  return max(codes, key=codes.count)
 
 
 def model_inputs(
@@ -397,13 +405,27 @@ def _empty_faces(frames: int, mouth_frames: int) -> dict[str, np.ndarray]:
   }
 
 
+def _sound_starts(total: int, samples: int, most: int, spans_s: tuple[tuple[float, float], ...]) -> list[int]:
+  """First samples of the windows of `sound_windows` in a sound of `total` samples."""
+  last = max(total - samples, 0)
+  if spans_s:
+    middles = [SAMPLE_RATE_HZ * (start + end) / 2 for start, end in spans_s]
+    return sorted({round(float(np.clip(m - samples / 2, 0, last))) for m in middles})[:most]
+  return np.linspace(0, last, min(most, -(-total // samples))).round().astype(int).tolist()
+
+
 def _sound(clip: Clip, start_s: float, samples: int) -> dict[str, np.ndarray]:
-  """Up to so many samples from start_s on; none where they are too few or too faint to be judged."""
+  """Up to so many samples from start_s on; none where they cannot be judged (speech.speech_problems)."""
   start = round(start_s * SAMPLE_RATE_HZ)
   heard = clip.waveform[start : start + samples]
-  if len(heard) < max(min(LEAST_SOUND_S * SAMPLE_RATE_HZ, samples), 1) or heard.std() < LEAST_LEVEL:
+  if _problems(heard, samples):
     heard = heard[:0]
   return {"sound": np.round(heard * _INT16).astype(np.int16), "start_s": np.float32(start_s)}
+
+
+def _problems(heard: np.ndarray, samples: int) -> tuple[str, ...]:
+  """As `speech_problems`; what windows of so many samples can hold at most is long enough."""
+  return speech_problems(heard, least_s=min(LEAST_SOUND_S, samples / SAMPLE_RATE_HZ))
 
 
 def _file_facts(clip: Clip) -> dict[str, np.ndarray]:

@@ -69,6 +69,8 @@ _REASONS = {
     f"The sound is shorter than the {examples.LEAST_SOUND_S:g} s that are needed. Use a longer copy."
   ),
   "silent": "The sound is silent throughout.",
+  "no_speech": "No speech was found in the sound; music, noise and the like are not judged.",
+  "clipped": "The sound is overdriven: its peaks are cut off. Use a copy that is not.",
 }
 
 
@@ -280,9 +282,10 @@ class Detector:
     heard_with_faces = self.window.is_sequence and FACES in parts and parts[FACES].probability is not None
     if self.judges_sound and clip.kind != "image" and not heard_with_faces:
       windows, moments, parts[SOUND] = self._judge_sound(clip, clock)
+    # Of two that say the same the faces decide: probabilities of different kinds do not compare.
     judged = sorted(
       (part for part in parts.values() if part.probability is not None),
-      key=lambda part: (OUTCOMES.index(part.outcome), part.probability),
+      key=lambda part: (OUTCOMES.index(part.outcome), part.name == FACES),
       reverse=True,
     )
     decided = judged[0] if judged else None
@@ -338,10 +341,10 @@ class Detector:
   def _judge_sound(
     self, clip: media.Clip, clock: "_Clock"
   ) -> tuple[tuple[SoundWindow, ...], tuple[SoundWindow, ...], "_Part"]:
-    windows = examples.sound_windows(clip, window=self.window, most=_SOUND_WINDOWS)
-    if windows:
+    wanted = {"window": self.window, "most": _SOUND_WINDOWS}
+    if windows := examples.sound_windows(clip, **wanted):
       return self._of_sound(windows, self._judge_windows(windows, self.sound_inputs, clock))
-    code = examples.sound_problem(clip) or "silent"
+    code = examples.sound_problem(clip, **wanted) or "no_speech"
     return (), (), _Part.unjudged(SOUND, (Reason(code, _REASONS[code]),), self.sound_calibration)
 
   def _judge_windows(self, windows: list[dict], keys: tuple[str, ...], clock: "_Clock") -> Judgement:

@@ -34,6 +34,7 @@ FORBIDDEN = {
   "audit": TRAINING | SERVING | {"models", "faces", "examples", "config", "checkpoints"},
   "audit_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "audit"},
   "copies": {""},
+  "speech": {""},
   "inference": {"training", "data", "augment", "pseudofakes", "evaluation", "losses", "optimizer", "report"},
 }
 # Who may use a package at all, of the modules of the library.

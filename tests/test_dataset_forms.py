@@ -13,7 +13,7 @@ import media_files
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from voices import voice
+from voices import speech
 
 from deepscan_jax import data, examples, media
 from deepscan_jax.config import WindowConfig
@@ -38,7 +38,7 @@ def frames(count: int, *, side: int = 224) -> list[np.ndarray]:
 
 def talk(path: Path, *, seconds: float, seed: int = 0, sound: bool = True, **settings) -> Path:
   """A film of somebody, with a voice."""
-  waveform = voice(seconds=seconds, seed=seed) if sound else None
+  waveform = speech(seconds=seconds, seed=seed) if sound else None
   return media_files.write_video(
     path, frames(round(25 * seconds)), sound=waveform, sound_rate_hz=16_000, **settings
   )
@@ -84,7 +84,7 @@ def mixed(tmp_path_factory) -> Path:
   talk(root / "talk.mp4", seconds=4.4)
   talk(root / "mute.mp4", seconds=1, sound=False)
   media_files.write_video(
-    root / "nobody.mp4", [face_media.no_face()] * 50, sound=voice(seconds=2, seed=3), sound_rate_hz=16_000
+    root / "nobody.mp4", [face_media.no_face()] * 50, sound=speech(seconds=2, seed=3), sound_rate_hz=16_000
   )
   # Stored lying on its side; the display matrix turns it back.
   lying = [np.ascontiguousarray(np.rot90(frame)) for frame in frames(25)]
@@ -95,8 +95,8 @@ def mixed(tmp_path_factory) -> Path:
   media_files.write_video(root / "uneven.mp4", frames(25), times_s=uneven.tolist())
   media_files.without_index(root / "cut_off.mp4")
   media_files.text(root / "letter.wav")
-  media_files.sound(root / "voice.flac", voice(seconds=9, seed=4), sample_rate_hz=16_000)
-  media_files.sound(root / "short.wav", voice(seconds=0.5, seed=5), sample_rate_hz=16_000)
+  media_files.sound(root / "voice.flac", speech(seconds=9, seed=4), sample_rate_hz=16_000)
+  media_files.sound(root / "short.wav", speech(seconds=0.5, seed=5), sample_rate_hz=16_000)
   media_files.sound(root / "hush.wav", np.zeros(32_000, np.float32), sample_rate_hz=16_000)
   return root
 
@@ -251,7 +251,7 @@ def test_sound_of_ones_own_is_labelled_by_its_folder(tmp_path):
   root = tmp_path / "mine"
   for number, name in enumerate(("real/anna/a.wav", "fake/cloned/anna/a.flac", "fake/b.mp3")):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
-    media_files.sound(root / name, voice(seconds=1.5, seed=number), sample_rate_hz=16_000)
+    media_files.sound(root / name, speech(seconds=1.5, seed=number), sample_rate_hz=16_000)
   (root / "fake/swapped/anna").mkdir(parents=True)
   talk(root / "fake/swapped/anna/c.mp4", seconds=1.2)
   builder, found = built("real_fake_folder", root, data_dir=tmp_path / "data", frames_per_clip=1)
@@ -291,8 +291,8 @@ def timit(tmp_path: Path) -> Path:
   for number, sentence in enumerate(("sa1", "sa2", "sx9", "sx19")):
     talk(fakes / f"{sentence}-video-fram1.avi", seconds=1.2, sound=False, seed=number, codec="mpeg4")
   (root / "DeepfakeTIMIT" / "lower_quality").mkdir()
-  media_files.sound(fakes / "sa1.wav", voice(seconds=1.2, seed=1), sample_rate_hz=16_000)
-  media_files.sound(fakes / "sx9-audio.wav", voice(seconds=1.2, seed=2), sample_rate_hz=16_000)
+  media_files.sound(fakes / "sa1.wav", speech(seconds=1.2, seed=1), sample_rate_hz=16_000)
+  media_files.sound(fakes / "sx9-audio.wav", speech(seconds=1.2, seed=2), sample_rate_hz=16_000)
   media_files.text(fakes / "sx19.wav")
   person = root / "VidTIMIT" / "fram1"
   for sentence in ("sa1", "sa2"):
@@ -301,7 +301,7 @@ def timit(tmp_path: Path) -> Path:
       data_of = media_builder.Form(quality=95).encode(frame)
       (person / "video" / sentence / f"{number:03d}").write_bytes(data_of)
   (person / "audio").mkdir()
-  media_files.sound(person / "audio" / "sa1.wav", voice(seconds=1.2, seed=3), sample_rate_hz=16_000)
+  media_files.sound(person / "audio" / "sa1.wav", speech(seconds=1.2, seed=3), sample_rate_hz=16_000)
   return root
 
 

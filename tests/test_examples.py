@@ -3,6 +3,7 @@ import dataclasses
 import face_media
 import numpy as np
 import pytest
+import voices
 
 from deepscan_jax import data, examples, faces, media, provenance
 from deepscan_jax.config import WindowConfig
@@ -28,8 +29,8 @@ def subject(*, usable: list[bool], rate_hz: float = 1.0, jump_s: float = 0.0) ->
 
 
 def clip_of(*, sound_s: float = 0.0, **kwargs) -> media.Clip:
-  """A clip of noise; its frames do not matter here."""
-  waveform = np.random.default_rng(1).uniform(-0.5, 0.5, round(sound_s * 16_000)).astype(np.float32)
+  """A clip of a voice; its frames do not matter here."""
+  waveform = voices.speech(seconds=sound_s, seed=1) if sound_s else np.zeros(0, np.float32)
   facts = {"codec": "h264", "container": "mp4"}
   return media.Clip("video", np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0), waveform, 16_000, facts, ())
 
@@ -101,10 +102,39 @@ def test_sound_is_cut_end_to_end_or_spread_over_what_is_too_long():
   assert inputs["waveform_mask"].sum() == 24_000 and inputs["waveform"].shape == (64_000,)
   np.testing.assert_allclose(inputs["waveform"][:24_000], clip_of(sound_s=1.5).waveform, atol=2e-5)
   for problem, clip in (("no_sound", clip_of()), ("sound_too_short", clip_of(sound_s=0.9))):
-    assert examples.sound_problem(clip) == problem
+    assert examples.sound_problem(clip, window=window, most=8) == problem
     assert examples.sound_windows(clip, window=window, most=8) == []
-  silent = dataclasses.replace(clip_of(sound_s=2), waveform=np.zeros(32_000, np.float32))
-  assert examples.sound_problem(silent) == "silent"
+
+
+def test_windows_without_speech_are_left_out():
+  window, clip = WindowConfig(samples=32_000), clip_of(sound_s=2)
+  rng = np.random.default_rng(0)
+  hiss = rng.uniform(-0.5, 0.5, 32_000).astype(np.float32)
+  silence = np.zeros(32_000, np.float32)
+
+  def of(*parts: np.ndarray) -> media.Clip:
+    return dataclasses.replace(clip, waveform=np.concatenate(parts))
+
+  mixed = of(hiss, clip.waveform, silence, hiss)
+  (only,) = examples.sound_windows(mixed, window=window, most=8)
+  assert only["start_s"] == 2 and examples.sound_problem(mixed, window=window, most=8) is None
+  for problem, heard in (("silent", of(silence)), ("no_speech", of(hiss, silence, hiss))):
+    assert examples.sound_windows(heard, window=window, most=8) == []
+    assert examples.sound_problem(heard, window=window, most=8) == problem
+  # A voice elsewhere in the file does not help where something else is asked for.
+  aimed = {"window": window, "most": 8, "spans_s": ((0.5, 1.5),)}
+  assert examples.sound_windows(mixed, **aimed) == []
+  assert examples.sound_problem(mixed, **aimed) == "no_speech"
+
+
+def test_sound_beside_faces_is_hidden_where_it_is_no_speech():
+  window = WindowConfig(frames=4, frame_rate_hz=2.0, mouth_frames=0, samples=32_000)
+  person, clip = subject(usable=[True] * 4, rate_hz=2.0), clip_of(sound_s=2)
+  (spoken,) = examples.face_windows(person, clip, window=window)
+  hiss = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000).astype(np.float32)
+  (hissed,) = examples.face_windows(person, dataclasses.replace(clip, waveform=hiss), window=window)
+  assert len(spoken["sound"]) == 32_000 and len(hissed["sound"]) == 0
+  assert hissed["face_mask"].all()
 
 
 def test_the_network_sees_the_middle_of_the_stored_crop():

@@ -110,6 +110,11 @@ def test_a_face_that_is_too_small_is_seen_but_not_judged(detector):
   assert "48 px are needed" in reason.message
 
 
+def test_each_reason_of_the_gate_of_sound_has_a_sentence():
+  for code in ("no_sound", "sound_too_short", "silent", "clipped", "no_speech"):
+    assert inference._REASONS[code].endswith(".")
+
+
 def test_sound_alone_is_not_judged(detector, tmp_path):
   verdict = detector.detect(media_files.sound(tmp_path / "a.wav"))
   assert verdict.outcome == NOT_APPLICABLE and verdict.deepfake_probability is None
@@ -153,7 +158,7 @@ def lip_reader(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-  sound = voices.voice(seconds=SECONDS, seed=3)
+  sound = voices.speech(seconds=SECONDS, seed=3)
   path = tmp_path_factory.mktemp("recording") / "voice.wav"
   return media_files.sound(path, sound, sample_rate_hz=voices.RATE_HZ)
 
@@ -162,7 +167,7 @@ def recording(tmp_path_factory):
 def talkie(tmp_path_factory):
   """A second and a half of a face, with a voice."""
   path, count = tmp_path_factory.mktemp("talkie") / "talk.mp4", 38
-  sound = voices.voice(seconds=count / 25, seed=4)
+  sound = voices.speech(seconds=count / 25, seed=4)
   there = face_media.moving_portrait(10)
   frames = [there[abs(i % 18 - 9)] for i in range(count)]  # to and fro
   return media_files.write_video(path, frames, sound=sound, sound_rate_hz=voices.RATE_HZ)
@@ -221,7 +226,7 @@ def test_moments_are_seconds_of_the_file_in_order(hearing, recording):
 
 def test_the_end_of_a_short_recording_has_no_moments(hearing, tmp_path):
   path = media_files.sound(
-    tmp_path / "a.wav", voices.voice(seconds=1.3, seed=5), sample_rate_hz=voices.RATE_HZ
+    tmp_path / "a.wav", voices.speech(seconds=1.3, seed=5), sample_rate_hz=voices.RATE_HZ
   )
   sound = hearing.detect(path).sound
   (window,) = sound.windows
@@ -288,10 +293,11 @@ def test_the_more_suspicious_of_faces_and_sound_decides(hearing, talkie, of_face
 
 
 @pytest.mark.parametrize("higher", ["faces", "sound"])
-def test_of_two_like_outcomes_the_more_probable_decides(hearing, talkie, higher):
+def test_of_two_like_outcomes_the_faces_decide(hearing, talkie, higher):
   for_faces = dataclasses.replace(CALIBRATION, offset=3.0 if higher == "faces" else -3.0)
   verdict = recalibrated(hearing, calibration=for_faces).detect(talkie, frames=4)
-  assert verdict.faces.outcome == verdict.sound.outcome and verdict.decided_by == higher
+  assert verdict.faces.outcome == verdict.sound.outcome and verdict.decided_by == "faces"
+  assert (verdict.faces.deepfake_probability > verdict.sound.deepfake_probability) == (higher == "faces")
 
 
 def test_a_clip_without_sound_is_judged_by_its_faces(hearing, clip):
@@ -307,7 +313,7 @@ def test_a_clip_without_faces_is_judged_by_its_sound(hearing, tmp_path):
   path = media_files.write_video(
     tmp_path / "a.mp4",
     [face_media.no_face()] * 30,
-    sound=voices.voice(seconds=1.2, seed=6),
+    sound=voices.speech(seconds=1.2, seed=6),
     sound_rate_hz=voices.RATE_HZ,
   )
   verdict = hearing.detect(path, frames=4)

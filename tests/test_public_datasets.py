@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 from media_files import sound, write_video
-from voices import voice
+from voices import speech
 
 from deepscan_jax import data, examples, media
 from deepscan_jax.launch import build_dataset
@@ -661,7 +661,7 @@ def test_asvspoof2019_la_is_built_and_heard_as_the_detector_hears_it(tmp_path):
     if path.stem == "LA_T_1000144":
       path.write_bytes(b"fLaC and no more")
     else:
-      sound(path, voice(seconds=9.3 if number == 0 else 1.2, seed=number), sample_rate_hz=16_000)
+      sound(path, speech(seconds=9.3 if number == 0 else 1.2, seed=number), sample_rate_hz=16_000)
 
   root = layouts.asvspoof2019_la(tmp_path, fill=fill)
   builder = import_room("datasets.asvspoof2019_la.asvspoof2019_la_dataset_builder").Builder(
