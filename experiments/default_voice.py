@@ -41,7 +41,7 @@ def get_config() -> Config:
       branches=("audio",),
       pretrained=False,
       steps=1000,
-      learning_rate=1e-3,
+      learning_rate=1.5e-3,
       weight_decay=0.02,
       warmup_steps=100,
       ema_decay=0.995,
