@@ -306,7 +306,8 @@ def _encode_and_decode(waveform: np.ndarray, codec: str, bit_rate: int) -> np.nd
   size = encoder.frame_size or len(waveform)
   sound = np.pad(waveform, (0, -len(waveform) % size))
   if names.sample_format == "s16":
-    sound = np.rint(sound * 32767).astype(np.int16)
+    # The band's filters overshoot, and beyond full scale a whole number would come out at the other end.
+    sound = np.rint(np.clip(sound, -1, 1) * 32767).astype(np.int16)
   packets = []
   for start in range(0, len(sound), size):
     frame = av.AudioFrame.from_ndarray(sound[None, start : start + size], names.sample_format, "mono")

@@ -260,6 +260,15 @@ def test_unknown_codecs_and_rates_are_named(voice):
     codec_round_trip(voice * np.float32(np.nan), codec="mp3", bit_rate=32000)
 
 
+def test_what_overshoots_in_the_telephone_is_clipped_and_does_not_wrap():
+  # A square wave without its low and high harmonics exceeds its own height.
+  square = np.sign(np.sin(2 * np.pi * 1010 * np.arange(8000) / 16000)).astype(np.float32)
+  narrow = band_limit(square, highpass_hz=300.0, lowpass_hz=3400.0)
+  assert np.abs(narrow).max() > 1.1
+  found = codec_round_trip(square, codec="alaw")
+  assert np.abs(found - np.clip(narrow, -1, 1))[1000:-1000].max() < 0.4
+
+
 def test_resampling_for_the_telephone_has_no_delay():
   click = np.zeros(8000, np.float32)
   click[4000] = 0.5
