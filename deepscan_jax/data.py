@@ -53,6 +53,9 @@ class ExampleSource:
     labels: only examples whose label, of what the model reads, is one of these; None: all.
     source_weights: (source, times) pairs; that source's examples are listed so many times.
 
+  Attributes:
+    groups: by (source, what it holds of what the model looks at, in words) the indices of such examples.
+
   Raises:
     FileNotFoundError: a dataset has not been built; the message says how to build it.
     ValueError: nothing in the split fits.
@@ -72,15 +75,17 @@ class ExampleSource:
     self._sources = [_open(name, split, Path(data_dir)) for name in names]
     weights, wanted = dict(source_weights), None if labels is None else set(labels)
     rows, seen = [], set()
+    self.groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for s, (name, source) in enumerate(zip(names, self._sources, strict=True)):
       if not len(source):
         continue
       for i, (facts, origin) in enumerate(_index(name, split, Path(data_dir))):
         seen.add(origin)
-        if _holds(facts, self.inputs) and (
-          wanted is None or int(examples.labels(facts, keys=self.inputs)["label"]) in wanted
-        ):
-          rows += [(s, i)] * weights.get(origin, 1)
+        held = _held(facts, self.inputs)
+        if held and (wanted is None or int(examples.labels(facts, keys=self.inputs)["label"]) in wanted):
+          times = weights.get(origin, 1)
+          self.groups.setdefault((origin, held), []).extend(range(len(rows), len(rows) + times))
+          rows += [(s, i)] * times
     for missing in sorted(set(weights) - seen):
       logging.warning("No example comes from %r, which data.source_weights names.", missing)
     if not rows:
@@ -153,7 +158,18 @@ def train_dataset(
   if count > 1:
     # After the random numbers, which come from the position among all processes' examples.
     dataset = dataset[index::count]
-  dataset = dataset.batch(config.batch_size // twins, drop_remainder=True).map(_merge_twins)
+  return batched(dataset, rows=twins, config=config)
+
+
+def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grain.IterDataset:
+  """Rows -> batches of config.batch_size, made ahead by threads or by config.workers processes.
+
+  Args:
+    dataset: of rows, each with an axis of twins in front.
+    rows: how long that axis is.
+    config: of batch_size and workers.
+  """
+  dataset = dataset.batch(config.batch_size // rows, drop_remainder=True).map(_merge_twins)
   threads = 1 if config.workers else 2
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
   if config.workers:
@@ -179,9 +195,13 @@ class PairMaker(grain.transforms.RandomMap):
 
   def random_map(self, element: dict, rng: np.random.Generator) -> Rows:
     """Draws the twin and the augmentation from rng."""
+    return self.draw(element, rng)[0]
+
+  def draw(self, element: dict, rng: np.random.Generator) -> tuple[Rows, "Forgery", bool]:
+    """The same, with how the twin was forged, and whether both were degraded."""
     degraded = bool(rng.random() >= self.config.plain_probability)
-    pair = make_pair(element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded)
-    return {key: value for key, value in pair.items() if key != "kind"}
+    rows, forgery = draw_pair(element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded)
+    return rows, forgery, degraded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,13 +217,34 @@ class SingleMaker(grain.transforms.RandomMap):
     fitted = examples.fit(element, window=window, keys=self.inputs)
     rows = {key: np.asarray(value)[None] for key, value in fitted.items()}
     if "crops" in self.inputs:
-      twins = _face_twins(fitted, rng, self.config, window, forged=False, degraded=True)
+      twins, _ = _face_twins(fitted, rng, self.config, window, forged=False, degraded=True)
       rows |= {key: value[:1] for key, value in twins.items() if key != "region"}
     if "waveform" in fitted and (count := int(fitted["waveform_mask"].sum())):
       heard = degrade_one(fitted["waveform"][:count], rng=rng, config=self.config.augment_audio)
       rows["waveform"] = examples.padded(heard, window.samples)[None]
     labels = {key: value[None] for key, value in examples.labels(element, keys=self.inputs).items()}
     return _as_inputs(rows, self.inputs) | labels | {"example_mask": np.ones(1, bool)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Forgery:
+  """How the forged twin of a pair was made.
+
+  Attributes:
+    kind: one of `PSEUDOFAKES`.
+    method: of `MASK_KINDS`, `VOICE_KINDS` or `SYNC_KINDS`.
+    mask: float32 [frame, 224, 224] in 0..1, how much of each pixel of the crops was blended in; frames that
+      are hidden are 0. None where no face was forged.
+    segments_s: (start, end) of what is forged in the sound, or does not belong to the mouths, from the
+      beginning of the window on.
+    late_s: by how much the sound is late; below 0 it is early.
+  """
+
+  kind: str
+  method: str
+  mask: np.ndarray | None = None
+  segments_s: tuple[tuple[float, float], ...] = ()
+  late_s: float = 0.0
 
 
 def make_pair(
@@ -233,22 +274,39 @@ def make_pair(
   Raises:
     ValueError: the example allows none of the kinds.
   """
+  rows, forgery = draw_pair(element, rng=rng, config=config, degraded=degraded, inputs=inputs)
+  return rows | {"kind": forgery.kind}
+
+
+def draw_pair(
+  element: dict,
+  *,
+  rng: np.random.Generator,
+  config: DataConfig,
+  degraded: bool,
+  inputs: Sequence[str] = FACE_INPUTS,
+) -> tuple[Rows, Forgery]:
+  """The rows of `make_pair` without their kind, and how the second of them was forged."""
   window = config.window.reading(inputs)
   fitted = examples.fit(element, window=window, keys=inputs)
   kind = _draw_kind(fitted, rng, config, inputs)
   rows = {key: np.repeat(np.asarray(value)[None], 2, axis=0) for key, value in fitted.items()}
   labels = {key: np.repeat(value, 2) for key, value in examples.labels(element, keys=inputs).items()}
+  forgery = None
   if kind == "sync":
-    rows |= _sync_twins(fitted, rng, config, window, keep_mouths="crops" in inputs)
+    twins, forgery = _sync_twins(fitted, rng, config, window, keep_mouths="crops" in inputs)
+    rows |= twins
   if "crops" in inputs:
-    rows |= _face_twins(fitted, rng, config, window, forged=kind == "face", degraded=degraded)
+    twins, blended = _face_twins(fitted, rng, config, window, forged=kind == "face", degraded=degraded)
+    rows, forgery = rows | twins, blended or forgery
   if "waveform" in inputs:
-    rows |= _sound_twins(rows, rng, config, forged=kind == "voice", degraded=degraded)
+    twins, voiced = _sound_twins(rows, rng, config, forged=kind == "voice", degraded=degraded)
+    rows, forgery = rows | twins, voiced or forgery
   labels["label"][1] = examples.FAKE
   if kind != "sync":
     labels["face_label" if kind == "face" else "sound_label"][1] = examples.FAKE
   made = _as_inputs(rows, inputs) | labels | {"example_mask": np.ones(2, bool)}
-  return made | ({"region": rows["region"]} if "region" in rows else {}) | {"kind": kind}
+  return made | ({"region": rows["region"]} if "region" in rows else {}), forgery
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,7 +473,13 @@ def _source(
   )
 
 
-def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, inputs: Sequence[str]) -> str:
+def possible_kinds(element: dict, *, config: DataConfig, inputs: Sequence[str]) -> tuple[str, ...]:
+  """Which of `PSEUDOFAKES` an example allows and a model of these inputs can see, whatever is drawn."""
+  fitted = examples.fit(element, window=config.window.reading(inputs), keys=inputs)
+  return _possible_kinds(fitted, config, inputs)
+
+
+def _possible_kinds(fitted: dict, config: DataConfig, inputs: Sequence[str]) -> tuple[str, ...]:
   heard = int(fitted["waveform_mask"].sum()) if "waveform" in fitted else 0
   mouths = _first_run(fitted["mouth_mask"]) if "mouth_mask" in fitted else 0
   possible = {
@@ -424,17 +488,22 @@ def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, input
     "sync": mouths >= config.sync.mouth_frames + config.sync.shift_frames[0]
     and heard >= mouths * SAMPLES_PER_FRAME,
   }
+  return tuple(kind for kind in PSEUDOFAKES if possible[kind])
+
+
+def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, inputs: Sequence[str]) -> str:
+  possible = _possible_kinds(fitted, config, inputs)
   for kind, weight in config.pseudofake_kinds:
-    if kind not in possible or weight < 0:
+    if kind not in PSEUDOFAKES or weight < 0:
       raise ValueError(
         f"data.pseudofake_kinds has {kind!r} with {weight:g}; there are {', '.join(PSEUDOFAKES)}, with 0 or "
         "more."
       )
-  kinds = [(kind, weight) for kind, weight in config.pseudofake_kinds if weight and possible[kind]]
+  kinds = [(kind, weight) for kind, weight in config.pseudofake_kinds if weight and kind in possible]
   if not kinds:
     raise ValueError(
       f"None of the pseudo-fakes {', '.join(k for k, _ in config.pseudofake_kinds)} can be made of an "
-      f"example that allows {', '.join(k for k, can in possible.items() if can) or 'none'}; set "
+      f"example that allows {', '.join(possible) or 'none'}; set "
       "data.pseudofake_kinds."
     )
   if len(kinds) == 1:
@@ -451,7 +520,7 @@ def _face_twins(
   *,
   forged: bool,
   degraded: bool,
-) -> Rows:
+) -> tuple[Rows, Forgery | None]:
   """crops, face_mask, frame_times_s, landmarks in the crops' pixels and region, each [2, frame, ...]."""
   places = np.flatnonzero(fitted["face_mask"])
   faces, points, times_s = (fitted[key][places] for key in ("faces", "landmarks", "frame_times_s"))
@@ -459,14 +528,14 @@ def _face_twins(
     places = np.arange(window.frames)
     faces, points = moving_still(faces[0], points[0], frames=window.frames, rng=rng, config=config.motion)
     times_s = (times_s[0] + places / window.frame_rate_hz).astype(np.float32)
-  real, fake, masks = faces, faces, np.zeros(faces.shape[:3], np.float32)
+  real, fake, masks, method = faces, faces, np.zeros(faces.shape[:3], np.float32), ""
   if forged and len(places) == 1:
     pair = self_blend(faces[0], points[0], rng=rng, config=config.blend)
-    real, fake, masks = pair.real[None], pair.fake[None], pair.mask[None]
+    real, fake, masks, method = pair.real[None], pair.fake[None], pair.mask[None], pair.kind
   elif forged:
     drift = dataclasses.replace(config.clip_blend, blend=config.blend)
     clips = self_blend_clip(faces, points, rng=rng, config=drift)
-    real, fake, masks = clips.real, clips.fake, clips.mask
+    real, fake, masks, method = clips.real, clips.fake, clips.mask, clips.kind
   if degraded and len(places):
     augmentation = draw_augmentation(rng, faces.shape[1], frames=len(places), config=config.augment)
     real, fake = augmentation.pictures(real, fake)
@@ -484,7 +553,8 @@ def _face_twins(
     "frame_times_s": (times_s, times_s),
     "face_mask": (np.ones(len(places), bool),) * 2,
   }
-  return {key: np.stack([_placed(v, places, window.frames) for v in twins]) for key, twins in made.items()}
+  rows = {key: np.stack([_placed(v, places, window.frames) for v in twins]) for key, twins in made.items()}
+  return rows, Forgery("face", method, mask=_placed(masks, places, window.frames)) if forged else None
 
 
 def _placed(values: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
@@ -496,23 +566,24 @@ def _placed(values: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
 
 def _sound_twins(
   rows: Rows, rng: np.random.Generator, config: DataConfig, *, forged: bool, degraded: bool
-) -> Rows:
+) -> tuple[Rows, Forgery | None]:
   """waveform [2, sample] of rows that hold it already, equal in both or of two twins."""
   count, samples = int(rows["waveform_mask"][0].sum()), rows["waveform"].shape[1]
   if not count:
-    return {}
-  real, fake = rows["waveform"][:, :count]
+    return {}, None
+  (real, fake), forgery = rows["waveform"][:, :count], None
   if forged:
     pair = voice_pair(real, rng=rng, config=config.voice)
     real, fake = pair.real, pair.fake
+    forgery = Forgery("voice", pair.kind, segments_s=pair.segments)
   if degraded:
     real, fake = degrade_pair(real, fake, rng=rng, config=config.augment_audio)
-  return {"waveform": np.stack([examples.padded(sound, samples) for sound in (real, fake)])}
+  return {"waveform": np.stack([examples.padded(sound, samples) for sound in (real, fake)])}, forgery
 
 
 def _sync_twins(
   fitted: dict, rng: np.random.Generator, config: DataConfig, window: WindowConfig, *, keep_mouths: bool
-) -> Rows:
+) -> tuple[Rows, Forgery]:
   """Mouths and sound [2, ...] of a window whose sound is its own, and of one whose sound is not."""
   # Where the faces are read too, their mouths would have to be replaced with them.
   settings = dataclasses.replace(config.sync, mouth_span=0.0) if keep_mouths else config.sync
@@ -524,12 +595,14 @@ def _sync_twins(
     config=settings,
   )
   sounds, mouths = (pair.waveform, pair.fake_waveform), (pair.mouth_crops, pair.fake_mouth_crops)
-  return {
+  rows = {
     "waveform": np.stack([examples.padded(sound, window.samples) for sound in sounds]),
     "waveform_mask": np.stack([np.arange(window.samples) < len(sound) for sound in sounds]),
     "mouth_crops": np.stack([examples.padded(crops, window.mouth_frames) for crops in mouths]),
     "mouth_mask": np.stack([np.arange(window.mouth_frames) < len(crops) for crops in mouths]),
   }
+  late_s = pair.shift_frames / examples.MOUTHS_PER_S
+  return rows, Forgery("sync", pair.kind, segments_s=pair.segments, late_s=late_s)
 
 
 def _first_run(mask: np.ndarray) -> int:
@@ -552,14 +625,15 @@ def _kinds(inputs: Sequence[str]) -> list[str]:
   return [word for key, word in kinds.items() if key in inputs]
 
 
-def _holds(facts: dict, inputs: Sequence[str]) -> bool:
-  """Whether an example has anything that a model of these inputs looks at."""
-  return (
-    ("crops" in inputs and bool(np.any(facts["face_mask"])))
-    or ("mouth_crops" in inputs and bool(np.any(facts["mouth_mask"])))
-    or ("waveform" in inputs and len(facts["sound"]) > 0)
-    or ("file_facts" in inputs and bool(np.any(facts["file_facts_mask"])))
-  )
+def _held(facts: dict, inputs: Sequence[str]) -> tuple[str, ...]:
+  """What an example has of what a model of these inputs looks at, in words."""
+  there = {
+    "faces": np.any(facts["face_mask"]),
+    "mouths": np.any(facts["mouth_mask"]),
+    "sound": len(facts["sound"]) > 0,
+    "file facts": np.any(facts["file_facts_mask"]),
+  }
+  return tuple(word for word in _kinds(inputs) if there[word])
 
 
 def _name(label: int) -> str:
