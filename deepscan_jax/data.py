@@ -17,6 +17,7 @@ import cv2
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+import threadpoolctl
 
 from deepscan_jax import examples
 from deepscan_jax.augment import draw_augmentation
@@ -140,8 +141,6 @@ def train_dataset(
   Raises:
     FileNotFoundError, ValueError: see `ExampleSource`; or the configuration contradicts itself.
   """
-  # The training step wants the cores; at this picture size OpenCV's own threads gain nothing.
-  cv2.setNumThreads(1)
   twins = 2 if config.pseudofakes else 1
   if config.batch_size % twins:
     raise ValueError(
@@ -186,6 +185,18 @@ def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[s
   return len(source) * (2 if config.pseudofakes else 1)
 
 
+@functools.cache
+def use_one_thread() -> None:
+  """Keeps OpenCV and matrix products of NumPy to one thread of this process, from the first call on.
+
+  Called where examples are made, which may be a worker process of the loader. The training step wants the
+  cores; at these sizes threads gain nothing and wait for each other by spinning, and products that are split
+  over them are rounded in another way on a machine with another number of cores.
+  """
+  cv2.setNumThreads(1)
+  threadpoolctl.threadpool_limits(1, user_api="blas")
+
+
 @dataclasses.dataclass(frozen=True)
 class PairMaker(grain.transforms.RandomMap):
   """Example -> itself and its forged twin, augmented alike, each key with a twin axis in front."""
@@ -199,6 +210,7 @@ class PairMaker(grain.transforms.RandomMap):
 
   def draw(self, element: dict, rng: np.random.Generator) -> tuple[Rows, "Forgery", bool]:
     """The same, with how the twin was forged, and whether both were degraded."""
+    use_one_thread()
     degraded = bool(rng.random() >= self.config.plain_probability)
     rows, forgery = draw_pair(element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded)
     return rows, forgery, degraded
@@ -213,6 +225,7 @@ class SingleMaker(grain.transforms.RandomMap):
 
   def random_map(self, element: dict, rng: np.random.Generator) -> Rows:
     """Draws the augmentation from rng."""
+    use_one_thread()
     window = self.config.window.reading(self.inputs)
     fitted = examples.fit(element, window=window, keys=self.inputs)
     rows = {key: np.asarray(value)[None] for key, value in fitted.items()}
