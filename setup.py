@@ -81,6 +81,7 @@ setup(
     "absl-py>=2.1",
     "numpy>=2",
     "scipy>=1.12",
+    "threadpoolctl>=3.1",
     "opencv-python-headless>=4.12",
     "pillow>=10.3",
     # the portrait of the demo (public domain, NASA)

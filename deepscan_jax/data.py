@@ -17,6 +17,7 @@ import cv2
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+import threadpoolctl
 
 from deepscan_jax import examples
 from deepscan_jax.augment import draw_augmentation
@@ -53,6 +54,9 @@ class ExampleSource:
     labels: only examples whose label, of what the model reads, is one of these; None: all.
     source_weights: (source, times) pairs; that source's examples are listed so many times.
 
+  Attributes:
+    groups: by (source, what it holds of what the model looks at, in words) the indices of such examples.
+
   Raises:
     FileNotFoundError: a dataset has not been built; the message says how to build it.
     ValueError: nothing in the split fits.
@@ -72,15 +76,17 @@ class ExampleSource:
     self._sources = [_open(name, split, Path(data_dir)) for name in names]
     weights, wanted = dict(source_weights), None if labels is None else set(labels)
     rows, seen = [], set()
+    self.groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for s, (name, source) in enumerate(zip(names, self._sources, strict=True)):
       if not len(source):
         continue
       for i, (facts, origin) in enumerate(_index(name, split, Path(data_dir))):
         seen.add(origin)
-        if _holds(facts, self.inputs) and (
-          wanted is None or int(examples.labels(facts, keys=self.inputs)["label"]) in wanted
-        ):
-          rows += [(s, i)] * weights.get(origin, 1)
+        held = _held(facts, self.inputs)
+        if held and (wanted is None or int(examples.labels(facts, keys=self.inputs)["label"]) in wanted):
+          times = weights.get(origin, 1)
+          self.groups.setdefault((origin, held), []).extend(range(len(rows), len(rows) + times))
+          rows += [(s, i)] * times
     for missing in sorted(set(weights) - seen):
       logging.warning("No example comes from %r, which data.source_weights names.", missing)
     if not rows:
@@ -135,8 +141,6 @@ def train_dataset(
   Raises:
     FileNotFoundError, ValueError: see `ExampleSource`; or the configuration contradicts itself.
   """
-  # The training step wants the cores; at this picture size OpenCV's own threads gain nothing.
-  cv2.setNumThreads(1)
   twins = 2 if config.pseudofakes else 1
   if config.batch_size % twins:
     raise ValueError(
@@ -156,7 +160,18 @@ def train_dataset(
   if count > 1:
     # After the random numbers, which come from the position among all processes' examples.
     dataset = dataset[index::count]
-  dataset = dataset.batch(config.batch_size // twins, drop_remainder=True).map(_merge_twins)
+  return batched(dataset, rows=twins, config=config)
+
+
+def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grain.IterDataset:
+  """Rows -> batches of config.batch_size, made ahead by threads or by config.workers processes.
+
+  Args:
+    dataset: of rows, each with an axis of twins in front.
+    rows: how long that axis is.
+    config: of batch_size and workers.
+  """
+  dataset = dataset.batch(config.batch_size // rows, drop_remainder=True).map(_merge_twins)
   threads = 1 if config.workers else 2
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
   if config.workers:
@@ -173,6 +188,18 @@ def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[s
   return len(source) * (2 if config.pseudofakes else 1)
 
 
+@functools.cache
+def use_one_thread() -> None:
+  """Keeps OpenCV and matrix products of NumPy to one thread of this process, from the first call on.
+
+  Called where examples are made, which may be a worker process of the loader. The training step wants the
+  cores; at these sizes threads gain nothing and wait for each other by spinning, and products that are split
+  over them are rounded in another way on a machine with another number of cores.
+  """
+  cv2.setNumThreads(1)
+  threadpoolctl.threadpool_limits(1, user_api="blas")
+
+
 @dataclasses.dataclass(frozen=True)
 class PairMaker(grain.transforms.RandomMap):
   """Example -> itself and its forged twin, augmented alike, each key with a twin axis in front.
@@ -186,14 +213,19 @@ class PairMaker(grain.transforms.RandomMap):
 
   def random_map(self, element: dict, rng: np.random.Generator) -> Rows:
     """Draws the twin and the augmentation from rng."""
+    return self.draw(element, rng)[0]
+
+  def draw(self, element: dict, rng: np.random.Generator) -> tuple[Rows, "Forgery", bool]:
+    """The same, with how the twin was forged, and whether both were degraded."""
+    use_one_thread()
     degraded = bool(rng.random() >= self.config.plain_probability)
     forged = None
     if self.reals is not None and examples.labels(element, keys=self.inputs)["label"] == examples.FAKE:
       forged, element = element, self.reals[int(rng.integers(len(self.reals)))]
-    pair = make_pair(
+    rows, forgery = draw_pair(
       element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded, forged=forged
     )
-    return {key: value for key, value in pair.items() if key != "kind"}
+    return rows, forgery, degraded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,17 +237,39 @@ class SingleMaker(grain.transforms.RandomMap):
 
   def random_map(self, element: dict, rng: np.random.Generator) -> Rows:
     """Draws the augmentation from rng."""
+    use_one_thread()
     window = self.config.window.reading(self.inputs)
     fitted = examples.fit(element, window=window, keys=self.inputs)
     rows = {key: np.asarray(value)[None] for key, value in fitted.items()}
     if "crops" in self.inputs:
-      made = _face_twins([fitted], rng, self.config, window, forged=False, degraded=True)
+      made, _ = _face_twins([fitted], rng, self.config, window, forged=False, degraded=True)
       rows |= {key: value[:1] for key, value in made.items() if key != "region"}
     if "waveform" in fitted and (count := int(fitted["waveform_mask"].sum())):
       heard = degrade_one(fitted["waveform"][:count], rng=rng, config=self.config.augment_audio)
       rows["waveform"] = examples.padded(heard, window.samples)[None]
     labels = {key: value[None] for key, value in examples.labels(element, keys=self.inputs).items()}
     return _as_inputs(rows, self.inputs) | labels | {"example_mask": np.ones(1, bool)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Forgery:
+  """How the forged twin of a pair was made.
+
+  Attributes:
+    kind: one of `PSEUDOFAKES`; "labelled" of an example that is known to be forged and is no twin.
+    method: of `MASK_KINDS`, `VOICE_KINDS` or `SYNC_KINDS`; the example's own where it is no twin.
+    mask: float32 [frame, 224, 224] in 0..1, how much of each pixel of the crops was blended in; frames that
+      are hidden are 0. None where no face was forged.
+    segments_s: (start, end) of what is forged in the sound, or does not belong to the mouths, from the
+      beginning of the window on.
+    late_s: by how much the sound is late; below 0 it is early.
+  """
+
+  kind: str
+  method: str
+  mask: np.ndarray | None = None
+  segments_s: tuple[tuple[float, float], ...] = ()
+  late_s: float = 0.0
 
 
 def make_pair(
@@ -248,6 +302,20 @@ def make_pair(
   Raises:
     ValueError: the example allows none of the kinds.
   """
+  rows, forgery = draw_pair(element, rng=rng, config=config, degraded=degraded, inputs=inputs, forged=forged)
+  return rows | {"kind": forgery.kind}
+
+
+def draw_pair(
+  element: dict,
+  *,
+  rng: np.random.Generator,
+  config: DataConfig,
+  degraded: bool,
+  inputs: Sequence[str] = FACE_INPUTS,
+  forged: dict | None = None,
+) -> tuple[Rows, Forgery]:
+  """The rows of `make_pair` without their kind, and how the second of them was forged."""
   window = config.window.reading(inputs)
   pair = [examples.fit(e, window=window, keys=inputs) for e in (element, forged) if e is not None]
   kind = "labelled" if forged is not None else _draw_kind(pair[0], rng, config, inputs)
@@ -255,18 +323,22 @@ def make_pair(
   rows = {key: np.stack([np.asarray(row[key]) for row in (pair[0], pair[-1])]) for key in pair[0]}
   labels = [examples.labels(e, keys=inputs) for e in (element, forged or element)]
   labels = {key: np.stack([row[key] for row in labels]) for key in labels[0]}
+  forgery = Forgery("labelled", forged["method"]) if forged is not None else None
   if kind == "sync":
-    rows |= _sync_twins(pair[0], rng, config, window, keep_mouths="crops" in inputs)
+    twins, forgery = _sync_twins(pair[0], rng, config, window, keep_mouths="crops" in inputs)
+    rows |= twins
   if "crops" in inputs:
-    rows |= _face_twins(pair, rng, config, window, forged=kind == "face", degraded=degraded)
+    twins, blended = _face_twins(pair, rng, config, window, forged=kind == "face", degraded=degraded)
+    rows, forgery = rows | twins, blended or forgery
     rows["region_mask"] = np.array([True, kind != "labelled"])
   if "waveform" in inputs:
-    rows |= _sound_twins(rows, rng, config, kind=kind, degraded=degraded)
+    twins, voiced = _sound_twins(rows, rng, config, kind=kind, degraded=degraded)
+    rows, forgery = rows | twins, voiced or forgery
   labels["label"][1] = examples.FAKE
   if kind in ("face", "voice"):
     labels["face_label" if kind == "face" else "sound_label"][1] = examples.FAKE
   regions = {key: rows[key] for key in ("region", "region_mask") if key in rows}
-  return _as_inputs(rows, inputs) | labels | {"example_mask": np.ones(2, bool)} | regions | {"kind": kind}
+  return _as_inputs(rows, inputs) | labels | {"example_mask": np.ones(2, bool)} | regions, forgery
 
 
 @dataclasses.dataclass(frozen=True)
@@ -444,7 +516,13 @@ def _source(
   )
 
 
-def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, inputs: Sequence[str]) -> str:
+def possible_kinds(element: dict, *, config: DataConfig, inputs: Sequence[str]) -> tuple[str, ...]:
+  """Which of `PSEUDOFAKES` an example allows and a model of these inputs can see, whatever is drawn."""
+  fitted = examples.fit(element, window=config.window.reading(inputs), keys=inputs)
+  return _possible_kinds(fitted, config, inputs)
+
+
+def _possible_kinds(fitted: dict, config: DataConfig, inputs: Sequence[str]) -> tuple[str, ...]:
   heard = int(fitted["waveform_mask"].sum()) if "waveform" in fitted else 0
   mouths = _first_run(fitted["mouth_mask"]) if "mouth_mask" in fitted else 0
   possible = {
@@ -453,17 +531,22 @@ def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, input
     "sync": mouths >= config.sync.mouth_frames + config.sync.shift_frames[0]
     and heard >= mouths * SAMPLES_PER_FRAME,
   }
+  return tuple(kind for kind in PSEUDOFAKES if possible[kind])
+
+
+def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, inputs: Sequence[str]) -> str:
+  possible = _possible_kinds(fitted, config, inputs)
   for kind, weight in config.pseudofake_kinds:
-    if kind not in possible or weight < 0:
+    if kind not in PSEUDOFAKES or weight < 0:
       raise ValueError(
         f"data.pseudofake_kinds has {kind!r} with {weight:g}; there are {', '.join(PSEUDOFAKES)}, with 0 or "
         "more."
       )
-  kinds = [(kind, weight) for kind, weight in config.pseudofake_kinds if weight and possible[kind]]
+  kinds = [(kind, weight) for kind, weight in config.pseudofake_kinds if weight and kind in possible]
   if not kinds:
     raise ValueError(
       f"None of the pseudo-fakes {', '.join(k for k, _ in config.pseudofake_kinds)} can be made of an "
-      f"example that allows {', '.join(k for k, can in possible.items() if can) or 'none'}; set "
+      f"example that allows {', '.join(possible) or 'none'}; set "
       "data.pseudofake_kinds."
     )
   if len(kinds) == 1:
@@ -480,7 +563,7 @@ def _face_twins(
   *,
   forged: bool,
   degraded: bool,
-) -> Rows:
+) -> tuple[Rows, Forgery | None]:
   """crops, face_mask, frame_times_s, landmarks in the crops' pixels and region, each [2, frame, ...].
 
   Args:
@@ -490,7 +573,7 @@ def _face_twins(
     degraded: as in `make_pair`.
   """
   twins = [_clip_of(fitted, rng, config, window) for fitted in pair]
-  clips, masks = [faces for faces, *_ in twins], None
+  clips, masks, forgery = [faces for faces, *_ in twins], None, None
   if forged:
     faces, points, *_ = twins[0]
     if len(faces) == 1:
@@ -500,6 +583,7 @@ def _face_twins(
       drift = dataclasses.replace(config.clip_blend, blend=config.blend)
       blended = self_blend_clip(faces, points, rng=rng, config=drift)
       clips, masks = [blended.real, blended.fake], blended.mask
+    forgery = Forgery("face", blended.kind)
   # Not both at once where they differ in length; twins that are drawn for one camera get one camera.
   seed = None if len(twins) == 1 else rng.integers(2**63)
   made: list[Rows] = []
@@ -527,8 +611,10 @@ def _face_twins(
       "frame_times_s": times_s,
       "face_mask": np.ones(len(places), bool),
     }
+    if row and blend is not None and forgery:
+      forgery = dataclasses.replace(forgery, mask=_placed(blend, places, window.frames))
     made.append({key: _placed(value, places, window.frames) for key, value in values.items()})
-  return {key: np.stack([row[key] for row in made]) for key in made[0]}
+  return {key: np.stack([row[key] for row in made]) for key in made[0]}, forgery
 
 
 def _clip_of(
@@ -556,29 +642,32 @@ def _placed(values: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
 
 def _sound_twins(
   rows: Rows, rng: np.random.Generator, config: DataConfig, *, kind: str, degraded: bool
-) -> Rows:
+) -> tuple[Rows, Forgery | None]:
   """waveform and waveform_mask [2, sample] of rows that hold them: equal in both, or of two twins."""
   samples = rows["waveform"].shape[1]
   counts = rows["waveform_mask"].sum(axis=1)
   if not counts.all():
-    return {}
+    return {}, None
   real, fake = (waveform[:count] for waveform, count in zip(rows["waveform"], counts, strict=True))
+  forgery = None
   if kind == "voice":
     pair = voice_pair(real, rng=rng, config=config.voice)
     real, fake = pair.real, pair.fake
+    forgery = Forgery("voice", pair.kind, segments_s=pair.segments)
   elif kind == "labelled":
     real, fake = matched_pair(real, fake, rng=rng, config=config.voice)
   if degraded:
     real, fake = degrade_pair(real, fake, rng=rng, config=config.augment_audio)
-  return {
+  rows = {
     "waveform": np.stack([examples.padded(sound, samples) for sound in (real, fake)]),
     "waveform_mask": np.arange(samples) < np.array([[len(real)], [len(fake)]]),
   }
+  return rows, forgery
 
 
 def _sync_twins(
   fitted: dict, rng: np.random.Generator, config: DataConfig, window: WindowConfig, *, keep_mouths: bool
-) -> Rows:
+) -> tuple[Rows, Forgery]:
   """Mouths and sound [2, ...] of a window whose sound is its own, and of one whose sound is not."""
   # Where the faces are read too, their mouths would have to be replaced with them.
   settings = dataclasses.replace(config.sync, mouth_span=0.0) if keep_mouths else config.sync
@@ -590,12 +679,14 @@ def _sync_twins(
     config=settings,
   )
   sounds, mouths = (pair.waveform, pair.fake_waveform), (pair.mouth_crops, pair.fake_mouth_crops)
-  return {
+  rows = {
     "waveform": np.stack([examples.padded(sound, window.samples) for sound in sounds]),
     "waveform_mask": np.stack([np.arange(window.samples) < len(sound) for sound in sounds]),
     "mouth_crops": np.stack([examples.padded(crops, window.mouth_frames) for crops in mouths]),
     "mouth_mask": np.stack([np.arange(window.mouth_frames) < len(crops) for crops in mouths]),
   }
+  late_s = pair.shift_frames / examples.MOUTHS_PER_S
+  return rows, Forgery("sync", pair.kind, segments_s=pair.segments, late_s=late_s)
 
 
 def _first_run(mask: np.ndarray) -> int:
@@ -618,14 +709,15 @@ def _kinds(inputs: Sequence[str]) -> list[str]:
   return [word for key, word in kinds.items() if key in inputs]
 
 
-def _holds(facts: dict, inputs: Sequence[str]) -> bool:
-  """Whether an example has anything that a model of these inputs looks at."""
-  return (
-    ("crops" in inputs and bool(np.any(facts["face_mask"])))
-    or ("mouth_crops" in inputs and bool(np.any(facts["mouth_mask"])))
-    or ("waveform" in inputs and len(facts["sound"]) > 0)
-    or ("file_facts" in inputs and bool(np.any(facts["file_facts_mask"])))
-  )
+def _held(facts: dict, inputs: Sequence[str]) -> tuple[str, ...]:
+  """What an example has of what a model of these inputs looks at, in words."""
+  there = {
+    "faces": np.any(facts["face_mask"]),
+    "mouths": np.any(facts["mouth_mask"]),
+    "sound": len(facts["sound"]) > 0,
+    "file facts": np.any(facts["file_facts_mask"]),
+  }
+  return tuple(word for word in _kinds(inputs) if there[word])
 
 
 def _name(label: int) -> str:

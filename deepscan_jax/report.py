@@ -211,7 +211,7 @@ def render_html(answers: Answer | Sequence[Answer], *, created: datetime.datetim
   )
 
 
-def page(*body: object, title: str, script: str = "", style: str = "") -> str:
+def page(*body: object, title: str, script: str = "", style: str = "", sound: bool = False) -> str:
   """A page of HTML that holds all that it needs, under a policy that keeps it from asking for anything else.
 
   Args:
@@ -219,10 +219,12 @@ def page(*body: object, title: str, script: str = "", style: str = "") -> str:
     title: of the page.
     script: the one script that may run; it has to be in the body too. "" is none at all.
     style: CSS behind that which all pages have.
+    sound: whether it may play the sound that it holds.
   """
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   policy = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    + ("media-src data:; " if sound else "")
     + (f"script-src 'sha256-{digest}'; " if script else "")
     + "base-uri 'none'; form-action 'none'"
   )
@@ -307,6 +309,12 @@ def colophon() -> Html:
     tag("p", f"Made with deepscan_jax {__version__}. This page asks nothing of the network."),
     class_="colophon",
   )
+
+
+def jpeg_uri(image: np.ndarray) -> str:
+  """The address of an img element that holds the picture itself, uint8 RGB [height, width, 3]."""
+  _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+  return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def _escape(value: object) -> str:
@@ -808,7 +816,7 @@ def _figure(answer: Verdict, sighting: Sighting, evidence: Evidence, key: str, p
   at = clock(sighting.time_s)
   height, width = evidence.crop.shape[:2]
   face = tag(
-    "img", src=_jpeg(evidence.crop), alt=f"Face of person {person} at {at}", width=width, height=height
+    "img", src=jpeg_uri(evidence.crop), alt=f"Face of person {person} at {at}", width=width, height=height
   )
   shade = tag("img", src=_map_png(evidence.region_map), alt=f"Region map at {at}", class_="map")
   zone = _zone(evidence.probability, _of_faces(answer))
@@ -1051,11 +1059,6 @@ def _name(answer: Answer) -> str:
 def _line(label: str, text: str, width: int) -> str:
   lead = f"  {label:<19} "
   return textwrap.fill(printable(text), width, initial_indent=lead, subsequent_indent=" " * len(lead))
-
-
-def _jpeg(crop: np.ndarray) -> str:
-  _, data = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-  return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def _map_png(region_map: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Times detect, builds, training, networks, compiling or pseudo-fakes, beside what each is measured against.
+"""Times detect, builds, training, loading, networks, compiling or pseudo-fakes beside their measures.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
@@ -6,6 +6,7 @@
     deepscan benchmark models
     deepscan benchmark compile
     deepscan benchmark pairs
+    deepscan benchmark data --data_dir=data --loader_workers=0 --loader_workers=2 --batches=10000
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -36,7 +37,7 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "build", "train", "models", "compile", "pairs")
+CASES = ("detect", "build", "train", "models", "compile", "pairs", "data")
 
 _MEDIA = flags.DEFINE_string(
   "media",
@@ -52,6 +53,26 @@ _BATCH = flags.DEFINE_multi_integer(
   [16, 32],
   "train: pictures in a batch; may be given several times.",
   lower_bound=2,
+  allow_override=True,
+)
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir",
+  None,
+  "data: where the default preset's dataset is; without it one of made pictures is built.",
+  allow_override=True,
+)
+_WORKERS = flags.DEFINE_multi_integer(
+  "loader_workers",
+  [0, 2],
+  "data: processes of the loader; may be given several times.",
+  lower_bound=0,
+  allow_override=True,
+)
+_BATCHES = flags.DEFINE_integer(
+  "batches",
+  500,
+  "data: small batches that are drawn to see whether memory grows; 10000 for a thorough look.",
+  lower_bound=1,
   allow_override=True,
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each side.", lower_bound=1, allow_override=True)
@@ -84,12 +105,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryRow:
-  """One peak of resident memory, in 1e9 bytes."""
+  """Resident memory, in 1e9 bytes; `limit_gb` is None where nothing is promised."""
 
   benchmark: str
   case: str
   ours_gb: float
-  limit_gb: float
+  limit_gb: float | None
   device: str
   threads: int
 
@@ -120,6 +141,7 @@ def main(argv: Sequence[str]) -> int:
     "models": benchmark_models,
     "compile": benchmark_compile,
     "pairs": benchmark_pairs,
+    "data": benchmark_data,
   }
   rows = runs[argv[1]]()
   print(table(rows))
@@ -262,6 +284,56 @@ def benchmark_pairs() -> list[RateRow]:
   return benchmark_pairs.pair_rows(in_turns=in_turns, row=_rate_row, repeats=_REPEATS.value)
 
 
+def benchmark_data() -> list[Row | RateRow | MemoryRow]:
+  """Batches of the default preset against torch's loader, what training steps take, and memory over time."""
+  from deepscan_jax.config import load_preset
+
+  from . import benchmark_data
+
+  with_torch = importlib.util.find_spec("torch") is not None
+  if not with_torch:
+    print("PyTorch is not installed (the `benchmark` extra), so no other loader is timed.", file=sys.stderr)
+  config = load_preset("default")
+  threads = len(os.sched_getaffinity(0))
+  with tempfile.TemporaryDirectory() as folder:
+    if _DATA_DIR.value:
+      data_dir = Path(_DATA_DIR.value)
+    else:
+      with contextlib.redirect_stdout(sys.stderr):
+        data_dir = benchmark_data.make_dataset(Path(folder))
+    return benchmark_data.data_rows(
+      config,
+      data_dir,
+      workers=_WORKERS.value,
+      batches=_BATCHES.value,
+      with_torch=with_torch,
+      in_turns=in_turns,
+      row=functools.partial(_row_of, device="cpu"),
+      rate_row=lambda *args, **kwargs: dataclasses.replace(_rate_row(*args, **kwargs), threads=threads),
+      memory_row=lambda case, gb, limit: MemoryRow("data", case, gb, limit, "cpu", threads),
+      resident_bytes=_resident_bytes,
+      consumption=_consumption,
+      repeats=_REPEATS.value,
+    )
+
+
+def _consumption() -> dict[str, float]:
+  """Pictures a second that training steps take: of the default preset, and of EfficientNet-B3."""
+  from deepscan_jax.config import load_preset
+
+  from . import benchmark_models
+
+  size, (b3,) = load_preset("default").data.batch_size, benchmark_models.TRAINING
+  (step,) = _step_seconds(size, with_torch=False)
+  b3_s = benchmark_models.timings(
+    {"ours": benchmark_models.our_step}, b3, in_turns=in_turns, repeats=_REPEATS.value
+  )["ours"]
+  return {
+    f"a step of the default preset, batch {size},": size / step,
+    f"a step of EfficientNet-B3, {b3.size} px, batch {b3.batch},": b3.batch / b3_s,
+  }
+
+
 def in_turns(
   *functions: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
@@ -283,7 +355,8 @@ def table(rows: Sequence[Row | MemoryRow | RateRow]) -> str:
   lines = [f"{'':<{width}}  {'ours':>9}  {'reference':>9}  {'ratio':>6}  {'limit':>9}"]
   for row in rows:
     if isinstance(row, MemoryRow):
-      lines.append(f"{row.case:<{width}}  {row.ours_gb:6.2f} GB  {'-':>9}  {'-':>6}  {row.limit_gb:6.2f} GB")
+      limit = f"{row.limit_gb:6.2f} GB" if row.limit_gb is not None else f"{'-':>9}"
+      lines.append(f"{row.case:<{width}}  {row.ours_gb:6.2f} GB  {'-':>9}  {'-':>6}  {limit}")
       continue
     if isinstance(row, RateRow):
       least = f"{row.least_per_s:7.0f}/s" if row.least_per_s is not None else f"{'-':>9}"
@@ -300,6 +373,13 @@ def table(rows: Sequence[Row | MemoryRow | RateRow]) -> str:
 def _row(benchmark: str, case: str, ours: float, reference: float | None = None, *, limit_s=None) -> Row:
   import jax
 
+  device = jax.devices()[0].device_kind
+  return _row_of(benchmark, case, ours, reference, limit_s=limit_s, device=device)
+
+
+def _row_of(
+  benchmark: str, case: str, ours: float, reference: float | None = None, *, limit_s=None, device: str
+) -> Row:
   return Row(
     benchmark=benchmark,
     case=case,
@@ -307,7 +387,7 @@ def _row(benchmark: str, case: str, ours: float, reference: float | None = None,
     reference_s=reference,
     ratio=None if reference is None else ours / reference,
     limit_s=limit_s,
-    device=jax.devices()[0].device_kind,
+    device=device,
     threads=len(os.sched_getaffinity(0)),
   )
 
@@ -345,7 +425,7 @@ def _network_rows(crops) -> list[Row]:
   ]
 
 
-def _step_seconds(size: int) -> list[float]:
+def _step_seconds(size: int, *, with_torch: bool = True) -> list[float]:
   """Seconds of our step, and of PyTorch's in both layouts where it is installed.
 
   Forward, losses, backward, clipping, AdamW and the average of parameters; in turns, but each side in a
@@ -353,7 +433,7 @@ def _step_seconds(size: int) -> list[float]:
   spinning, and its allocator goes on holding pages, while the other one works.
   """
   makers, calls = [_our_steps], []
-  if _reference_torch() is not None:
+  if with_torch and _reference_torch() is not None:
     makers.append(_reference_steps)
   with contextlib.ExitStack() as workers:
     for make in makers:

@@ -37,6 +37,11 @@ with FLAGS for this machine, Flink, Spark or Dataflow (tried with the first only
     --runner=FlinkRunner --flink_master=HOST:8081 --environment_type=DOCKER --environment_config=IMAGE
     --runner=SparkRunner --job_endpoint=HOST:8099 --environment_type=DOCKER --environment_config=IMAGE
     --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp --sdk_container_image=IMAGE
+
+    deepscan build_dataset --name=real_only --data_dir=data --preview=preview.html
+
+shows some of its training examples, and what training makes of them, on one page; with --preset, as that
+preset's model sees them. The page holds pictures and voices of people.
 """
 
 import json
@@ -66,6 +71,21 @@ _FOLDS = flags.DEFINE_integer(
   "folds", 0, "For cross-validation: how many folds; 0 for one fixed split.", allow_override=True
 )
 _FOLD = flags.DEFINE_integer("fold", 1, "Which fold to build, from 1 on.", allow_override=True)
+_PREVIEW = flags.DEFINE_string(
+  "preview",
+  None,
+  "Show the dataset on this page of HTML; without --media, one that is built.",
+  allow_override=True,
+)
+_PREVIEW_COUNT = flags.DEFINE_integer(
+  "preview_count", 8, "Examples on that page.", lower_bound=1, allow_override=True
+)
+_PRESET = flags.DEFINE_string(
+  "preset",
+  None,
+  "The preset whose model sees what is shown: a name, or a path ending in .py.",
+  allow_override=True,
+)
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Build again what is there.", allow_override=True)
 _WORKERS = flags.DEFINE_integer(
   "workers",
@@ -86,9 +106,17 @@ def main(argv: Sequence[str]) -> int:
   """Builds the dataset that the flags name; returns the exit code."""
   if argv[1:]:
     raise app.UsageError(f"Unexpected argument {argv[1]!r}; media go into --media=.")
-  if not _MEDIA.value and not _VERIFY.value:
+  if not (_MEDIA.value or _VERIFY.value or _PREVIEW.value):
     raise app.UsageError("Say which media to read: --media=FOLDER_OR_TAR (may be given several times).")
+  data_dir = Path(_DATA_DIR.value) / (f"fold_{_FOLD.value}_of_{_FOLDS.value}" if _FOLDS.value else "")
+  if _MEDIA.value or _VERIFY.value:
+    _build(data_dir)
+  if _PREVIEW.value:
+    _show(data_dir)
+  return 0
 
+
+def _build(data_dir: Path) -> None:
   from deepscan_jax.rooms import find_builder, import_room
 
   building = import_room("datasets.building")
@@ -99,12 +127,12 @@ def main(argv: Sequence[str]) -> int:
     frames_per_clip=_FRAMES.value,
     folds=_FOLDS.value,
     fold=_FOLD.value,
-    data_dir=Path(_DATA_DIR.value) / (f"fold_{_FOLD.value}_of_{_FOLDS.value}" if _FOLDS.value else ""),
+    data_dir=data_dir,
   )
   folder = Path(builder.data_dir)
   if _VERIFY.value:
     print(f"{folder} is as it was built: {building.verify(folder)} files have the size and SHA-256 of then.")
-    return 0
+    return
   if folder.exists() and not _OVERWRITE.value:
     print(f"{folder} is there already; --overwrite builds it again.", file=sys.stderr)
   else:
@@ -126,7 +154,27 @@ def main(argv: Sequence[str]) -> int:
       + ", ".join(f"{r}: {n}" for r, n in reasons.most_common())
     )
   print(f"written to  {folder}")
-  return 0
+
+
+def _show(data_dir: Path) -> None:
+  import dataclasses
+
+  from deepscan_jax import preview, report
+  from deepscan_jax.config import Config, load_preset
+
+  config, inputs = Config(), None
+  if _PRESET.value:
+    from deepscan_jax.models.detector import detector_inputs
+
+    config = load_preset(_PRESET.value)
+    inputs = detector_inputs(config.model)
+  # Weights speak of the datasets that the preset names.
+  chosen = dataclasses.replace(config.data, datasets=(_NAME.value,), dataset_weights=())
+  html = preview.render_html(
+    chosen, data_dir=data_dir, count=_PREVIEW_COUNT.value, inputs=inputs, preset=_PRESET.value or ""
+  )
+  report.write_whole(_PREVIEW.value, html)
+  print(f"shown on    {_PREVIEW.value}; {preview.WARNING}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ FORBIDDEN = {
   "report": TRAINING | {"inference", "models", "media", "faces"},
   "audit": TRAINING | SERVING | {"models", "faces", "examples", "config", "checkpoints"},
   "audit_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "audit"},
+  "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
   "copies": {""},
   "speech": {""},
   "inference": {"training", "data", "augment", "pseudofakes", "evaluation", "losses", "optimizer", "report"},

@@ -310,9 +310,17 @@ def _griffin_lim(
   before = None
   for _ in range(iterations):
     rebuilt = _spectrum(_waveform(current, samples), length)
-    ahead = rebuilt if before is None else rebuilt + np.float32(_MOMENTUM) * (rebuilt - before)
-    current = ahead * (magnitude / np.maximum(np.abs(ahead), np.float32(1e-9)))
-    before = rebuilt
+    # In place: memory that is new in each step costs as much as the sums.
+    if before is None:
+      ahead = rebuilt.copy()
+    else:
+      ahead = np.subtract(rebuilt, before, out=before)
+      ahead *= np.float32(_MOMENTUM)
+      ahead += rebuilt
+    scale = np.abs(ahead)
+    np.maximum(scale, np.float32(1e-9), out=scale)
+    np.divide(magnitude, scale, out=scale)
+    before, current = rebuilt, np.multiply(ahead, scale, out=ahead)
   return _waveform(current, samples)
 
 
@@ -330,10 +338,17 @@ def _spectrum(waveform: np.ndarray, length: int) -> np.ndarray:
 def _waveform(spectrum: np.ndarray, samples: int) -> np.ndarray:
   """[..., sample] float32 whose spectrum is closest to [..., time, frequency] (Griffin & Lim 1984, eq. 6)."""
   length = 2 * (spectrum.shape[-1] - 1)
-  pieces = scipy.fft.irfft(spectrum, n=length, axis=-1) * _window(length)
+  pieces = scipy.fft.irfft(spectrum, n=length, axis=-1)
+  pieces *= _window(length)
   summed = _overlap_add(pieces)[..., length // 2 : length // 2 + samples]
-  weight = _overlap_add(np.broadcast_to(np.square(_window(length)), pieces.shape[-2:]))
-  return summed / weight[length // 2 : length // 2 + samples]
+  return summed / _overlapping(length, pieces.shape[-2])[length // 2 : length // 2 + samples]
+
+
+# Examples of a dataset have few lengths.
+@functools.lru_cache(maxsize=16)
+def _overlapping(length: int, frames: int) -> np.ndarray:
+  """[sample] float32: the sum of the squares of so many windows."""
+  return _overlap_add(np.broadcast_to(np.square(_window(length)), (frames, length)))
 
 
 def _overlap_add(pieces: np.ndarray) -> np.ndarray:
