@@ -53,7 +53,7 @@ class ColourConfig:
   brightness_contrast_probability: float = 0.3
   brightness: float = 0.2
   contrast: float = 0.3
-  gamma_probability: float = 0.15
+  gamma_probability: float = 0.0
   gamma: tuple[float, float] = (0.7, 1.4)
 
 
@@ -89,7 +89,7 @@ class AugmentConfig:
   translation: float = 0.04
   rotation_deg: float = 5.0
   flip_probability: float = 0.5
-  colour: ColourConfig = field(default_factory=ColourConfig)
+  colour: ColourConfig = field(default_factory=lambda: ColourConfig(gamma_probability=0.15))
   shrink_probability: float = 0.35
   shrink_face_px: tuple[float, float] = (60.0, 150.0)
   blur_probability: float = 0.15

@@ -328,8 +328,9 @@ def abstract_training_batch(size: int, config: Config) -> dict[str, jax.ShapeDty
 
 
 def abstract_state(config: Config) -> TrainState:
-  """Shapes and dtypes of the state, without ImageNet weights, which need not be installed."""
-  without = dataclasses.replace(config, train=dataclasses.replace(config.train, pretrained=False))
+  """Shapes and dtypes of the state, without the weights that it starts from, which need not be there."""
+  fresh = dataclasses.replace(config.train, pretrained=False, start_from="")
+  without = dataclasses.replace(config, train=fresh)
   return jax.eval_shape(functools.partial(create_state, without))
 
 

@@ -18,19 +18,21 @@ from deepscan_jax.optimizer import create_optimizer
 @pytest.mark.parametrize("name", preset_names())
 def test_a_training_step_of_every_preset_fits_together(name):
   config = load_preset(name)
-  state = training.abstract_state(config)
+  if config.train.start_from:
+    config = override(config, "train.start_from=default")
+  state, part = training.abstract_state(config), training.trained_part(config)
   step = functools.partial(
     training.train_step,
-    model=Detector(config.model),
+    model=Detector(part.model),
     optimizer=create_optimizer(config.train),
-    config=config,
+    config=part,
     frozen=training.frozen_parameters(config),
   )
-  after, sums = jax.eval_shape(step, state, training.abstract_training_batch(2, config))
+  after, sums = jax.eval_shape(step, state, training.abstract_training_batch(2, part))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
     lambda x: (x.shape, x.dtype), state
   )
-  assert {"fused", *(f"branch_{branch}" for branch in config.model.branches)} <= set(sums)
+  assert {"fused", *(f"branch_{branch}" for branch in part.model.branches)} <= set(sums)
   assert ("reconstruction" in sums) == ("autoencoder" in config.model.branches)
   assert ("sync" in sums) == ("lipsync" in config.model.branches)
   sizes = [x.size for x in jax.tree.leaves(state.variables)]
