@@ -21,6 +21,9 @@ from deepscan_jax.pseudofakes.image import BlendConfig
 from deepscan_jax.pseudofakes.sync import SyncConfig
 from deepscan_jax.rooms import import_room
 
+# As lip-sync needs them; see WindowConfig.mouth_frames.
+MOUTHS_PER_S = 25
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -83,7 +86,8 @@ class WindowConfig:
   @property
   def seen_s(self) -> float:
     """Seconds from the first frame or mouth crop to where the one after the last would be."""
-    return max(self.frames / self.frame_rate_hz if self.frames > 1 else 0.0, self.mouth_frames / 25)
+    shown_s = self.frames / self.frame_rate_hz if self.frames > 1 else 0.0
+    return max(shown_s, self.mouth_frames / MOUTHS_PER_S)
 
   def reading(self, keys: Iterable[str]) -> "WindowConfig":
     """The same without what nothing reads that reads these keys (models.detector.detector_inputs)."""

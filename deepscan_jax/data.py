@@ -36,7 +36,6 @@ PSEUDOFAKES = ("face", "voice", "sync")
 _TEXT_KEYS = ("id", "group", "source", "method")
 _FACT_KEYS = (*_TEXT_KEYS, "kind")
 _ENCODED_KEYS = ("faces", "mouths")
-_LABEL_KEYS = ("label", "face_label", "sound_label")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 Rows = dict[str, np.ndarray]
@@ -368,7 +367,7 @@ class HeldOutPairs:
       element,
       rng=np.random.default_rng(seed),
       config=self.config,
-      inputs=getattr(self.source, "inputs", FACE_INPUTS),
+      inputs=self.source.inputs,
       degraded=self.degraded,
     )
     return {**pair, **{key: element[key] for key in _TEXT_KEYS}}
@@ -391,7 +390,7 @@ class HeldOutExamples:
     return len(self.source)
 
   def __getitem__(self, index: int) -> dict:
-    element, keys = self.source[index], getattr(self.source, "inputs", FACE_INPUTS)
+    element, keys = self.source[index], self.source.inputs
     inputs = examples.model_inputs(element, window=self.window.reading(keys), keys=keys)
     inputs |= examples.labels(element, keys=keys) | {"example_mask": np.bool_(True)}
     kind = "face" if len(element["face_mask"]) else "voice"

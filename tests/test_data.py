@@ -23,6 +23,12 @@ def first_batches(data_dir, *, count=2, seed=0, config=CONFIG) -> list[dict]:
   return batches
 
 
+class Elements(list):
+  """Examples in place of an ExampleSource of a model that looks at faces."""
+
+  inputs = data.FACE_INPUTS
+
+
 def assert_same(a: dict, b: dict) -> None:
   assert a.keys() == b.keys()
   for key in a:
@@ -91,7 +97,7 @@ def test_held_out_pairs_do_not_depend_on_the_order(held_out):
 def test_plain_pairs_are_the_crops_that_the_detector_sees(held_out):
   # Without black: where a crop reaches beyond its photograph, blending may fill it.
   element = {**held_out[0], "faces": np.maximum(held_out[0]["faces"], 30)}
-  pair = data.HeldOutPairs([element], CONFIG, degraded=False)[0]
+  pair = data.HeldOutPairs(Elements([element]), CONFIG, degraded=False)[0]
   np.testing.assert_array_equal(pair["crops"][0], examples.model_inputs(element, window=WINDOW)["crops"])
   changed = (pair["crops"][0] != pair["crops"][1]).any(axis=-1)[0]
   blended = pair["region"][1, 0].repeat(16, axis=0).repeat(16, axis=1) > 0
@@ -390,3 +396,59 @@ def test_processes_share_a_pass_without_overlap(monkeypatch):
   parts = [numbers(labels_drawn(config, sources, monkeypatch, shard=(i, 2), count=3)) for i in (0, 1)]
   assert sorted(parts[0] + parts[1]) == sorted(alone)
   assert [n for pair in zip(*parts, strict=True) for n in pair] == alone
+
+
+def other_voice(talking: dict, *, seconds: float = 2.0) -> dict:
+  """Another example, known to be forged: a voice without a face."""
+  nobody = {
+    "faces": (),
+    "landmarks": np.zeros((0, 468, 2), np.float32),
+    "frame_times_s": np.zeros(0, np.float32),
+  }
+  masks = {"face_mask": np.zeros(0, bool), "mouths": (), "mouth_mask": np.zeros(0, bool)}
+  sound = np.round(0.2 * voices.voice(seconds=seconds, seed=8) * 32767).astype(np.int16)
+  return {**talking, **nobody, **masks, "sound": sound, "sound_label": np.int32(1), "method": "engine"}
+
+
+@pytest.mark.parametrize("degraded", [False, True])
+def test_a_known_forgery_stands_beside_a_real_example_without_what_tells_recordings_apart(talking, degraded):
+  inputs = ("waveform", "waveform_mask")
+  fake = other_voice(talking)
+  pair = data.make_pair(
+    talking,
+    rng=np.random.default_rng(2),
+    config=WINDOW_CONFIG,
+    degraded=degraded,
+    inputs=inputs,
+    forged=fake,
+  )
+  assert pair.pop("kind") == "labelled"
+  np.testing.assert_array_equal(pair["sound_label"], [0, 1])
+  np.testing.assert_array_equal(pair["label"], [0, 1])
+  # As long as the shorter one, and equally loud, though it came a good deal softer.
+  np.testing.assert_array_equal(pair["waveform_mask"].sum(axis=1), 32_000)
+  levels = pair["waveform"][:, :32_000].std(axis=1)
+  assert 0.5 < levels[1] / levels[0] < 2
+  assert not np.array_equal(pair["waveform"][0], pair["waveform"][1])
+
+
+def test_known_forgeries_come_as_often_as_asked_each_after_a_real_example(talking):
+  config = dataclasses.replace(WINDOW_CONFIG, labelled_share=0.5)
+  reals = Elements([talking])
+  maker = data.PairMaker(config, ("waveform", "waveform_mask"), reals=reals)
+  rows, forgery, _ = maker.draw(other_voice(talking), np.random.default_rng(0))
+  assert (forgery.kind, forgery.method) == ("labelled", "engine")
+  np.testing.assert_array_equal(rows["sound_label"], [0, 1])
+  rows, forgery, _ = maker.draw(talking, np.random.default_rng(0))
+  assert forgery.kind == "voice"
+
+
+def test_shares_of_known_forgeries_that_make_no_sense_are_refused():
+  for changes, message in (
+    ({"labelled_share": 1.0}, "must be 0 or, with data.pseudofakes, below 1; got 1"),
+    ({"labelled_share": 0.5, "pseudofakes": False}, "below 1; got 0.5"),
+    ({"labelled_share": 0.5, "dataset_weights": (1.0,)}, "cannot be had together"),
+    ({"balance_classes": True}, "has no meaning with data.pseudofakes"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      data.train_dataset(dataclasses.replace(CONFIG, **changes), data_dir="", seed=0)

@@ -13,6 +13,7 @@ from deepscan_jax import checkpoints, examples, inference, media
 from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import WindowConfig, override
 from deepscan_jax.models import detector as networks
+from deepscan_jax.models.audio import AudioBranch
 from deepscan_jax.models.detector import BRANCHES
 from deepscan_jax.verdict import INCONCLUSIVE, LIKELY_AUTHENTIC, LIKELY_MANIPULATED, NOT_APPLICABLE
 
@@ -493,3 +494,7 @@ def test_a_model_without_calibration_is_refused(tmp_path):
 def test_a_model_that_is_not_there_is_refused(tmp_path):
   with pytest.raises(checkpoints.CheckpointError, match="No model at"):
     inference.load_detector(tmp_path)
+
+
+def test_moments_are_as_long_as_the_audio_branch_makes_them():
+  assert AudioBranch.window_s == inference.MOMENT_S
