@@ -156,8 +156,8 @@ class Detector:
       path: a video, an image or a sound file; it is decoded in the sandbox.
       frames: how many frames of a video are looked at, spread evenly; by a model that looks at windows of
         several, one window for eight of them.
-      decoding: of this path, begun before as `examples.sampling_plan` says for the model's window; None begins
-        here.
+      decoding: of this path, begun before as `examples.sampling_plan` says for the model's window; None
+        begins here.
 
     Raises:
       MediaError: the file cannot be read; the message says why.

@@ -34,8 +34,8 @@ MOST_CLIPPED = 0.05
 # Fitted by logistic regression to one half of the files of many sources, clean and degraded: 856 windows of
 # speech, real and synthetic alike, against 386 of music, effects, noise, tones and applause. The least score
 # lets 99.5 % of that speech pass, and 98 % of it in reverberant rooms. The sources are not all free to be
-# passed on and the fit is not part of this project, which cannot repeat these figures. Sirens and sweeps, which
-# glide as voices do, pass too, and so may songs.
+# passed on and the fit is not part of this project, which cannot repeat these figures. Sirens and sweeps,
+# which glide as voices do, pass too, and so may songs.
 LEAST_SCORE = -0.09
 _BIAS = 2.686
 # (mean, standard deviation, weight) of each measure.

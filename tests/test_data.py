@@ -285,14 +285,18 @@ def test_kinds_are_drawn_as_often_as_they_weigh_and_only_where_they_can_be_made(
     drawn(talking, config=odd)
 
 
+NOBODY = {
+  "faces": (),
+  "face_mask": np.zeros(0, bool),
+  "landmarks": np.zeros((0, 468, 2), np.float32),
+  "frame_times_s": np.zeros(0, np.float32),
+  "mouths": (),
+  "mouth_mask": np.zeros(0, bool),
+}
+
+
 def test_sound_alone_goes_into_a_batch_with_faces(talking):
-  empty = {
-    "faces": (),
-    "landmarks": np.zeros((0, 468, 2), np.float32),
-    "frame_times_s": np.zeros(0, np.float32),
-  }
-  masks = {"face_mask": np.zeros(0, bool), "mouths": (), "mouth_mask": np.zeros(0, bool)}
-  sound = {**talking, **empty, **masks}
+  sound = {**talking, **NOBODY}
   pair = pair_of(sound, "voice", degraded=True)
   assert not pair["crop_mask"].any() and not pair["crops"].any() and not pair["region"].any()
   np.testing.assert_array_equal(pair["sound_label"], [0, 1])
@@ -400,14 +404,8 @@ def test_processes_share_a_pass_without_overlap(monkeypatch):
 
 def other_voice(talking: dict, *, seconds: float = 2.0) -> dict:
   """Another example, known to be forged: a voice without a face."""
-  nobody = {
-    "faces": (),
-    "landmarks": np.zeros((0, 468, 2), np.float32),
-    "frame_times_s": np.zeros(0, np.float32),
-  }
-  masks = {"face_mask": np.zeros(0, bool), "mouths": (), "mouth_mask": np.zeros(0, bool)}
   sound = np.round(0.2 * voices.voice(seconds=seconds, seed=8) * 32767).astype(np.int16)
-  return {**talking, **nobody, **masks, "sound": sound, "sound_label": np.int32(1), "method": "engine"}
+  return {**talking, **NOBODY, "sound": sound, "sound_label": np.int32(1), "method": "engine"}
 
 
 @pytest.mark.parametrize("degraded", [False, True])
