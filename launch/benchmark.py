@@ -243,7 +243,7 @@ def benchmark_compile() -> list[Row]:
   """Tracing and compiling a detector of each branch alone, as the full preset has it, by an empty cache."""
   import jax
 
-  from deepscan_jax import training
+  from deepscan_jax import train_state
   from deepscan_jax.config import load_preset
   from deepscan_jax.models.detector import Detector
   from deepscan_jax.optimizer import create_optimizer
@@ -255,16 +255,16 @@ def benchmark_compile() -> list[Row]:
   for name in full.model.branches:
     config = dataclasses.replace(full, model=dataclasses.replace(full.model, branches=(name,)))
     detector = Detector(config.model)
-    state = training.abstract_state(config)
-    batch = training.abstract_training_batch(config.data.batch_size, config)
+    state = train_state.abstract_state(config)
+    batch = train_state.abstract_training_batch(config.data.batch_size, config)
     forward = jax.jit(functools.partial(detector.apply, train=False))
     step = jax.jit(
       functools.partial(
-        training.train_step,
+        train_state.train_step,
         model=detector,
         optimizer=create_optimizer(config.train),
         config=config,
-        frozen=training.frozen_parameters(config),
+        frozen=train_state.frozen_parameters(config),
       )
     )
     for case, function, inputs, limit in (
@@ -467,7 +467,7 @@ def _take_step(index: int) -> None:
 def _our_steps(size: int) -> list[Callable[[], object]]:
   import jax
 
-  from deepscan_jax import training
+  from deepscan_jax import train_state
   from deepscan_jax.config import load_preset
   from deepscan_jax.models.detector import Detector
   from deepscan_jax.optimizer import create_optimizer
@@ -476,13 +476,13 @@ def _our_steps(size: int) -> list[Callable[[], object]]:
   config, batch = load_preset("default"), _training_batch(size)
   step = parallel_step(
     functools.partial(
-      training.train_step,
+      train_state.train_step,
       model=Detector(config.model, axis_name=AXIS),
       optimizer=create_optimizer(config.train),
       config=config,
     )
   )
-  held = [replicate(training.create_state(config))]
+  held = [replicate(train_state.create_state(config))]
 
   def take() -> None:
     held[0], sums = step(held[0], split_batch(batch))
@@ -492,13 +492,13 @@ def _our_steps(size: int) -> list[Callable[[], object]]:
 
 
 def _reference_steps(size: int) -> list[Callable[[], object]]:
-  from deepscan_jax import training
+  from deepscan_jax import train_state
   from deepscan_jax.config import load_preset
 
   from . import reference_torch
 
   config, batch = load_preset("default"), _training_batch(size)
-  variables = training.create_state(config).variables
+  variables = train_state.create_state(config).variables
 
   def step(channels_last: bool) -> Callable[[], object]:
     model = reference_torch.Detector(config).load_variables(variables)

@@ -71,7 +71,7 @@ def _costs(preset: str) -> list:
   from deepscan_jax.checkpoints import NARROW_FROM
   from deepscan_jax.config import load_preset
   from deepscan_jax.models.costs import model_costs
-  from deepscan_jax.training import abstract_batch
+  from deepscan_jax.train_state import abstract_batch
 
   config = load_preset(preset)
   costs = model_costs(config.model, abstract_batch(1, config), narrow_from=NARROW_FROM)

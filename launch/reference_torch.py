@@ -292,7 +292,7 @@ class Detector(nn.Module):
 
 
 class TrainStep:
-  """One step of training.train_step in torch: losses, clipping, AdamW and the average of parameters.
+  """One step of train_state.train_step in torch: losses, clipping, AdamW and the average of parameters.
 
   Statistics of batch normalisation stay frozen, its scale and bias are trained. Focal loss and label
   smoothing are not there: the default preset has neither.

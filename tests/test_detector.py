@@ -131,7 +131,7 @@ def test_the_tiny_network_has_the_maps_of_its_family():
 
 def test_the_region_map_has_the_size_of_the_masks_that_train_it():
   from deepscan_jax.data import REGION_SIZE
-  from deepscan_jax.training import abstract_batch
+  from deepscan_jax.train_state import abstract_batch
 
   module = Detector(CONFIG)
   output, _ = jax.eval_shape(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_batch, tiny_branch, tiny_config
 
-from deepscan_jax import parallel, training
+from deepscan_jax import parallel, train_state
 from deepscan_jax.config import override
 from deepscan_jax.models.detector import Detector
 from deepscan_jax.optimizer import create_optimizer
@@ -21,7 +21,7 @@ def tiny():
 def step_of(config, axis_name):
   model = Detector(config.model, axis_name=axis_name)
   return functools.partial(
-    training.train_step, model=model, optimizer=create_optimizer(config.train), config=config
+    train_state.train_step, model=model, optimizer=create_optimizer(config.train), config=config
   )
 
 
@@ -33,7 +33,7 @@ def test_eight_devices_do_what_one_does():
   for batch in batches:
     batch["example_mask"][[3, 10, 12, 13, 14, 15]] = False
     batch["crop_mask"][[0, 10]] = False
-  start = training.create_state(config)
+  start = train_state.create_state(config)
   # Copied, because the step of many devices gives the buffers of its state away.
   single, many = start, parallel.replicate(jax.tree.map(jnp.copy, start))
   on_one = jax.jit(step_of(config, None))
@@ -62,12 +62,12 @@ def test_each_device_draws_its_own_dropout():
       return model.apply(variables, batch, train=train, rngs=rngs)
 
   def bits_of_all(state, batch, axis_name):
-    training.train_step(
+    train_state.train_step(
       state, batch, axis_name, model=Listener(), optimizer=create_optimizer(config.train), config=config
     )
     return state, jax.lax.all_gather(jax.random.bits(keys[-1]), axis_name)
 
-  state = parallel.replicate(training.create_state(config))
+  state = parallel.replicate(train_state.create_state(config))
   _, bits = parallel.parallel_step(bits_of_all)(state, parallel.split_batch(tiny_batch(8)))
   assert len(set(np.asarray(bits).tolist())) == 8
 

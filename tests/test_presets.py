@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import random_variables, tiny_branch, tiny_config
 
-from deepscan_jax import checkpoints, data, training
+from deepscan_jax import checkpoints, data, train_state, training
 from deepscan_jax.config import Config, ModelConfig, load_preset, override, preset_names
 from deepscan_jax.models.detector import Detector
 from deepscan_jax.optimizer import create_optimizer
@@ -20,15 +20,15 @@ def test_a_training_step_of_every_preset_fits_together(name):
   config = load_preset(name)
   if config.train.start_from:
     config = override(config, "train.start_from=default")
-  state, part = training.abstract_state(config), training.trained_part(config)
+  state, part = train_state.abstract_state(config), train_state.trained_part(config)
   step = functools.partial(
-    training.train_step,
+    train_state.train_step,
     model=Detector(part.model),
     optimizer=create_optimizer(config.train),
     config=part,
-    frozen=training.frozen_parameters(config),
+    frozen=train_state.frozen_parameters(config),
   )
-  after, sums = jax.eval_shape(step, state, training.abstract_training_batch(2, part))
+  after, sums = jax.eval_shape(step, state, train_state.abstract_training_batch(2, part))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
     lambda x: (x.shape, x.dtype), state
   )
@@ -57,8 +57,8 @@ def test_a_step_moves_the_last_layers_of_a_network_and_nothing_before_them():
   config = Config(model=ModelConfig(backbone="pico", features=16, fusion_heads=2))
   for assignment in ("train.freeze_all_but_last=4", "train.pretrained=false", "train.warmup_steps=0"):
     config = override(config, assignment)
-  frozen = training.frozen_parameters(config)
-  shapes = training.abstract_training_batch(2, config)
+  frozen = train_state.frozen_parameters(config)
+  shapes = train_state.abstract_training_batch(2, config)
   rng = np.random.default_rng(0)
   batch = {
     "crops": rng.integers(0, 256, shapes["crops"].shape, dtype=np.uint8),
@@ -68,9 +68,9 @@ def test_a_step_moves_the_last_layers_of_a_network_and_nothing_before_them():
     "region": rng.random(shapes["region"].shape, np.float32),
   }
   model, optimizer = Detector(config.model), create_optimizer(config.train)
-  variables = random_variables(model, training.abstract_batch(2, config), train=False)
+  variables = random_variables(model, train_state.abstract_batch(2, config), train=False)
   params = variables["params"]
-  before = training.TrainState(
+  before = train_state.TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=variables["batch_stats"],
@@ -78,7 +78,7 @@ def test_a_step_moves_the_last_layers_of_a_network_and_nothing_before_them():
     opt_state=optimizer.init(params),
   )
   step = functools.partial(
-    training.train_step, model=model, optimizer=optimizer, config=config, frozen=frozen
+    train_state.train_step, model=model, optimizer=optimizer, config=config, frozen=frozen
   )
   after, _ = jax.jit(step)(before, batch)
   moved, stayed = set(), set()

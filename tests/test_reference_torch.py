@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from tiny import random_variables, tiny_batch
 
-from deepscan_jax import training
+from deepscan_jax import train_state
 from deepscan_jax.config import Config, ModelConfig, TrainConfig
 from deepscan_jax.models.detector import Detector
 from deepscan_jax.models.efficientnet import EfficientNet
@@ -48,9 +48,9 @@ def trained():
     ),
   )
   optimizer = create_optimizer(config.train)
-  variables = random_variables(Detector(config.model), training.abstract_batch(1, config), train=False)
+  variables = random_variables(Detector(config.model), train_state.abstract_batch(1, config), train=False)
   params = variables["params"]
-  before = training.TrainState(
+  before = train_state.TrainState(
     step=np.int32(0),
     params=params,
     batch_stats=variables["batch_stats"],
@@ -58,7 +58,9 @@ def trained():
     opt_state=optimizer.init(params),
   )
   step = jax.jit(
-    functools.partial(training.train_step, model=Detector(config.model), optimizer=optimizer, config=config)
+    functools.partial(
+      train_state.train_step, model=Detector(config.model), optimizer=optimizer, config=config
+    )
   )
   after, losses = before, []
   for seed in range(2):

@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from flax import traverse_util
 from tiny import TinyBranch, random_variables, tiny_batch, tiny_branch, tiny_config, write_model
 
-from deepscan_jax import checkpoints, compilation_cache, data, training
+from deepscan_jax import checkpoints, compilation_cache, data, train_state, training
 from deepscan_jax.config import Config, ModelConfig, override, to_dict
 from deepscan_jax.inference import load_detector
 from deepscan_jax.launch import train
@@ -32,7 +32,7 @@ def scalars(workdir) -> list[dict]:
   return [{key: value for key, value in row.items() if key != "time_s"} for row in rows]
 
 
-def assert_same_state(a: training.TrainState, b: training.TrainState) -> None:
+def assert_same_state(a: train_state.TrainState, b: train_state.TrainState) -> None:
   for one, other in zip(*map(jax.tree_util.tree_leaves_with_path, (a, b)), strict=True):
     np.testing.assert_array_equal(one[1], other[1], err_msg=jax.tree_util.keystr(one[0]))
 
@@ -100,9 +100,9 @@ def test_statistics_are_measured_once_where_no_imagenet_weights_bring_them(
 
 def test_first_statistics_are_those_of_every_picture_network():
   config = Config(model=ModelConfig(branches=("spatial", "autoencoder"), backbone="pico"))
-  variables = random_variables(Detector(config.model), training.abstract_batch(2, config), train=False)
+  variables = random_variables(Detector(config.model), train_state.abstract_batch(2, config), train=False)
   crops = np.random.default_rng(0).integers(0, 256, (2, 1, 64, 64, 3)).astype(np.uint8)
-  measured = training.first_statistics(config, variables, {"crops": crops})
+  measured = train_state.first_statistics(config, variables, {"crops": crops})
   assert jax.tree.structure(measured) == jax.tree.structure(variables["batch_stats"])
   ours = {key: variables[key]["spatial"]["backbone"] for key in ("params", "batch_stats")}
   expected = jax.jit(functools.partial(measured_statistics, backbone("pico")))(ours, crops[:, 0])
@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_trained_again(whole_run, prepared_dataset):
 def test_a_run_trains_and_keeps_its_best_model(whole_run):
   whole, workdir, _ = whole_run
   assert int(whole.state.step) == 4 and whole.stopped == "all steps done"
-  start = training.create_state(tiny_config())
+  start = train_state.create_state(tiny_config())
   moved = [
     np.abs(a - b).max()
     for a, b in zip(*map(jax.tree.leaves, (start.params, whole.state.params)), strict=True)
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_the_step(prepared_dataset
     state = create_state(config)
     return state.replace(params=jax.tree.map(lambda x: x * math.nan, state.params))
 
-  create_state = training.create_state
+  create_state = train_state.create_state
   monkeypatch.setattr(training, "create_state", broken)
   message = r"not finite at step 1 \(branch_tiny, fused, gradient_norm, region\); nothing of steps 1 to 2 was"
   with pytest.raises(training.TrainingError, match=message):
@@ -207,11 +207,11 @@ def test_what_broke_between_two_saves_is_not_saved(prepared_dataset, tmp_path, m
 
 def test_the_average_of_parameters_follows_its_formula():
   config = tiny_config(optimizer="sgd", learning_rate=0.5, warmup_steps=0, ema_decay=0.15)
-  state = training.create_state(config)
-  step = training.functools.partial(
-    training.train_step,
+  state = train_state.create_state(config)
+  step = functools.partial(
+    train_state.train_step,
     model=Detector(config.model),
-    optimizer=training.create_optimizer(config.train),
+    optimizer=train_state.create_optimizer(config.train),
     config=config,
   )
   after, _ = jax.jit(step)(state, tiny_batch(4))
@@ -222,7 +222,7 @@ def test_the_average_of_parameters_follows_its_formula():
 
 
 def test_the_seed_decides_where_training_starts():
-  a, b, c = (training.create_state(override(tiny_config(), f"seed={seed}")) for seed in (0, 0, 1))
+  a, b, c = (train_state.create_state(override(tiny_config(), f"seed={seed}")) for seed in (0, 0, 1))
   assert_same_state(a, b)
   assert any(
     not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a.params, c.params)), strict=True)
@@ -234,11 +234,11 @@ def test_imagenet_weights_go_into_the_backbone_and_nowhere_else(monkeypatch):
   config = override(
     override(override(tiny_config(), "model.branches=spatial"), "model.backbone=pico"), "model.features=32"
   )
-  fake = random_variables(Detector(config.model), training.abstract_batch(1, config), train=False)
+  fake = random_variables(Detector(config.model), train_state.abstract_batch(1, config), train=False)
   imagenet = {kind: dict(fake[kind]["spatial"]["backbone"], classifier=np.ones(3)) for kind in fake}
   asked = []
-  monkeypatch.setattr(training, "load_imagenet", lambda name: asked.append(name) or imagenet)
-  state = training.create_state(override(config, "train.pretrained=true"))
+  monkeypatch.setattr(train_state, "load_imagenet", lambda name: asked.append(name) or imagenet)
+  state = train_state.create_state(override(config, "train.pretrained=true"))
   assert asked == ["pico"]
   for ours, kind in ((state.params, "params"), (state.batch_stats, "batch_stats")):
     backbone = ours["spatial"]["backbone"]
@@ -298,7 +298,7 @@ def test_a_branch_is_added_while_all_else_stays_to_the_bit(prepared_dataset, tmp
       for ours in (result.state.params, result.state.ema):
         found = functools.reduce(lambda tree, key: tree[key], path, ours[name])
         np.testing.assert_array_equal(found, value, err_msg=f"{name} {path}")
-  before = training.create_state(config).params
+  before = train_state.create_state(config).params
   moved = [
     path
     for path, value in traverse_util.flatten_dict(before).items()
@@ -318,4 +318,4 @@ def test_parameters_of_another_shape_are_refused_by_name(tmp_path):
   config = tiny_config(start_from=str(write_model(tmp_path / "first")))
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, features=12))
   with pytest.raises(ValueError, match=r"train\.start_from has \w+/.* the model needs"):
-    training.create_state(config)
+    train_state.create_state(config)

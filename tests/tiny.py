@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepscan_jax import checkpoints, data, training
+from deepscan_jax import checkpoints, data, train_state, training
 from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from deepscan_jax.models import detector
@@ -173,7 +173,7 @@ def write_model(
   config = config or tiny_config()
   with tiny_branch():
     variables = random_variables(
-      detector.Detector(config.model), training.abstract_batch(1, config), train=False
+      detector.Detector(config.model), train_state.abstract_batch(1, config), train=False
     )
     facts = training.model_facts(config, {"best": 0.5})
     for name, found in (("calibration", calibration), ("sound_calibration", sound_calibration)):

@@ -38,7 +38,7 @@ def model_costs(
 
   Args:
     config: of the model.
-    batch: shapes of what it reads, such as training.abstract_batch(1, ...) gives.
+    batch: shapes of what it reads, such as train_state.abstract_batch(1, ...) gives.
     narrow_from: parameters of so many numbers or more count as bfloat16 (checkpoints.NARROW_FROM).
   """
   whole = Detector(config)
