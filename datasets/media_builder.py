@@ -207,10 +207,11 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     settings: the arguments above by name, but for kwargs.
   """
 
-  VERSION = tfds.core.Version("2.0.0")
+  VERSION = tfds.core.Version("2.1.0")
   RELEASE_NOTES: ClassVar = {
     "1.0.0": "Single faces.",
     "2.0.0": "Windows of faces, mouths and sound, facts of the file, a label for faces and for sound.",
+    "2.1.0": "Who is seen (identities), so that training can divide it into folds that share nobody.",
   }
 
   def __init__(
@@ -359,6 +360,8 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
           "sound_label": tfds.features.Scalar(np.int32),
           "id": tfds.features.Text(),
           "group": tfds.features.Text(),
+          # A name a line.
+          "identities": tfds.features.Text(),
           "source": tfds.features.Text(),
           "method": tfds.features.Text(),
         }
@@ -481,6 +484,7 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     key = f"{file.id}#{place}"
     encoded = {name: [io.BytesIO(self.form.encode(p)) for p in example[name]] for name in ("faces", "mouths")}
     facts = {"id": key, "group": file.group, "source": file.source, "method": file.method}
+    facts["identities"] = "\n".join(file.identities)
     return key, {**example, **encoded, **facts, "label": file.label}
 
   def _reject(self, file: MediaFile, reason: str, message: str) -> None:

@@ -123,6 +123,9 @@ class DataConfig:
     batch_size: examples in a batch, both twins counted.
     workers: loader processes; 0 reads in a thread.
     validation_limit: at most so many validation pictures, evenly spread and always the same; 0 = all.
+    folds, fold: of a cross-validation (deepscan_jax.folds): train and validation together are divided into
+      `folds` parts by person or source video; validation is then part number `fold`, from 0 on, and train
+      whatever shows nobody of it. 0 folds: the splits as they were built. The test split is never divided.
     window: the size of an example.
     blend, clip_blend, motion, voice, sync, augment, augment_audio: how pseudo-fakes and augmentations are
       drawn; the blend of clip_blend is `blend`.
@@ -140,6 +143,8 @@ class DataConfig:
   batch_size: int = 32
   workers: int = 0
   validation_limit: int = 400
+  folds: int = 0
+  fold: int = 0
   window: WindowConfig = dataclasses.field(default_factory=WindowConfig)
   blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
   clip_blend: ClipBlendConfig = dataclasses.field(default_factory=ClipBlendConfig)
@@ -175,9 +180,11 @@ class TrainConfig:
     ema_decay: of the average of parameters that is validated and shipped; 0 switches it off.
     validate_every, save_every: steps.
     patience: validations without a better `metric` before training stops; 0 never stops early.
-    metric: the validation metric that chooses the checkpoint.
+    metric: the validation metric that chooses the checkpoint; see training.validate.
     target_accuracy: stop when validation accuracy reaches it; 0 is off.
-    pretrained: start the backbone from ImageNet weights.
+    pretrained: start the picture networks from ImageNet weights.
+    imagenet_dir: folder with the files of those weights (models.pretrained.weight_file); "": where they are
+      installed.
   """
 
   steps: int = 1000
@@ -202,10 +209,11 @@ class TrainConfig:
   validate_every: int = 200
   save_every: int = 100
   keep_checkpoints: int = 2
-  patience: int = 0
-  metric: str = "auc"
+  patience: int = 20
+  metric: str = "video_auc"
   target_accuracy: float = 0.0
   pretrained: bool = True
+  imagenet_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import threadpoolctl
 
-from deepscan_jax import examples
+from deepscan_jax import examples, folds
 from deepscan_jax.augment import draw_augmentation
 from deepscan_jax.augment_audio import degrade_one, degrade_pair
 from deepscan_jax.config import DataConfig, WindowConfig
@@ -34,11 +34,43 @@ REGION_SIZE = 14
 FACE_INPUTS = ("crops", "crop_mask")
 PSEUDOFAKES = ("face", "voice", "sync")
 _TEXT_KEYS = ("id", "group", "source", "method")
-_FACT_KEYS = (*_TEXT_KEYS, "kind")
+_FACT_KEYS = (*_TEXT_KEYS, "dataset", "kind")
 _ENCODED_KEYS = ("faces", "mouths")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+# The splits that folds divide.
+_DIVIDED = ("train", "validation")
 
 Rows = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+  """One of the parts into which train and validation of some datasets together are divided; see folds.py.
+
+  Attributes:
+    number: from 0 on.
+    count: how many parts there are.
+    datasets: all that are divided, whichever of them are then read.
+
+  Raises:
+    ValueError: there is no such part.
+  """
+
+  number: int
+  count: int
+  datasets: tuple[str, ...]
+
+  def __post_init__(self):
+    if self.count < 2 or not 0 <= self.number < self.count:
+      raise ValueError(
+        f"There is no fold {self.number} of {self.count}: give data.folds=2 or more (0: none), and a "
+        "data.fold from 0 to below it."
+      )
+
+  @classmethod
+  def of(cls, config: DataConfig) -> "Fold | None":
+    """The one that a configuration asks for; None where it asks for none."""
+    return cls(config.fold, config.folds, config.datasets) if config.folds else None
 
 
 class ExampleSource:
@@ -52,6 +84,7 @@ class ExampleSource:
       out, and pictures that it does not read are not decoded.
     labels: only examples whose label, of what the model reads, is one of these; None: all.
     source_weights: (source, times) pairs; that source's examples are listed so many times.
+    fold: read train or validation as this fold has them; test stays as it is.
 
   Attributes:
     groups: by (source, what it holds of what the model looks at, in words) the indices of such examples.
@@ -70,17 +103,24 @@ class ExampleSource:
     inputs: Sequence[str] = FACE_INPUTS,
     labels: Iterable[int] | None = None,
     source_weights=(),
+    fold: Fold | None = None,
   ):
     self.inputs = tuple(inputs)
-    self._sources = [_open(name, split, Path(data_dir)) for name in names]
+    data_dir, fold = Path(data_dir), fold if split != "test" else None
+    places = [(name, part) for name in names for part in (_DIVIDED if fold else (split,))]
+    self._names = [name for name, _ in places]
+    self._sources = [_open(name, part, data_dir) for name, part in places]
+    divided = _divided(fold, data_dir) if fold else {}
     weights, wanted = dict(source_weights), None if labels is None else set(labels)
     rows, seen = [], set()
     self.groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for s, (name, source) in enumerate(zip(names, self._sources, strict=True)):
+    for s, (place, source) in enumerate(zip(places, self._sources, strict=True)):
       if not len(source):
         continue
-      for i, (facts, origin) in enumerate(_index(name, split, Path(data_dir))):
+      for i, (facts, origin) in enumerate(_index(*place, data_dir)):
         seen.add(origin)
+        if fold and not folds.belongs(divided[place][i], split, fold.number):
+          continue
         held = _held(facts, self.inputs)
         if held and (wanted is None or int(examples.labels(facts, keys=self.inputs)["label"]) in wanted):
           times = weights.get(origin, 1)
@@ -90,7 +130,9 @@ class ExampleSource:
       logging.warning("No example comes from %r, which data.source_weights names.", missing)
     if not rows:
       raise ValueError(
-        f"Split {split!r} of {', '.join(names)} has no example that holds {' or '.join(_kinds(self.inputs))}"
+        f"Split {split!r} of {', '.join(names)}"
+        + (f" (fold {fold.number} of {fold.count})" if fold else "")
+        + f" has no example that holds {' or '.join(_kinds(self.inputs))}"
         + ("" if wanted is None else f" with a label that is wanted ({', '.join(map(_name, wanted))})")
         + "."
       )
@@ -101,7 +143,7 @@ class ExampleSource:
 
   def __getitem__(self, index: int) -> dict:
     source, row = self._rows[index]
-    element = dict(self._sources[source][row])
+    element = {**self._sources[source][row], "dataset": self._names[source]}
     for key in _TEXT_KEYS:
       if isinstance(element[key], bytes):
         element[key] = element[key].decode()
@@ -370,7 +412,7 @@ class HeldOutPairs:
       inputs=self.source.inputs,
       degraded=self.degraded,
     )
-    return {**pair, **{key: element[key] for key in _TEXT_KEYS}}
+    return {**pair, **_text_facts(element)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,8 +438,12 @@ class HeldOutExamples:
     kind = "face" if len(element["face_mask"]) else "voice"
     return {k: np.asarray(v)[None] for k, v in inputs.items()} | {
       "kind": kind,
-      **{key: element[key] for key in _TEXT_KEYS},
+      **_text_facts(element),
     }
+
+
+def _text_facts(element: dict) -> dict[str, str]:
+  return {"dataset": element.get("dataset", ""), **{key: element[key] for key in _TEXT_KEYS}}
 
 
 def held_out(
@@ -419,7 +465,12 @@ def held_out(
   """
   if degraded is None:
     source = ExampleSource(
-      config.datasets, split, data_dir, inputs=inputs, labels=(examples.REAL, examples.FAKE)
+      config.datasets,
+      split,
+      data_dir,
+      inputs=inputs,
+      labels=(examples.REAL, examples.FAKE),
+      fold=Fold.of(config),
     )
     return HeldOutExamples(source, config.window)
   return HeldOutPairs(_source(config, split, data_dir, inputs, weighted=False), config, degraded=degraded)
@@ -437,7 +488,8 @@ def held_out_batches(
 
   Yields:
     A batch as `train_dataset` gives them (example_mask False on padding), and for each pair or example in it
-    a dict of its id, group, source, method and kind (what is forged in the twin, or what the example holds).
+    a dict of its dataset, id, group, source, method and kind (what is forged in the twin, or what the example
+    holds).
   """
   at_once = batch_size // held_out.rows
   count = min(limit, len(held_out)) if limit else len(held_out)
@@ -512,7 +564,30 @@ def _source(
     inputs=inputs,
     labels=labels,
     source_weights=config.source_weights if weighted else (),
+    fold=Fold.of(config),
   )
+
+
+def label_counts(
+  config: DataConfig, split: str, *, data_dir: str | Path, inputs: Sequence[str] = FACE_INPUTS
+) -> dict[int, int]:
+  """How many examples of a split, that a model of these inputs can use, have each label of what it reads.
+
+  Raises:
+    FileNotFoundError: see `ExampleSource`.
+  """
+  counts = {examples.REAL: 0, examples.FAKE: 0, examples.UNKNOWN: 0}
+  fold, data_dir = Fold.of(config), Path(data_dir)
+  divided = _divided(fold, data_dir) if fold else {}
+  for name in config.datasets:
+    for part in _DIVIDED if fold and split != "test" else (split,):
+      _directory(name, data_dir)
+      for i, (facts, _) in enumerate(_index(name, part, data_dir)):
+        if _held(facts, inputs) and (
+          not fold or split == "test" or folds.belongs(divided[name, part][i], split, fold.number)
+        ):
+          counts[int(examples.labels(facts, keys=inputs)["label"])] += 1
+  return counts
 
 
 def possible_kinds(element: dict, *, config: DataConfig, inputs: Sequence[str]) -> tuple[str, ...]:
@@ -784,6 +859,45 @@ def _index_of(name: str, split: str, data_dir: Path, state: int) -> list[tuple[d
   index = []
   for row in source:
     facts = {key: row[key] for key in kept}
+    facts["people"] = _people(row)
     # One sample tells as much as all of them.
     index.append(({**facts, "sound": row["sound"][:1]}, row["source"].decode()))
   return index
+
+
+def _people(row: dict) -> tuple[str, ...]:
+  """The group of a stored example, and after it who is seen."""
+  # Datasets of before 2.1.0 do not say it.
+  names = row["identities"].decode().split("\n") if row.get("identities") else ()
+  return (row["group"].decode(), *names)
+
+
+def _divided(fold: Fold, data_dir: Path) -> dict[tuple[str, str], list[frozenset[int]]]:
+  """By (dataset, split) the folds of each example."""
+  states = tuple((_directory(n, data_dir) / "dataset_info.json").stat().st_mtime_ns for n in fold.datasets)
+  return _divided_of(fold.datasets, fold.count, data_dir, states)
+
+
+@functools.lru_cache(maxsize=8)
+def _divided_of(
+  datasets: tuple[str, ...], count: int, data_dir: Path, states: tuple[int, ...]
+) -> dict[tuple[str, str], list[frozenset[int]]]:
+  del states
+  places = [(name, part) for name in dict.fromkeys(datasets) for part in _DIVIDED]
+  people = []
+  for name, part in places:
+    if part == _DIVIDED[0] and not _knows_people(name, data_dir):
+      logging.warning(
+        "%s was built by an older version, which did not store who is seen: its folds keep groups together, "
+        "and may share people; build it again with --overwrite.",
+        name,
+      )
+    # Configs of one builder hold the same people.
+    builder = name.partition("/")[0]
+    people += [tuple(f"{builder}/{n}" for n in facts["people"]) for facts, _ in _index(name, part, data_dir)]
+  found = iter(folds.assign(people, count=count))
+  return {place: [next(found) for _ in _index(*place, data_dir)] for place in places}
+
+
+def _knows_people(name: str, data_dir: Path) -> bool:
+  return "identities" in tfds.builder_from_directory(_directory(name, data_dir)).info.features

@@ -12,7 +12,7 @@ import numpy as np
 
 from deepscan_jax import checkpoints, data, metrics
 from deepscan_jax.calibration import calibrate
-from deepscan_jax.inference import CALIBRATIONS, Detector
+from deepscan_jax.inference import CALIBRATIONS, Detector, load_detector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Scores:
     kind: [example] str: what is forged in the pair, or in an example by itself what it holds; see
       data.PSEUDOFAKES.
     has_faces: [example] bool; others are sound alone.
+    id: [example] str, unique but for the two rows of a pair: the dataset and the example's own.
+    file: [example] str: of which file it is a part, and how that was degraded; with `labels` and `has_faces`
+      this tells videos apart, for the twins of a video's examples are a video too.
     paired: whether rows 2i and 2i + 1 are a real example and its pseudo-fake.
   """
 
@@ -36,6 +39,8 @@ class Scores:
   source: np.ndarray
   kind: np.ndarray
   has_faces: np.ndarray
+  id: np.ndarray
+  file: np.ndarray
   paired: bool
 
   @property
@@ -49,14 +54,31 @@ class Scores:
     return self.logits[self.labels == 1]
 
   def summary(self) -> dict[str, float]:
-    """AUC of single examples, accuracy at logit 0, and how often a fake scores above its own twin."""
+    """AUC and accuracy at logit 0, of single examples and of videos; how often a fake scores above its twin.
+
+    A video's score is the mean of its examples' logits.
+    """
+    labels, logits = self.videos()
     figures = {
       "auc": metrics.auc(self.labels, self.logits),
       "accuracy": metrics.accuracy(self.labels, self.logits),
+      "video_auc": metrics.auc(labels, logits),
+      "video_accuracy": metrics.accuracy(labels, logits),
     }
     if self.paired:
       figures["paired_accuracy"] = metrics.paired_accuracy(self.real, self.fake)
     return figures
+
+  def videos(self) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [video] int and mean logits [video] float64 of whole files (videos, pictures or recordings).
+
+    The sound of a file that is judged by itself counts beside its faces, as in a verdict.
+    """
+    rows = zip(self.file.tolist(), self.labels.tolist(), self.has_faces.tolist(), strict=True)
+    number: dict[tuple, int] = {}
+    of_row = np.array([number.setdefault(row, len(number)) for row in rows], int)
+    labels = np.array([label for _, label, _ in number], int)
+    return labels, np.bincount(of_row, self.logits, len(number)) / np.bincount(of_row, minlength=len(number))
 
   def auc_interval(self) -> tuple[float, float]:
     """95 % interval of the AUC, by bootstrap over groups."""
@@ -97,6 +119,8 @@ def score(
     seen = batch["crop_mask"].any(axis=1) if "crop_mask" in batch else np.zeros(len(valid), bool)
     has_faces.append(seen[valid])
     facts += [row for row in rows for _ in range(held_out.rows)]
+  ids = [f"{f['dataset']}:{f['id']}" for f in facts]
+  ending = "#degraded" if getattr(held_out, "degraded", False) else ""
   return Scores(
     labels=np.concatenate(labels),
     logits=np.concatenate(logits),
@@ -104,11 +128,42 @@ def score(
     source=np.array([f["source"] for f in facts]),
     kind=np.array([f["kind"] for f in facts]),
     has_faces=np.concatenate(has_faces),
+    id=np.array(ids),
+    # An example's id ends in its place in the file.
+    file=np.array([name.rpartition("#")[0] + ending for name in ids]),
     paired=held_out.rows == 2,
   )
 
 
-def calibrate_model(folder: str | Path, *, data_dir: str | Path, false_positive_rate: float = 0.05) -> dict:
+def evaluate(
+  model: Detector | str | Path | None = None, *, data_dir: str | Path, split: str = "test"
+) -> dict:
+  """Figures of a calibrated model on a split of the datasets that it was trained on.
+
+  Args:
+    model: a Detector, or the folder of one; None: the model that comes with the package.
+    data_dir: where the datasets are.
+    split: "test", or "validation", which calibration has seen.
+
+  Returns:
+    See `measure_model`.
+
+  Raises:
+    CheckpointError: the model is missing, damaged or not calibrated.
+    FileNotFoundError: a dataset has not been built.
+    ValueError: the split has no examples.
+  """
+  detector = model if isinstance(model, Detector) else load_detector(model)
+  return measure_model(detector, data_dir=data_dir, split=split)
+
+
+def calibrate_model(
+  folder: str | Path,
+  *,
+  data_dir: str | Path,
+  false_positive_rate: float = 0.05,
+  scores: dict[str, Scores] | None = None,
+) -> dict:
   """Fits a model's probabilities and thresholds on the validation split and writes them into the model.
 
   What the data say nothing about keeps its calibration.
@@ -117,13 +172,15 @@ def calibrate_model(folder: str | Path, *, data_dir: str | Path, false_positive_
     folder: of the model.
     data_dir: where the datasets of its configuration are.
     false_positive_rate: share of real pictures of any source that may be called manipulated.
+    scores: `held_out_scores` of this very model on its validation split, where they are there already.
 
   Returns:
     The calibrations as they were written, by inference.CALIBRATIONS: of examples with faces and of sound
     alone, where the data hold them.
   """
-  detector = Detector(folder, calibrated=False)
-  scores = held_out_scores(detector, data_dir=data_dir, split="validation")
+  if scores is None:
+    detector = Detector(folder, calibrated=False)
+    scores = held_out_scores(detector, data_dir=data_dir, split="validation")
   facts = {k: v for k, v in checkpoints.read_model(folder).items() if k != "sha256"}
   found = {}
   for key, faces in zip(CALIBRATIONS, (True, False), strict=True):

@@ -9,10 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepscan_jax.models.interface import DetectorOutput
-
-# Whose label a branch learns: that of the faces, unless it stands here.
-_LABEL_OF = {"audio": "sound_label", "lipsync": "label", "provenance": "label"}
+from deepscan_jax.models.interface import FACE_LABEL, LABEL_OF, DetectorOutput
 
 
 class Sum(NamedTuple):
@@ -91,7 +88,7 @@ def detector_losses(
   face_label = batch.get("face_label", batch["label"])
   regions = []
   for name, branch in output.branches.items():
-    kind = _LABEL_OF.get(name, "face_label")
+    kind = LABEL_OF.get(name, FACE_LABEL)
     losses[f"branch_{name}"] = classify(branch.logit, kind, branch.present)
     frames = valid[:, None] * branch.token_mask
     if "region" in batch and "region" in branch.maps:

@@ -135,7 +135,8 @@ def create_state(config: Config) -> TrainState:
     ValueError: a parameter of both differs in shape.
   """
   networks = image_networks(config.model) if config.train.pretrained and not config.train.start_from else {}
-  imagenet = {branch: load_imagenet(network) for branch, network in networks.items()}
+  folder = config.train.imagenet_dir
+  imagenet = {branch: load_imagenet(network, folder=folder) for branch, network in networks.items()}
   inputs = abstract_batch(1, config)
 
   def initialise(key: jax.Array) -> dict:

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepscan_jax import data, evaluation
-from deepscan_jax.checkpoints import RunCheckpoints, read_model, save_model
-from deepscan_jax.config import Config, to_dict
+from deepscan_jax import data, evaluation, examples
+from deepscan_jax.checkpoints import CheckpointError, RunCheckpoints, read_model, save_model
+from deepscan_jax.config import Config, from_dict, to_dict
 from deepscan_jax.inference import CALIBRATIONS
 from deepscan_jax.logs import Progress, ScalarLog
 from deepscan_jax.losses import Sum
-from deepscan_jax.models.detector import Detector, detector_inputs
+from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
+from deepscan_jax.models.pretrained import weight_file
 from deepscan_jax.optimizer import create_optimizer, learning_rate_schedule
 from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, replicate, split_batch
 from deepscan_jax.train_state import (
@@ -50,23 +51,29 @@ class FitResult:
   stopped: str
 
 
-def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResult:
+def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bool = True) -> FitResult:
   """Trains a detector, going on where an earlier run in the same workdir stopped.
 
-  Writes workdir/config.json, workdir/scalars.jsonl, workdir/checkpoints/ (to go on) and workdir/best/ (the
-  model with the best validation metric, loadable by `load_detector`). The test split is never opened.
+  Writes workdir/config.json, workdir/scalars.jsonl, workdir/checkpoints/ (to go on), and as models
+  workdir/best/ (of the best validation metric) and, at the end, workdir/last/. `calibrate_model` makes them
+  loadable by `load_detector`. The test split is never opened.
 
   Args:
     config: of the run.
     workdir: a folder of this run alone.
     data_dir: where the datasets are.
+    resume: False refuses a workdir that holds a run.
 
   Raises:
-    ValueError: the workdir holds a run of another configuration; the message shows the difference.
+    FileNotFoundError: a dataset has not been built, or weights to start from are not there. Nothing was
+      written.
+    ValueError: a setting cannot be, the splits lack examples of some label, or the workdir holds a run of
+      another configuration; the message shows the difference. Nothing was written.
     TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved.
   """
   workdir = Path(workdir)
-  trained_part(config)  # Raises before anything is written.
+  # Whatever raises does so before anything is written.
+  check_run(config, workdir=workdir, data_dir=data_dir, resume=resume)
   _claim_workdir(config, workdir)
   config = with_steps(config, data_dir=data_dir)
   # What is computed; the state holds the whole model.
@@ -122,15 +129,52 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
         record = _note(record, figures, step, config)
         if record["best_step"] == step:
           save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
-      if saves:
+      if saves or _stop_reason(record, config):
         _save(checkpoints, step, state, batches, config, record)
       progress.show(step, "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+  _save_last(workdir / "last", state, config, record)
   return FitResult(
     state=state,
     best=record["best"],
     best_step=record["best_step"],
     stopped=_stop_reason(record, config) or "all steps done",
   )
+
+
+def check_run(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bool = True) -> bool:
+  """Whether the workdir holds a run that `fit` would go on with; raises what `fit` raises at its start."""
+  there = _check_workdir(config, Path(workdir), resume=resume)
+  least = {"data.batch_size": 1, "train.steps": 1, "train.validate_every": 1, "train.save_every": 1,
+           "train.epochs": 0, "train.patience": 0, "data.validation_limit": 0}  # fmt: skip
+  for path, bound in least.items():
+    room, name = path.split(".")
+    if (value := getattr(getattr(config, room), name)) < bound:
+      raise ValueError(f"{path} must be {bound} or more, got {value}.")
+  # So that a value that is no number is refused too.
+  if not 0 < config.train.learning_rate < math.inf:
+    raise ValueError(f"train.learning_rate must be a number above 0, got {config.train.learning_rate:g}.")
+  if not 0 <= config.train.target_accuracy <= 1:
+    raise ValueError(
+      f"train.target_accuracy must lie from 0 (off) to 1, got {config.train.target_accuracy:g}."
+    )
+  part = trained_part(config)
+  inputs = detector_inputs(part.model)
+  data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
+  create_optimizer(with_steps(config, data_dir=data_dir).train)
+  counts = data.label_counts(config.data, "validation", data_dir=data_dir, inputs=inputs)
+  # Pseudo-fakes are made of the real ones.
+  needed = {"real": examples.REAL} | ({} if config.data.pseudofakes else {"fake": examples.FAKE})
+  if absent := [name for name, label in needed.items() if not counts[label]]:
+    raise ValueError(
+      f"The validation split of {', '.join(config.data.datasets)} has no {' and no '.join(absent)} examples, "
+      "without which no model can be chosen; add some, or another dataset."
+    )
+  if config.train.start_from:
+    read_model(model_folder(config))
+  elif config.train.pretrained:
+    for network in image_networks(config.model).values():
+      weight_file(network, config.train.imagenet_dir)
+  return there
 
 
 def with_steps(config: Config, *, data_dir: str | Path) -> Config:
@@ -165,10 +209,12 @@ def make_predict(config: Config):
 
 
 def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path) -> dict[str, float]:
-  """Figures on the validation split, single examples in eval mode.
+  """Figures on the validation split, in eval mode.
 
   Returns:
-    "auc", "accuracy" and, with pseudo-fakes, "paired_accuracy" of plain and degraded pairs pooled, the same
+    "auc" and "accuracy" of single examples, "video_auc" and "video_accuracy" of whole files (the mean of
+    their examples' logits; the twins of a video's examples are a video) and, with pseudo-fakes,
+    "paired_accuracy", all of plain and degraded pairs pooled, the same
     of each as "plain_auc" and so on, where several kinds of pseudo-fakes are made of each kind as "voice_auc"
     and so on, and where there are known forgeries beside them, of all untouched examples as "labelled_auc"
     and so on; "mean_auc" is the mean of all AUCs of parts.
@@ -216,16 +262,28 @@ def model_facts(config: Config, training: dict) -> dict:
 
 
 def _claim_workdir(config: Config, workdir: Path) -> None:
-  file, wanted = workdir / "config.json", to_dict(config)
-  if file.exists():
-    there = json.loads(file.read_text(encoding="utf-8"))
-    if there != wanted:
-      changed = ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in _differences(there, wanted))
-      raise ValueError(
-        f"{workdir} holds a run of another configuration ({changed}); choose another --workdir."
-      )
   workdir.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+  (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _check_workdir(config: Config, workdir: Path, *, resume: bool) -> bool:
+  """Whether the workdir holds a run of this configuration; raises where that of another, or any unwanted."""
+  file, wanted = workdir / "config.json", to_dict(config)
+  if not file.exists():
+    return False
+  if not resume:
+    raise ValueError(
+      f"{workdir} holds a run already; leave out --noresume to go on with it, or choose another --workdir."
+    )
+  # A field that came later has its default there.
+  there = to_dict(from_dict(json.loads(file.read_text(encoding="utf-8"))))
+  if there != wanted:
+    changed = ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in _differences(there, wanted))
+    raise ValueError(
+      f"{workdir} holds a run of another configuration ({changed}); give the same settings again to go on "
+      "with it, or choose another --workdir."
+    )
+  return True
 
 
 def _differences(a, b, path: str = ""):
@@ -234,6 +292,15 @@ def _differences(a, b, path: str = ""):
       yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
   elif a != b:
     yield path, a, b
+
+
+def _save_last(folder: Path, state: TrainState, config: Config, record: dict) -> None:
+  """Writes the model as it is at the end of the run, unless it is there from an earlier call."""
+  facts = model_facts(config, record | {"step": int(state.step)})
+  with contextlib.suppress(CheckpointError):
+    if read_model(folder)["training"] == facts["training"]:
+      return
+  save_model(folder, params=state.variables, model=facts)
 
 
 def _save(

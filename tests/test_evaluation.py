@@ -50,11 +50,21 @@ def test_scores_can_be_joined_and_chosen_from():
   def scores(logits: list[float], name: str) -> evaluation.Scores:
     names = np.array([name] * 2)
     return evaluation.Scores(
-      np.array([0, 1]), np.array(logits), names, names, np.array(["face"] * 2), np.ones(2, bool), True
+      labels=np.array([0, 1]),
+      logits=np.array(logits),
+      group=names,
+      source=names,
+      kind=np.array(["face"] * 2),
+      has_faces=np.ones(2, bool),
+      id=names,
+      file=names,
+      paired=True,
     )
 
   both = scores([0.1, 0.9], "a") + scores([0.5, 0.4], "b")
-  assert both.summary() == {"auc": 0.75, "accuracy": 0.5, "paired_accuracy": 0.5}
+  figures = {"auc": 0.75, "accuracy": 0.5, "paired_accuracy": 0.5}
+  # Every file has one example.
+  assert both.summary() == figures | {"video_auc": 0.75, "video_accuracy": 0.5}
   np.testing.assert_array_equal(both.rows(both.source == "b").logits, [0.5, 0.4])
 
 

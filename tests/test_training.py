@@ -237,7 +237,7 @@ def test_imagenet_weights_go_into_the_backbone_and_nowhere_else(monkeypatch):
   fake = random_variables(Detector(config.model), train_state.abstract_batch(1, config), train=False)
   imagenet = {kind: dict(fake[kind]["spatial"]["backbone"], classifier=np.ones(3)) for kind in fake}
   asked = []
-  monkeypatch.setattr(train_state, "load_imagenet", lambda name: asked.append(name) or imagenet)
+  monkeypatch.setattr(train_state, "load_imagenet", lambda name, folder: asked.append(name) or imagenet)
   state = train_state.create_state(override(config, "train.pretrained=true"))
   assert asked == ["pico"]
   for ours, kind in ((state.params, "params"), (state.batch_stats, "batch_stats")):

@@ -11,6 +11,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+# Whose label a branch learns: that of the faces, unless LABEL_OF has another for its name.
+FACE_LABEL, SOUND_LABEL, LABEL = LABELS = ("face_label", "sound_label", "label")
+LABEL_OF = {"audio": SOUND_LABEL, "lipsync": LABEL, "provenance": LABEL}
+
 
 @flax.struct.dataclass
 class BranchOutput:
