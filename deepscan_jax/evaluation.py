@@ -28,7 +28,7 @@ class Scores:
       data.PSEUDOFAKES.
     has_faces: [example] bool; others are sound alone.
     id: [example] str, unique but for the two rows of a pair: the dataset and the example's own.
-    file: [example] str: of which file it is a part, and how that was degraded; with `labels` and `has_faces`
+    video: [example] str: of which file it is a part, and how that was degraded; with `labels` and `has_faces`
       this tells videos apart, for the twins of a video's examples are a video too.
     paired: whether rows 2i and 2i + 1 are a real example and its pseudo-fake.
   """
@@ -40,7 +40,7 @@ class Scores:
   kind: np.ndarray
   has_faces: np.ndarray
   id: np.ndarray
-  file: np.ndarray
+  video: np.ndarray
   paired: bool
 
   @property
@@ -74,7 +74,7 @@ class Scores:
 
     The sound of a file that is judged by itself counts beside its faces, as in a verdict.
     """
-    rows = zip(self.file.tolist(), self.labels.tolist(), self.has_faces.tolist(), strict=True)
+    rows = zip(self.video.tolist(), self.labels.tolist(), self.has_faces.tolist(), strict=True)
     number: dict[tuple, int] = {}
     of_row = np.array([number.setdefault(row, len(number)) for row in rows], int)
     labels = np.array([label for _, label, _ in number], int)
@@ -130,7 +130,7 @@ def score(
     has_faces=np.concatenate(has_faces),
     id=np.array(ids),
     # An example's id ends in its place in the file.
-    file=np.array([name.rpartition("#")[0] + ending for name in ids]),
+    video=np.array([name.rpartition("#")[0] + ending for name in ids]),
     paired=held_out.rows == 2,
   )
 

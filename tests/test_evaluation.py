@@ -57,7 +57,7 @@ def test_scores_can_be_joined_and_chosen_from():
       kind=np.array(["face"] * 2),
       has_faces=np.ones(2, bool),
       id=names,
-      file=names,
+      video=names,
       paired=True,
     )
 
