@@ -161,14 +161,19 @@ def check_run(config: Config, *, workdir: str | Path, data_dir: str | Path, resu
   inputs = detector_inputs(part.model)
   data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
   create_optimizer(with_steps(config, data_dir=data_dir).train)
-  counts = data.label_counts(config.data, "validation", data_dir=data_dir, inputs=inputs)
   # Pseudo-fakes are made of the real ones.
   needed = {"real": examples.REAL} | ({} if config.data.pseudofakes else {"fake": examples.FAKE})
-  if absent := [name for name, label in needed.items() if not counts[label]]:
-    raise ValueError(
-      f"The validation split of {', '.join(config.data.datasets)} has no {' and no '.join(absent)} examples, "
-      "without which no model can be chosen; add some, or another dataset."
-    )
+  for split in ("train", "validation"):
+    counts = data.label_counts(config.data, split, data_dir=data_dir, inputs=inputs)
+    if absent := [name for name, label in needed.items() if not counts[label]]:
+      raise ValueError(
+        f"The {split} split of {', '.join(config.data.datasets)}"
+        + (f" (fold {config.data.fold} of {config.data.folds})" if config.data.folds else "")
+        + f" has no {' and no '.join(absent)} examples, without which no model can be "
+        + ("learnt" if split == "train" else "chosen")
+        + "; add some, or another dataset"
+        + (", or take fewer folds." if config.data.folds else ".")
+      )
   if config.train.start_from:
     read_model(model_folder(config))
   elif config.train.pretrained:

@@ -172,7 +172,7 @@ def test_folds_without_fakes_or_over_another_run_are_refused_before_anything_is_
 ):
   real = dataclasses.replace(folded_config().data, datasets=("real_only",))
   config = dataclasses.replace(folded_config(), data=real)
-  with pytest.raises(ValueError, match=r"validation split of real_only has no fake examples"):
+  with pytest.raises(ValueError, match=r"train split of real_only \(fold 0 of 2\) has no fake examples"):
     cross_validation.cross_validate(config, workdir=tmp_path / "a", data_dir=prepared_dataset, folds=FOLDS)
   assert not (tmp_path / "a").exists()
   (tmp_path / "b").mkdir()

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -141,6 +142,14 @@ def test_a_run_trains_and_keeps_its_best_model(whole_run):
   assert json.loads((workdir / "config.json").read_text()) == to_dict(tiny_config())
 
 
+def test_the_model_of_the_last_step_is_kept_too(whole_run):
+  whole, workdir, _ = whole_run
+  assert checkpoints.read_model(workdir / "last")["training"]["step"] == 4
+  last = checkpoints.read_params(workdir / "last")
+  for a, b in zip(*map(jax.tree.leaves, (last["params"], whole.state.ema)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_the_step_is_compiled_once(whole_run):
   """pmap calls what it maps _fun: here the step, and the prediction of validation."""
   _, _, compiled = whole_run
@@ -152,6 +161,19 @@ def test_a_workdir_of_another_configuration_is_refused(whole_run, prepared_datas
   other = override(override(tiny_config(), "train.learning_rate=0.1"), "data.batch_size=16")
   with pytest.raises(ValueError, match=r"data\.batch_size: 8 -> 16, train\.learning_rate: 0\.0005 -> 0\.1"):
     training.fit(other, workdir=workdir, data_dir=prepared_dataset)
+  other = override(tiny_config(), 'train.start_from="runs/first"')
+  with pytest.raises(ValueError, match=r"\(train\.start_from: '' -> 'runs/first'\); give the same settings"):
+    training.fit(other, workdir=workdir, data_dir=prepared_dataset)
+
+
+def test_a_workdir_of_before_a_field_was_there_goes_on(whole_run, prepared_dataset, tmp_path):
+  whole, workdir, _ = whole_run
+  shutil.copytree(workdir, tmp_path / "run")
+  there = json.loads((workdir / "config.json").read_text())
+  del there["data"]["folds"], there["data"]["fold"], there["train"]["imagenet_dir"]
+  (tmp_path / "run" / "config.json").write_text(json.dumps(there))
+  again = training.fit(tiny_config(), workdir=tmp_path / "run", data_dir=prepared_dataset)
+  assert_same_state(again.state, whole.state)
 
 
 def test_training_stops_when_validation_no_longer_gets_better(prepared_dataset, tmp_path, monkeypatch):
@@ -161,6 +183,11 @@ def test_training_stops_when_validation_no_longer_gets_better(prepared_dataset, 
   result = training.fit(config, workdir=tmp_path, data_dir=prepared_dataset)
   assert (result.best, result.best_step, int(result.state.step)) == (0.7, 2, 4)
   assert result.stopped == "no better auc in 2 validations"
+  # What stopped is finished: it is not trained again, though no step was due to be saved.
+  again = training.fit(config, workdir=tmp_path, data_dir=prepared_dataset)
+  assert_same_state(again.state, result.state)
+  assert (again.best, again.best_step, again.stopped) == (0.7, 2, result.stopped)
+  assert next(figures) == 0.9
 
 
 def test_training_stops_at_its_target(prepared_dataset, tmp_path, monkeypatch):

@@ -492,7 +492,8 @@ def _published_file(name: str, network: Backbone) -> Path:
       return path
   raise FileNotFoundError(
     f"The ImageNet weights of {name} are Keras' files {names[0]} or {names[1]}, and neither lies in "
-    "~/.keras/models, where Keras puts what it downloads: fetch one, or say where it is."
+    "~/.keras/models, where Keras puts what it downloads: fetch one, or name its folder "
+    "(--pretrained_dir=FOLDER, train.imagenet_dir)."
   )
 
 
