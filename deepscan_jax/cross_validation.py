@@ -83,9 +83,12 @@ def cross_validate(
       resume=resume or number not in chosen,
     )
   for number in chosen:
-    if not (_folder(workdir, number) / _FOLD_FILE).exists():
-      logging.info("Fold %d of 0 to %d.", number, folds - 1)
-      _run_fold(fold_config(config, number, folds), folder=_folder(workdir, number), data_dir=data_dir)
+    if (_folder(workdir, number) / _FOLD_FILE).exists():
+      continue
+    logging.info("Fold %d of 0 to %d.", number, folds - 1)
+    # Where one is stopped from outside, no other begins.
+    if not _run_fold(fold_config(config, number, folds), folder=_folder(workdir, number), data_dir=data_dir):
+      break
   if missing := [k for k in range(folds) if not (_folder(workdir, k) / _FOLD_FILE).exists()]:
     logging.info(
       "Not there yet: fold %s. Trained elsewhere, their folders go below %s; the same command without --fold "
@@ -158,8 +161,11 @@ def _folder(workdir: Path, fold: int) -> Path:
   return workdir / f"fold_{fold}"
 
 
-def _run_fold(config: Config, *, folder: Path, data_dir: str | Path) -> None:
+def _run_fold(config: Config, *, folder: Path, data_dir: str | Path) -> bool:
+  """Trains and scores a fold; whether it came to its end."""
   result = training.fit(config, workdir=folder, data_dir=data_dir)
+  if not result.finished:
+    return False
   model = folder / "best"
   scores = evaluation.held_out_scores(
     Detector(model, calibrated=False), data_dir=data_dir, split="validation"
@@ -180,6 +186,7 @@ def _run_fold(config: Config, *, folder: Path, data_dir: str | Path) -> None:
     "model": checkpoints.read_model(model)["sha256"],
   }
   write_whole(folder / _FOLD_FILE, json.dumps(facts, indent=2) + "\n")
+  return True
 
 
 def _summary(config: Config, *, workdir: Path, data_dir: str | Path, folds: int) -> dict:

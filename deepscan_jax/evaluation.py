@@ -27,10 +27,12 @@ class Scores:
     kind: [example] str: what is forged in the pair, or in an example by itself what it holds; see
       data.PSEUDOFAKES.
     has_faces: [example] bool; others are sound alone.
-    id: [example] str, unique but for the two rows of a pair: the dataset and the example's own.
-    video: [example] str: of which file it is a part, and how that was degraded; with `labels` and `has_faces`
-      this tells videos apart, for the twins of a video's examples are a video too.
     paired: whether rows 2i and 2i + 1 are a real example and its pseudo-fake.
+    id: [example] str, unique but for the two rows of a pair: the dataset and the example's own; "" where it
+      is not known, as by default.
+    video: [example] str: of which file it is a part, and how that was degraded; with `labels` and `has_faces`
+      this tells videos apart, for the twins of a video's examples are a video too. "", as by default: a file
+      of its own.
   """
 
   labels: np.ndarray
@@ -39,9 +41,14 @@ class Scores:
   source: np.ndarray
   kind: np.ndarray
   has_faces: np.ndarray
-  id: np.ndarray
-  video: np.ndarray
   paired: bool
+  id: np.ndarray | None = None
+  video: np.ndarray | None = None
+
+  def __post_init__(self):
+    for name in ("id", "video"):
+      if getattr(self, name) is None:
+        object.__setattr__(self, name, np.full(len(self.labels), ""))
 
   @property
   def real(self) -> np.ndarray:
@@ -76,7 +83,8 @@ class Scores:
     """
     rows = zip(self.video.tolist(), self.labels.tolist(), self.has_faces.tolist(), strict=True)
     number: dict[tuple, int] = {}
-    of_row = np.array([number.setdefault(row, len(number)) for row in rows], int)
+    keys = (row if row[0] else (i, *row[1:]) for i, row in enumerate(rows))
+    of_row = np.array([number.setdefault(key, len(number)) for key in keys], int)
     labels = np.array([label for _, label, _ in number], int)
     return labels, np.bincount(of_row, self.logits, len(number)) / np.bincount(of_row, minlength=len(number))
 
@@ -128,10 +136,10 @@ def score(
     source=np.array([f["source"] for f in facts]),
     kind=np.array([f["kind"] for f in facts]),
     has_faces=np.concatenate(has_faces),
-    id=np.array(ids),
-    # An example's id ends in its place in the file.
-    video=np.array([name.rpartition("#")[0] + ending for name in ids]),
     paired=held_out.rows == 2,
+    id=np.array(ids, str),
+    # An example's id ends in its place in the file.
+    video=np.array([name.rpartition("#")[0] + ending for name in ids], str),
   )
 
 

@@ -43,12 +43,20 @@ class TrainingError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-  """How a run ended: its state, the best validation metric and its step, and why training stopped."""
+  """How a run ended.
+
+  Attributes:
+    state: after the last step.
+    best, best_step: the best validation metric and its step.
+    stopped: why training stopped.
+    finished: whether nothing is left to train; False where it was stopped from outside.
+  """
 
   state: TrainState
   best: float
   best_step: int
   stopped: str
+  finished: bool = True
 
 
 def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bool = True) -> FitResult:
@@ -132,12 +140,15 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
       if saves or _stop_reason(record, config):
         _save(checkpoints, step, state, batches, config, record)
       progress.show(step, "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
-  _save_last(workdir / "last", state, config, record)
+  finished = int(state.step) == config.train.steps or _stop_reason(record, config) is not None
+  if finished:
+    _save_last(workdir / "last", state, config, record)
   return FitResult(
     state=state,
     best=record["best"],
     best_step=record["best_step"],
     stopped=_stop_reason(record, config) or "all steps done",
+    finished=finished,
   )
 
 
@@ -267,8 +278,11 @@ def model_facts(config: Config, training: dict) -> dict:
 
 
 def _claim_workdir(config: Config, workdir: Path) -> None:
+  file = workdir / "config.json"
+  if file.exists():
+    return  # `_check_workdir` knows it to be of this run.
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+  file.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
 
 
 def _check_workdir(config: Config, workdir: Path, *, resume: bool) -> bool:
@@ -280,8 +294,13 @@ def _check_workdir(config: Config, workdir: Path, *, resume: bool) -> bool:
     raise ValueError(
       f"{workdir} holds a run already; leave out --noresume to go on with it, or choose another --workdir."
     )
-  # A field that came later has its default there.
-  there = to_dict(from_dict(json.loads(file.read_text(encoding="utf-8"))))
+  try:
+    # A field that came later has its default there.
+    there = to_dict(from_dict(json.loads(file.read_text(encoding="utf-8"))))
+  except ValueError as error:
+    raise ValueError(
+      f"{file} is damaged ({error}); put it back from a copy, or choose another --workdir."
+    ) from error
   if there != wanted:
     changed = ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in _differences(there, wanted))
     raise ValueError(

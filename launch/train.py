@@ -130,8 +130,9 @@ def main(argv: Sequence[str]) -> int:
   try:
     if _FOLDS.value:
       summary = cross_validation.cross_validate(config, **where, folds=_FOLDS.value, fold=fold)
-      done = (cross_validation.fold_figures(workdir, number) for number in range(_FOLDS.value))
-      print(cross_validation.markdown([row for row in done if row], summary))
+      done = [cross_validation.fold_figures(workdir, number) for number in range(_FOLDS.value)]
+      if any(done):
+        print(cross_validation.markdown([row for row in done if row], summary))
       if summary:
         print(f"\nthe figures: {workdir}/{cross_validation.SUMMARY_FILE}")
       return 0

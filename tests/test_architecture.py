@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "deepscan_jax"
-LOOP = {"training", "train_state"}
+LOOP = {"training", "train_state", "cross_validation"}
 TRAINING = LOOP | {"evaluation", "losses", "optimizer", "data"}
 SERVING = {"inference", "report", "verdict", "calibration", "doctor"}
 # Modules (or packages) of the library, and what none of their files may import from the library.
@@ -37,6 +37,7 @@ FORBIDDEN = {
   "audit_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "audit"},
   "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
   "copies": {""},
+  "folds": {""},
   "speech": {""},
   "inference": {
     "training",

@@ -110,11 +110,15 @@ def test_a_detector_is_trained_on_three_public_sets_by_one_command(
     (["--datasets="], "--datasets names none;"),
     (["--model_name=a/b"], "--model_name must be letters, digits and ._- and begin with none of . and -"),
     (["--pretrained_dir=gone"], "--pretrained_dir=gone is no folder."),
+    (
+      ["--pretrained_dir=DATA", "--set=model.branches=spatial"],
+      "DATA has no ImageNet weights of lite0: expected a file whose name begins with efficientnetlite0 and",
+    ),
     (["--set=train.start_from=gone"], "No model at gone"),
     (["--folds=1"], "Give --folds=2 or more, and a --fold from 0 to below it; got --folds=1."),
     (["--folds=5", "--fold=5"], "got --folds=5 and --fold=5."),
     (["--fold=1"], "--fold says which fold of a cross-validation: give --folds too."),
-    (["--folds=40"], "The validation split of real_only (fold 0 of 40) has no real examples, "),
+    (["--folds=40"], "of 40) has no real examples, without which no model can be chosen; add some,"),
     (["--epochs=2", "--set=train.steps=3"], "--epochs=2 and --set=train.steps=3 both say how long to train"),
     (["--set=data.pseudofakes=false"], "The train split of real_only has no fake examples, without which"),
   ],
@@ -123,6 +127,7 @@ def test_what_cannot_be_is_one_sentence_and_nothing_is_written(
   arguments, message, prepared_dataset, preset, tmp_path, capsys
 ):
   workdir = tmp_path / "run"
+  arguments = [argument.replace("DATA", str(prepared_dataset)) for argument in arguments]
   code = deepscan(f"--preset={preset}", f"--data_dir={prepared_dataset}", f"--workdir={workdir}", *arguments)
   told = capsys.readouterr().err
   assert code == 2 and message.replace("DATA", str(prepared_dataset)) in told
@@ -218,7 +223,8 @@ def test_training_never_opens_the_test_split(prepared_dataset, preset, tmp_path)
 
 def test_the_readme_shows_a_branch_of_ones_own_that_trains(prepared_dataset, tmp_path, monkeypatch):
   readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-  (code,) = [block.partition("```")[0] for block in readme.split("```python\n") if "register_branch" in block]
+  blocks = [block.partition("```")[0] for block in readme.split("```python\n")[1:]]
+  (code,) = [block for block in blocks if "register_branch" in block]
   assert len(code.splitlines()) < 40
   short, folder = "steps=2, validate_every=2, warmup_steps=1", tmp_path / "data"
   assert code.count("steps=2000") == 1

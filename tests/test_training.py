@@ -166,6 +166,12 @@ def test_a_workdir_of_another_configuration_is_refused(whole_run, prepared_datas
     training.fit(other, workdir=workdir, data_dir=prepared_dataset)
 
 
+def test_a_damaged_configuration_in_the_workdir_is_named(prepared_dataset, tmp_path):
+  (tmp_path / "config.json").write_text('{"name": "ti')
+  with pytest.raises(ValueError, match=r"config\.json is damaged \(.*put it back from a copy, or choose"):
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+
+
 def test_a_workdir_of_before_a_field_was_there_goes_on(whole_run, prepared_dataset, tmp_path):
   whole, workdir, _ = whole_run
   shutil.copytree(workdir, tmp_path / "run")
