@@ -84,6 +84,8 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
   check_run(config, workdir=workdir, data_dir=data_dir, resume=resume)
   _claim_workdir(config, workdir)
   config = with_steps(config, data_dir=data_dir)
+  if config.train.epochs:
+    logging.info("%d epochs are %d steps.", config.train.epochs, config.train.steps)
   # What is computed; the state holds the whole model.
   part = trained_part(config)
   model, optimizer = Detector(part.model, axis_name=AXIS), create_optimizer(config.train)
@@ -208,7 +210,6 @@ def with_steps(config: Config, *, data_dir: str | Path) -> Config:
   inputs = detector_inputs(trained_part(config).model)
   rows = data.rows_in_pass(config.data, data_dir=data_dir, inputs=inputs)
   steps = math.ceil(epochs * rows / config.data.batch_size)
-  logging.info("%d epochs are %d steps.", epochs, steps)
   return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
