@@ -95,7 +95,7 @@ _FOLDS = flags.DEFINE_integer(
   "folds", 0, "Cross-validate with so many folds of train and validation.", allow_override=True
 )
 _FOLD = flags.DEFINE_integer(
-  "fold", None, "With --folds: only this one, from 0 on; by default all.", allow_override=True
+  "fold", -1, "With --folds: only this one, from 0 on; -1: all.", allow_override=True
 )
 
 
@@ -105,8 +105,8 @@ def main(argv: Sequence[str]) -> int:
     raise app.UsageError(
       f"Unexpected argument {argv[1]!r}; fields of the preset are changed by --set=path=value."
     )
-  # Another verb may have the flag with a default.
-  fold = None if flags.FLAGS["fold"].using_default_value else _FOLD.value
+  # build_dataset has the flag too, with another default.
+  fold = None if flags.FLAGS["fold"].using_default_value or _FOLD.value == -1 else _FOLD.value
   if fold is not None and not _FOLDS.value:
     raise app.UsageError("--fold says which fold of a cross-validation: give --folds too.")
   if _FOLDS.value and (_FOLDS.value < 2 or not 0 <= (fold or 0) < _FOLDS.value):
