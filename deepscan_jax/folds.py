@@ -2,7 +2,7 @@
 
 Every example has names: its group and whoever is seen in it. Examples that share a name belong together, and
 what belongs together falls into one fold, by a hash of the first of its names: nothing is drawn, and examples
-that are added later move no other.
+that are added later move no other unless they link it to somebody new.
 
 Where forgeries link everyone to everyone (Celeb-DF, the actors of DeepFakeDetection), all would be one. Such
 a knot is undone: each person alone is hashed, and an example that shows people of two folds lies between
