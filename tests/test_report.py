@@ -476,10 +476,12 @@ def test_percent_never_claims_certainty(probability, words):
   assert report.percent(probability) == f"{words}\u00a0%"
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 10), (0.3, 0.9), (5, 3700), (0, 0.01)])
-def test_ticks_are_few_and_inside(start, end):
-  ticks = report._ticks(start, end)
-  assert 3 <= len(ticks) <= 11
+@pytest.mark.parametrize(("least", "most"), [(4, 11), (2, 6)])
+@pytest.mark.parametrize(("start", "end"), [(0, 10), (0.3, 0.9), (5, 3700), (0, 0.01), (-0.5, 0.2)])
+def test_ticks_are_few_and_inside(start, end, least, most):
+  ticks = report.round_ticks(start, end, least=least)
+  assert least - 1 <= len(ticks) <= most
+  assert all(-1e-9 <= tick - start and tick <= end + 1e-9 for tick in ticks) and "-0.0" not in str(ticks)
   assert ticks == sorted(ticks) and start - 1e-6 <= ticks[0] and ticks[-1] <= end + 1e-6
 
 
