@@ -1,4 +1,4 @@
-"""What a run says of itself: its scalars as JSON lines, how fast it goes, and one line of progress for people.
+"""What a run says of itself: scalars as JSON lines, how fast it goes, and one line of progress for people.
 
 How fast a run goes differs from one time to the next, so everything of that kind stands under TIMING or
 "time_s", and `untimed` leaves it out where two runs are compared.
@@ -81,11 +81,12 @@ class FinishTimes:
   Attributes:
     begun: steps handed over.
     count: of them, how many are done.
-    last_s: when the last of those was done, by `clock`.
+    first_s, last_s: when the first and the last of those was done, by `clock`.
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
-    self.begun, self.count, self.last_s = 0, 0, -float("inf")
+    self.begun = self.count = 0
+    self.first_s = self.last_s = -float("inf")
     self._clock = clock
     self._done = threading.Condition()
     self._waiting: queue.SimpleQueue = queue.SimpleQueue()
@@ -115,6 +116,7 @@ class FinishTimes:
         jax.block_until_ready(result)
       with self._done:
         self.last_s = self._clock()
+        self.first_s = self.first_s if self.count else self.last_s
         self.count += 1
         self._done.notify_all()
 
@@ -149,7 +151,7 @@ class Pace:
     self._paused_s = self._idle_s = 0.0
     # (time without pauses, steps done, time without a batch)
     self._marks: deque[tuple[float, int, float]] = deque(maxlen=self._MOST)
-    self._lap: tuple[float, int, float] | None = None
+    self._lap = (0.0, 0, 0.0)
     self.last_pause_s: float | None = None
 
   @contextlib.contextmanager
@@ -158,7 +160,7 @@ class Pace:
     start = self._clock()
     yield
     end = self._clock()
-    if self._finishes.count == self._finishes.begun:
+    if 0 < self._finishes.begun == self._finishes.count:
       self._idle_s += max(0.0, end - max(start, self._finishes.last_s))
 
   @contextlib.contextmanager
@@ -172,22 +174,21 @@ class Pace:
   def began(self, result) -> None:
     """After each step; see `FinishTimes.add`."""
     self._finishes.add(result)
-    if not self._finishes.count:
+    if not self._started():
       return
     mark = self._now()
-    self._lap = self._lap or mark
     self._marks.append(mark)
     while len(self._marks) > self._FEWEST and mark[0] - self._marks[1][0] >= self._recent_s:
       self._marks.popleft()
 
   def recent(self) -> tuple[float, float, float] | None:
     """(seconds a step, examples a second, share of the time without a batch) of late; None: not yet known."""
-    return self._since(self._marks[0]) if self._marks else None
+    return self._since(self._marks[0]) if self._started() else None
 
   def lap(self) -> dict[str, float]:
-    """The same as scalars since the last call; empty where no step was done. Waits for those that were begun."""
+    """The same since the last call as scalars, once all that was begun is done; empty where no step was."""
     self._finishes.wait()
-    if self._lap is None or (figures := self._since(self._lap)) is None:
+    if not self._started() or (figures := self._since(self._lap)) is None:
       return {}
     self._lap = self._now()
     return {f"{TIMING}examples_per_s": figures[1], f"{TIMING}data_wait": figures[2]}
@@ -195,6 +196,13 @@ class Pace:
   def close(self) -> None:
     """Ends the thread."""
     self._finishes.close()
+
+  def _started(self) -> bool:
+    """Whether a step is done; time is counted from when the first one was, however late that is seen."""
+    if not self._marks and self._finishes.count:
+      self._lap = (self._finishes.first_s, 1, 0.0)
+      self._marks.append(self._lap)
+    return bool(self._marks)
 
   def _now(self) -> tuple[float, int, float]:
     return self._clock() - self._paused_s, self._finishes.count, self._idle_s

@@ -1,4 +1,4 @@
-"""What one sees of a run: JSON lines and a line of progress while it trains, TensorBoard, a summary at its end."""
+"""What one sees of a run: JSON lines, a line of progress and TensorBoard while it trains, then a summary."""
 
 import contextlib
 import hashlib
@@ -18,6 +18,7 @@ from deepscan_jax.evaluation import Scores
 from deepscan_jax.event_files import EventFiles
 from deepscan_jax.logs import TIMING, Pace, Progress, ScalarLog, clock, read_scalars
 from deepscan_jax.parallel import device_count
+from deepscan_jax.report import TIMES
 from deepscan_jax.version import __version__
 
 SCALARS_FILE = "scalars.jsonl"
@@ -99,7 +100,7 @@ class RunWatch:
     """Writes the figures of a validation, and the curves of the scores that it gave to `scored`."""
     self._shown |= {name: figures[name] for name in ("auc", "accuracy")}
     row = {f"validation/{name}": value for name, value in figures.items()}
-    if self._scores is not None:
+    if self._scores is not None and len(self._scores.real) and len(self._scores.fake):
       labels, logits = self._scores.labels, self._scores.logits
       counts, curve = metrics.confusion(labels, logits), metrics.roc_curve(labels, logits)
       thin = metrics.thinned_curve(*curve)
@@ -118,7 +119,9 @@ class RunWatch:
     left_s = None
     if (recent := self._pace.recent()) is not None:
       seconds, rate, wait = recent
-      left_s = seconds * (self._config.train.steps - step) + self._validation_s * self._validations_after(step)
+      left_s = seconds * (self._config.train.steps - step) + self._validation_s * self._validations_after(
+        step
+      )
       parts += [f"{rate:,.0f} examples/s" if rate >= 100 else f"{rate:.1f} examples/s"]
       parts += [f"data wait {100 * wait:.0f} %"]
     parts.append(f"{clock(left_s)} left")
@@ -159,7 +162,7 @@ class RunWatch:
         "examples": data.split_sizes(self._config.data, data_dir=data_dir),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "model_bytes": folder_bytes(best) if best.is_dir() else None,
-        "device": f"{device_count()} {training_report.TIMES} {jax.local_devices()[0].device_kind}",
+        "device": f"{device_count()} {TIMES} {jax.local_devices()[0].device_kind}",
         "versions": {"deepscan_jax": __version__, "Python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
       },

@@ -52,7 +52,7 @@ def roc_picture(curve: tuple[np.ndarray, np.ndarray], *, auc: float) -> np.ndarr
     curve: (false positive rate, true positive rate), each [point] in 0..1.
     auc: the area under it.
   """
-  side, left, top = 300, 62, 44
+  side, left, top = 300, 72, 44
   picture = _blank(top + side + 58, left + side + 20)
 
   def place(x: float, y: float) -> tuple[int, int]:
@@ -69,8 +69,10 @@ def roc_picture(curve: tuple[np.ndarray, np.ndarray], *, auc: float) -> np.ndarr
   points = np.stack([left + x * side, top + (1 - y) * side], axis=-1)
   cv2.polylines(picture, [np.round(16 * points).astype(np.int32)], False, _BLUE, 2, cv2.LINE_AA, shift=4)
   _write(picture, f"AUC {auc:.4f}", left + side // 2, 26, size=0.6)
-  _write(picture, "real called fake", left + side // 2, top + side + 42, ink=_SOFT)
-  _write(picture, "fake called fake", left + side - 78, top + side - 12, ink=_SOFT)
+  _write(picture, "reals called fake", left + side // 2, top + side + 42, ink=_SOFT)
+  upright = _blank(_LINE, side)
+  _write(upright, "fakes called fake", side // 2, 15, ink=_SOFT)
+  picture[top : top + side, 6 : 6 + _LINE] = cv2.rotate(upright, cv2.ROTATE_90_COUNTERCLOCKWISE)
   return picture
 
 
@@ -117,7 +119,9 @@ def sample_sheet(
       if "region" in batch:
         last = rows[-1]
         line.append(("blended in", with_region(crops[last], batch["region"][last, frames[last]])))
-      line += [(f"marked in the {names[row]}", with_region(crops[row], maps[row, frames[row]])) for row in rows]
+      line += [
+        (f"marked in the {names[row]}", with_region(crops[row], maps[row, frames[row]])) for row in rows
+      ]
       lines.append(line)
   return region_sheet(lines) if lines else None
 

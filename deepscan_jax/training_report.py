@@ -4,6 +4,8 @@ Made from the rows of scalars.jsonl and a few facts; shown as a self-contained p
 """
 
 import datetime
+import itertools
+import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,6 @@ from deepscan_jax.logs import TIMING, clock, is_validation
 from deepscan_jax.report import (
   DASH,
   NOT_KNOWN,
-  TIMES,
   Html,
   colophon,
   masthead,
@@ -29,32 +30,39 @@ from deepscan_jax.report import (
 POINTS = 300
 _COLOURS = 4
 _LABELS = ("real", "fake")
+# What is logged beside the losses.
+_NO_LOSSES = ("gradient_norm", "train_accuracy")
+_MEASURES = {"auc": "AUC", "accuracy": "Accuracy", "paired_accuracy": "Fake above its twin"}
 _STYLE = """
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: .4rem 2rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr));
+  gap: .4rem 2rem; }
 .plots > * + * { margin-top: 0; }
 .plots .plot { height: 150px; }
+.card > h3 { margin-top: 1.6rem; font: 600 1.0625rem/1.3 var(--serif); }
 .timeline h3 { margin: 0 0 .7rem; font: 600 .9375rem/1.3 var(--sans); }
 .timeline h3 b { font-weight: 400; color: var(--soft); margin-left: .5rem; }
-.plot polyline { fill: none; stroke: var(--line); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round;
+.plot polyline { fill: none; stroke: var(--line); stroke-width: 1.8; stroke-linejoin: round;
+  stroke-linecap: round; vector-effect: non-scaling-stroke; }
+.plot .chance { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3;
   vector-effect: non-scaling-stroke; }
-.plot .chance { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3; }
-.plot .best { stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 5 4; vector-effect: non-scaling-stroke; }
+.plot .best { stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 5 4;
+  vector-effect: non-scaling-stroke; }
 .line0 { --line: var(--link); } .line1 { --line: var(--red); } .line2 { --line: var(--green); }
 .line3 { --line: var(--amber); }
-.key i { display: inline-block; width: 1.1rem; height: 0; border-top: 3px solid var(--line); border-radius: 2px;
-  margin-right: .4rem; vertical-align: .25em; }
-.axis .end { right: 0; transform: none; }
+.key i { display: inline-block; width: 1.1rem; height: 0; border-top: 3px solid var(--line);
+  border-radius: 2px; margin-right: .4rem; vertical-align: .25em; }
 .square { max-width: 21rem; }
 .plots .square .plot { height: auto; aspect-ratio: 1; }
 .confusion { width: auto; margin-top: .7rem; }
 .confusion th, .confusion td { padding: .6rem .9rem; border: 0; }
-.confusion td { min-width: 6.5rem; text-align: center; border: 3px solid var(--card); border-radius: 6px; font-weight: 650;
+.confusion td { min-width: 6.5rem; text-align: center; border: 3px solid var(--card); border-radius: 6px;
+  font-weight: 650;
   background: color-mix(in srgb, var(--link) calc(var(--share) * 45%), var(--grey-tint)); }
 .confusion td small { display: block; font-weight: 400; }
 .confusion thead th { text-align: center; }
 .band .words { flex-wrap: wrap; }
-pre.command { margin: .3rem 0 0; padding: .6rem .8rem; overflow-x: auto; font: .8125rem/1.5 var(--mono); background: var(--grey-tint);
-  border-radius: 5px; }
+pre.command { margin: .3rem 0 0; padding: .6rem .8rem; overflow-x: auto; font: .8125rem/1.5 var(--mono);
+  background: var(--grey-tint); border-radius: 5px; }
 .settings td { font: .8125rem/1.5 var(--mono); overflow-wrap: anywhere; }
 @media (max-width: 40rem) { .confusion th, .confusion td { padding: .45rem .5rem; min-width: 0; } }
 """
@@ -76,9 +84,7 @@ def write(workdir: Path, rows: Sequence[Mapping], facts: Mapping) -> None:
   write_whole(workdir / "summary.md", render_markdown(rows, facts))
 
 
-def render_html(
-  rows: Sequence[Mapping], facts: Mapping, *, created: datetime.datetime | None = None
-) -> str:
+def render_html(rows: Sequence[Mapping], facts: Mapping, *, created: datetime.datetime | None = None) -> str:
   """The page of a run.
 
   Args:
@@ -110,18 +116,29 @@ def render_html(
 
 def render_markdown(rows: Sequence[Mapping], facts: Mapping) -> str:
   """The same facts as text, without the curves."""
-  lines = [f"# Training of {_cell(facts['name'])}", "", _headline(facts), "", *_sentences(rows, facts), ""]
+  lines = [
+    f"# Training of {_cell(facts['name'])}",
+    "",
+    f"{_headline(facts)}.",
+    "",
+    *_sentences(rows, facts),
+    "",
+  ]
   lines += ["## Validation", ""]
   for title, row in _validations_told(rows, facts):
-    if names := _figures(row):
-      lines += [f"{title}:", "", *_table(("figure", "value"), ((n, f"{row[k]:.4f}") for n, k in names)), ""]
+    header, *body = _figure_table(row)
+    lines += [f"{title}:", "", *_table(header, body), ""]
     if counts := row.get("validation/confusion"):
       body = ((label, *map(str, of)) for label, of in zip(_LABELS, counts, strict=True))
       lines += [*_table(("", "called real", "called fake"), body), ""]
   if losses := _last_losses(rows):
-    lines += ["## Losses at the last step logged", ""]
-    lines += [*_table(("loss", "value"), ((name, f"{value:.4f}") for name, value in losses)), ""]
-  for title, pairs in (("Speed", _speed(rows, facts)), ("Model", _model(facts)), ("Versions", _versions(facts))):
+    lines += ["## Training, at the last step logged", ""]
+    lines += [*_table(("what", "value"), ((_words(name), f"{value:.4f}") for name, value in losses)), ""]
+  for title, pairs in (
+    ("Speed", _speed(rows, facts)),
+    ("Model", _model(facts)),
+    ("Versions", _versions(facts)),
+  ):
     lines += [f"## {title}", "", *_table(("what", "value"), pairs), ""]
   splits = _splits(facts)
   lines += ["## Data", "", f"Read from `{_cell(facts['data_dir'])}`.", ""]
@@ -137,21 +154,23 @@ _SETTINGS = "What differs from the defaults of the fields; config.json beside th
 
 def _headline(facts: Mapping) -> str:
   if not facts["best_step"]:
-    return "No validation was reached, so no model was kept."
-  metric = facts["config"]["train"]["metric"]
-  return f"Best validation {metric} {facts['best']:.4f} at step {facts['best_step']:,}."
+    return "No validation was reached, so no model was kept"
+  metric = _words(facts["config"]["train"]["metric"])
+  return f"Best validation {metric} {facts['best']:.4f} at step {facts['best_step']:,}"
 
 
 def _sentences(rows: Sequence[Mapping], facts: Mapping) -> list[str]:
   total = facts["config"]["train"]["steps"]
   sentences = [f"Stopped at step {facts['step']:,} of {total:,}: {facts['stopped']}."]
   if (run_s := _run_s(rows)) is not None:
-    sentences.append(f"{clock(run_s)} of running time, validation and compiling with it, on {facts['device']}.")
+    sentences.append(
+      f"{clock(run_s)} of running time, validation and compiling with it, on {facts['device']}."
+    )
   return sentences
 
 
 def _band(rows: Sequence[Mapping], facts: Mapping) -> Html:
-  tone = "likely_authentic" if facts["best_step"] else "inconclusive"
+  tone = "not_applicable" if facts["best_step"] else "inconclusive"
   return tag(
     "section",
     tag("p", _headline(facts), class_="words"),
@@ -165,19 +184,15 @@ def _validation_card(rows: Sequence[Mapping], facts: Mapping) -> Html | str:
   if not validated:
     return ""
   total, best = facts["step"], facts["best_step"]
-  names = [name for name, _ in _figures(validated[-1])]
-  groups = {
-    "AUC": [name for name in names if name.endswith("auc")],
-    "Accuracy": [name for name in names if name.endswith("accuracy")],
-    "Other figures": [name for name in names if not name.endswith(("auc", "accuracy"))],
-  }
   plots = []
-  for title, wanted in groups.items():
+  for measure in _measures(validated[-1]):
+    parts_of = [part for part, found in _figures(validated[-1]).items() if measure in found]
     # A plot has no more lines than there are colours.
-    for first in range(0, len(wanted), _COLOURS):
-      some = wanted[first : first + _COLOURS]
-      curves = {name: _curve(validated, f"validation/{name}") for name in some}
-      plots.append(_plot(title, curves, end=total, mark=best, high=1.0))
+    for first in range(0, len(parts_of), _COLOURS):
+      some = parts_of[first : first + _COLOURS]
+      curves = {_words(part) or "all": _curve(validated, _key(part, measure)) for part in some}
+      high = 1.0 if measure in _MEASURES else math.inf
+      plots.append(_plot(_title(measure), curves, end=total, mark=best, high=high))
   parts = [tag("h2", "Validation"), tag("div", *plots, class_="plots")]
   if best:
     text = f"Dashed: the best step, {best:,}, whose model was kept."
@@ -188,9 +203,13 @@ def _validation_card(rows: Sequence[Mapping], facts: Mapping) -> Html | str:
       points = list(zip(*row["validation/roc"], strict=True))
       name = f"AUC {row['validation/auc']:.4f}"
       cells.insert(0, _roc(points, name))
-    figures = tag("p", ", ".join(f"{name} {row[key]:.4f}" for name, key in _figures(row)), class_="fine")
-    parts += [tag("h3", title), figures, tag("div", *cells, class_="plots")]
-  text = "Single examples, fake from logit 0 on: before thresholds are fixed (deepscan calibrate, or train's end)."
+    header, *body = _figure_table(row)
+    table = _html_table(header, body)
+    parts += [tag("h3", title), table, tag("div", *cells, class_="plots")]
+  text = (
+    "Single examples, called fake from logit 0 on; the thresholds that the model is shipped with are fixed "
+    "after training, by deepscan train itself or deepscan calibrate."
+  )
   parts.append(tag("p", text, class_="fine"))
   return tag("section", *parts, class_="card")
 
@@ -206,7 +225,7 @@ def _losses_card(rows: Sequence[Mapping]) -> Html | str:
   text = f"Of the batches of single steps. More than {POINTS} points are drawn by means of equal stretches."
   return tag(
     "section",
-    tag("h2", "Losses and learning rate"),
+    tag("h2", "Training"),
     tag("div", *plots, class_="plots"),
     tag("p", text, class_="fine"),
     class_="card",
@@ -237,52 +256,80 @@ def _speed_card(rows: Sequence[Mapping], facts: Mapping) -> Html:
 
 def _data_card(facts: Mapping) -> Html:
   splits = _splits(facts)
-  body = [
-    tag("tr", tag("th", tag("bdi", name), scope="row"), *(tag("td", count) for count in counts))
-    for name, *counts in _counts(facts, splits)
-  ]
-  head = tag("thead", tag("tr", *(tag("th", word, scope="col") for word in ("Dataset", *splits))))
   return tag(
     "section",
     tag("h2", "Data"),
-    tag("div", tag("table", head, tag("tbody", *body)), class_="scroll"),
+    _html_table(("Dataset", *splits), _counts(facts, splits)),
     tag("p", "Examples that are stored; a model leaves out those that hold nothing it reads.", class_="fine"),
     class_="card",
   )
 
 
 def _next_card(facts: Mapping) -> Html:
-  parts = [Html(tag("p", words) + tag("pre", command, class_="command")) for words, command in _commands(facts)]
+  parts = [
+    Html(tag("p", words) + tag("pre", command, class_="command")) for words, command in _commands(facts)
+  ]
   return tag("section", tag("h2", "Next"), *parts, class_="card")
 
 
 def _configuration_card(facts: Mapping) -> Html:
-  body = [
-    tag("tr", tag("th", path, scope="row"), tag("td", default), tag("td", value))
-    for path, default, value in _settings(facts)
-  ]
-  head = tag("thead", tag("tr", *(tag("th", word, scope="col") for word in ("Field", "Default", "This run"))))
-  table = tag("table", head, tag("tbody", *body), class_="settings")
+  settings = _settings(facts)
   return tag(
     "section",
     tag("div", tag("h2", "Configuration"), tag("p", _SETTINGS, class_="fine")),
-    tag("div", table, class_="scroll") if body else tag("p", "Nothing differs."),
+    _html_table(("Field", "Default", "This run"), settings, class_="settings") if settings else "",
     _definitions([("SHA-256", facts["config_sha256"]), *_model(facts), *_versions(facts)]),
     class_="card",
   )
+
+
+def _html_table(header: Sequence[str], body: Sequence[Sequence[str]], *, class_: str | None = None) -> Html:
+  """A table whose first column names the rows."""
+  lines = [
+    tag("tr", tag("th", tag("bdi", name), scope="row"), *(tag("td", tag("bdi", cell)) for cell in cells))
+    for name, *cells in body
+  ]
+  head = tag("thead", tag("tr", *(tag("th", word, scope="col") for word in header)))
+  return tag("div", tag("table", head, tag("tbody", *lines), class_=class_), class_="scroll")
 
 
 def _definitions(pairs: Sequence[tuple[str, str]]) -> Html:
   return tag("dl", *(tag("div", tag("dt", name), tag("dd", tag("bdi", value))) for name, value in pairs))
 
 
-def _figures(row: Mapping) -> list[tuple[str, str]]:
-  """(name, key) of the numbers of a validation."""
-  return [
-    (key.removeprefix("validation/"), key)
-    for key, value in row.items()
-    if key.startswith("validation/") and not isinstance(value, list)
-  ]
+def _figures(row: Mapping) -> dict[str, dict[str, float]]:
+  """The numbers of a validation: part -> measure -> value; part "" is everything that was validated."""
+  parts: dict[str, dict[str, float]] = {}
+  for key, value in row.items():
+    name = key.removeprefix("validation/")
+    if name != key and not isinstance(value, list):
+      # The longest, because one ends with another.
+      measure = max((m for m in _MEASURES if f"_{name}".endswith(f"_{m}")), key=len, default=name)
+      parts.setdefault(name.removesuffix(measure).removesuffix("_"), {})[measure] = value
+  return parts
+
+
+def _measures(row: Mapping) -> list[str]:
+  """The measures of a validation, those that are known first."""
+  found = dict.fromkeys(measure for of in _figures(row).values() for measure in of)
+  return [*(m for m in _MEASURES if m in found), *(m for m in found if m not in _MEASURES)]
+
+
+def _title(measure: str) -> str:
+  return _MEASURES.get(measure) or _plain(measure)
+
+
+def _key(part: str, measure: str) -> str:
+  return f"validation/{part}_{measure}" if part else f"validation/{measure}"
+
+
+def _figure_table(row: Mapping) -> list[tuple[str, ...]]:
+  """A line of each part, below a line of the measures."""
+  parts, measures = _figures(row), _measures(row)
+  lines = [("Of", *map(_title, measures))]
+  for part, found in parts.items():
+    lines.append((_words(part) or "all", *(f"{found[m]:.4f}" if m in found else DASH for m in measures)))
+  return lines
 
 
 def _validations_told(rows: Sequence[Mapping], facts: Mapping) -> list[tuple[str, Mapping]]:
@@ -300,7 +347,8 @@ def _last_losses(rows: Sequence[Mapping]) -> list[tuple[str, float]]:
   trained = [row for row in rows if not is_validation(row)]
   if not trained:
     return []
-  return [(k.removeprefix("train/"), v) for k, v in trained[-1].items() if k.startswith("train/")]
+  found = {k.removeprefix("train/"): v for k, v in trained[-1].items() if k.startswith("train/")}
+  return sorted(found.items(), key=lambda item: (item[0] in _NO_LOSSES, item[0] != "fused", item[0]))
 
 
 def _run_s(rows: Sequence[Mapping]) -> float | None:
@@ -367,7 +415,8 @@ def _settings(facts: Mapping) -> list[tuple[str, str, str]]:
 
 
 def _value(value: object) -> str:
-  return value if isinstance(value, str) and value else repr(value)
+  """As --set takes it."""
+  return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _commands(facts: Mapping) -> list[tuple[str, str]]:
@@ -391,12 +440,17 @@ def _curve(rows: Sequence[Mapping], key: str) -> Points:
   if len(points) <= POINTS:
     return points
   bounds = [round(i * len(points) / POINTS) for i in range(POINTS + 1)]
-  parts = [points[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+  parts = [points[a:b] for a, b in itertools.pairwise(bounds)]
   return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
 
 
+def _words(name: str) -> str:
+  """A name of a figure for people."""
+  return " ".join("AUC" if word == "auc" else word for word in name.split("_"))
+
+
 def _plain(name: str) -> str:
-  text = name.replace("_", " ")
+  text = _words(name)
   return text[:1].upper() + text[1:]
 
 
@@ -479,7 +533,9 @@ def _axes(
 
   levels = round_ticks(*upright, least=2)
   heights = [float(_of(y - upright[0], upright[1] - upright[0])) for y in levels]
-  inside = [tag("line", x1=0, x2=100, y1=f"{100 - y:.2f}", y2=f"{100 - y:.2f}", class_="grid") for y in heights]
+  inside = [
+    tag("line", x1=0, x2=100, y1=f"{100 - y:.2f}", y2=f"{100 - y:.2f}", class_="grid") for y in heights
+  ]
   inside += marks
   for i, points in enumerate(curves.values()):
     # A line to itself is a dot.
@@ -530,7 +586,9 @@ def _confusion(row: Mapping) -> Html:
     cells = []
     for count in counts:
       share = count / max(sum(counts), 1)
-      cells.append(tag("td", f"{count:,}", tag("small", f"{100 * share:.1f} %"), style=f"--share:{share:.3f}"))
+      cells.append(
+        tag("td", f"{count:,}", tag("small", f"{100 * share:.1f} %"), style=f"--share:{share:.3f}")
+      )
     body.append(tag("tr", tag("th", label, scope="row"), *cells))
   head = tag("thead", tag("tr", tag("td"), *(tag("th", f"called {label}", scope="col") for label in _LABELS)))
   return tag(
