@@ -1,6 +1,7 @@
 """Event files for TensorBoard, where tensorboardX is installed: the only module that imports it."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,12 +24,10 @@ class EventFiles:
   def __init__(self, folder: Path, *, after: int):
     self._folder, self._after, self._writer = folder, after, None
     try:
-      import tensorboardX
+      self._module = _tensorboardx()
     except ImportError:
       self._module = None
       logging.info("No files for TensorBoard are written: they need tensorboardX (pip install tensorboardX).")
-    else:
-      self._module = tensorboardX
     self.wanted = self._module is not None
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -56,3 +55,22 @@ class EventFiles:
         filename_suffix=f".{self._after}",
       )
     return self._writer
+
+
+def _tensorboardx():
+  """The package, without PyTorch: it imports that where it is installed, for the name of a type alone, which
+  takes seconds and memory.
+
+  Raises:
+    ImportError: it is not installed.
+  """
+  hidden = "torch" not in sys.modules
+  if hidden:
+    # An import of what stands here as None fails as if it were not installed.
+    sys.modules["torch"] = None
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return tensorboardX

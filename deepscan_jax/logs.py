@@ -167,9 +167,11 @@ class Pace:
   def paused(self) -> Iterator[None]:
     """Around what is not training."""
     start = self._clock()
-    yield
-    self.last_pause_s = self._clock() - start
-    self._paused_s += self.last_pause_s
+    try:
+      yield
+    finally:
+      self.last_pause_s = self._clock() - start
+      self._paused_s += self.last_pause_s
 
   def began(self, result) -> None:
     """After each step; see `FinishTimes.add`."""

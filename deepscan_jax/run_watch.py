@@ -36,6 +36,7 @@ class RunWatch:
     step: done before; what files hold of later steps is left out.
     examples: in a step.
     log, progress: open; closed with this.
+    tells: False measures alone and writes nothing, where another process tells of the same run.
     pace: None measures by itself.
   """
 
@@ -48,11 +49,13 @@ class RunWatch:
     examples: int,
     log: ScalarLog,
     progress: Progress,
+    tells: bool = True,
     pace: Pace | None = None,
   ):
     self._workdir, self._config, self._log, self._progress = workdir, config, log, progress
     self._pace = pace or Pace(examples)
-    self._events = EventFiles(workdir / "tensorboard", after=step)
+    self._events = EventFiles(workdir / "tensorboard", after=step) if tells else None
+    self._tells = tells
     self._shown: dict[str, float] = {}
     self._scores: Scores | None = None
     before = [row for row in read_scalars(workdir / SCALARS_FILE) if row["step"] <= step]
@@ -62,7 +65,7 @@ class RunWatch:
   @property
   def draws(self) -> bool:
     """Whether pictures of a validation go anywhere."""
-    return self._events.wanted
+    return self._events is not None and self._events.wanted
 
   def next(self, batches: Iterator) -> dict:
     """The next batch; what it costs to wait for it is measured."""
@@ -93,7 +96,7 @@ class RunWatch:
 
   def drew(self, step: int, sheet) -> None:
     """Takes a picture of sample crops, or None."""
-    if sheet is not None:
+    if sheet is not None and self.draws:
       self._events.draw(step, "samples", sheet)
 
   def validated(self, step: int, figures: Mapping[str, float]) -> None:
@@ -114,6 +117,8 @@ class RunWatch:
 
   def show(self, step: int) -> None:
     """Shows where the run is."""
+    if not self._tells:
+      return
     names = [name for name in _FIRST_SHOWN if name in self._shown]
     parts = [f"{name} {self._shown[name]:.3f}" for name in names]
     left_s = None
@@ -131,7 +136,8 @@ class RunWatch:
   def close(self) -> None:
     """Ends the line of progress and closes the files."""
     for thing in (self._progress, self._pace, self._events, self._log):
-      thing.close()
+      if thing is not None:
+        thing.close()
 
   def summarise(self, *, record: Mapping, stopped: str, step: int, params, data_dir: str | Path) -> None:
     """Writes summary.html and summary.md into the workdir; all that they need is in its files and given here.
@@ -143,6 +149,8 @@ class RunWatch:
       params: the parameters of the model.
       data_dir: where the datasets are.
     """
+    if not self._tells:
+      return
     config = to_dict(self._config)
     best = self._workdir / "best"
     training_report.write(
@@ -169,6 +177,8 @@ class RunWatch:
     )
 
   def _write(self, step: int, row: dict) -> None:
+    if not self._tells:
+      return
     row = row | {f"{TIMING}run_s": time.monotonic() - self._started_s}
     row |= {key: round(value, 4) for key, value in row.items() if key.startswith(TIMING)}
     self._log.write(step, row)

@@ -130,7 +130,9 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
         with watch.validating():
           figures = validate(part, predict, state, data_dir=data_dir, scored=watch.scored)
           if watch.draws:
-            watch.drew(step, sample_sheet(part, predict, state.variables, data_dir=data_dir))
+            rows = config.data.batch_size
+            sheet = sample_sheet(part, predict, state.variables, data_dir=data_dir, batch_size=rows)
+            watch.drew(step, sheet)
         watch.validated(step, figures)
         record = _note(record, figures, step, config)
         if record["best_step"] == step:

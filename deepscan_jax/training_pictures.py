@@ -77,7 +77,7 @@ def roc_picture(curve: tuple[np.ndarray, np.ndarray], *, auc: float) -> np.ndarr
 
 
 def sample_sheet(
-  config: Config, predict, variables: dict, *, data_dir: str | Path, count: int = 4
+  config: Config, predict, variables: dict, *, data_dir: str | Path, batch_size: int, count: int = 4
 ) -> np.ndarray | None:
   """Crops of the validation split, always the same, with their region maps.
 
@@ -90,6 +90,7 @@ def sample_sheet(
     predict: of `training.make_predict`.
     variables: of the model.
     data_dir: where the datasets are.
+    batch_size: of validation, for which `predict` is compiled already.
     count: at most so many pairs or examples.
 
   Returns:
@@ -101,7 +102,7 @@ def sample_sheet(
   degraded = False if config.data.pseudofakes else None
   held_out = data.held_out(config.data, "validation", data_dir=data_dir, inputs=inputs, degraded=degraded)
   lines = []
-  for batch, _ in data.held_out_batches(held_out, limit=count, batch_size=config.data.batch_size):
+  for batch, _ in data.held_out_batches(held_out, limit=count, batch_size=batch_size):
     logits, maps = predict.with_regions(variables, batch)
     if maps is None:
       return None

@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
   calibrate_model(f"{_WORKDIR.value}/best", data_dir=_DATA_DIR.value)
   print(f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}")
   print(f"the model: {_WORKDIR.value}/best")
+  print(f"how it went: {_WORKDIR.value}/summary.html")
   return 0
 
 

@@ -3,7 +3,9 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import struct
+import subprocess
 import sys
 
 import cv2
@@ -193,6 +195,54 @@ def test_without_tensorboardx_one_line_says_so(tmp_path, monkeypatch, caplog):
   run.validate(20)
   run.watch.close()
   assert [path.name for path in tmp_path.iterdir()] == ["scalars.jsonl"]
+
+
+def test_another_process_of_the_same_run_writes_nothing(tmp_path):
+  run = Watched(tmp_path)
+  run.watch.close()
+  config = tiny_config()
+  stream, log = io.StringIO(), logs.ScalarLog(tmp_path / "scalars.jsonl")
+  silent = run_watch.RunWatch(
+    tmp_path,
+    config=config,
+    step=0,
+    examples=8,
+    log=log,
+    progress=logs.Progress(4, stream=stream, every_s=0.0),
+    tells=False,
+  )
+  assert silent.next(iter([{"label": 1}])) == {"label": 1} and not silent.draws
+  silent.began({"fused": np.ones(())})
+  silent.trained(1, {"fused": 0.5}, learning_rate=0.1)
+  with silent.validating():
+    silent.scored(scores())
+  silent.drew(1, np.zeros((8, 9, 3), np.uint8))
+  silent.validated(1, {"auc": 0.75, "accuracy": 0.75})
+  silent.show(4)
+  silent.summarise(record={}, stopped="", step=1, params={}, data_dir="")
+  silent.close()
+  assert stream.getvalue() == "" and [path.name for path in tmp_path.iterdir()] == ["scalars.jsonl"]
+  assert (tmp_path / "scalars.jsonl").read_text() == ""
+
+
+def test_pytorch_is_not_imported_for_tensorboard(tmp_path):
+  (tmp_path / "torch.py").write_text("raise SystemExit('PyTorch was imported')\n")
+  program = (
+    "import pathlib, sys\n"
+    "from deepscan_jax.event_files import EventFiles\n"
+    "assert EventFiles(pathlib.Path(sys.argv[1]), after=0).wanted and 'torch' not in sys.modules\n"
+    "import torch\n"
+  )
+  path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(tmp_path)],
+    env={**os.environ, "PYTHONPATH": path},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  # Afterwards it can be imported as ever.
+  assert done.stderr.strip() == "PyTorch was imported"
 
 
 def test_a_run_is_seen_once_however_often_it_was_interrupted(prepared_dataset, tmp_path, monkeypatch):

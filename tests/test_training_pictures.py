@@ -46,7 +46,9 @@ def test_samples_are_the_same_ones_each_time_with_the_maps_of_the_model(prepared
     variables = random_variables(Detector(config.model), abstract_batch(1, config), train=False)
     predict = training.make_predict(config)
     sheets = [
-      training_pictures.sample_sheet(config, predict, variables, data_dir=prepared_dataset, count=2)
+      training_pictures.sample_sheet(
+        config, predict, variables, data_dir=prepared_dataset, batch_size=8, count=2
+      )
       for _ in range(2)
     ]
     batch = {"crops": np.zeros((8, 1, 224, 224, 3), np.uint8), "crop_mask": np.ones((8, 1), bool)}
@@ -60,4 +62,4 @@ def test_samples_are_the_same_ones_each_time_with_the_maps_of_the_model(prepared
 def test_a_model_that_sees_no_faces_has_no_samples(prepared_dataset):
   config = override(tiny_config(), "model.branches=tiny_voice")
   with tiny_branch():
-    assert training_pictures.sample_sheet(config, None, {}, data_dir=prepared_dataset) is None
+    assert training_pictures.sample_sheet(config, None, {}, data_dir=prepared_dataset, batch_size=8) is None
