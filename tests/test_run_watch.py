@@ -283,6 +283,9 @@ def test_a_run_is_seen_once_however_often_it_was_interrupted(prepared_dataset, t
       if key != "step" and not isinstance(value, list):
         (entry,) = found[key, row["step"]]
         assert entry.simple_value == pytest.approx(value, nan_ok=True)
+  # The first step of a process is not timed: step 1, and step 3 of the one that goes on.
+  timed = {row["step"]: row["time/data_wait"] for row in rows if "time/examples_per_s" in row}
+  assert list(timed) == [2, 4] and all(0 <= wait <= 1 for wait in timed.values())
   for step in (2, 4):
     (sheet,) = found["samples", step]
     # Four pairs: both twins, what was blended in, and the map of each.
