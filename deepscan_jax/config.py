@@ -10,7 +10,7 @@ import json
 import pkgutil
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deepscan_jax.augment import AugmentConfig
@@ -276,6 +276,15 @@ def override(config: Config, assignment: str) -> Config:
   except json.JSONDecodeError:
     value = text
   return _replace_at(config, path.strip().split("."), value, path)
+
+
+def differences(a, b, path: str = "") -> Iterator[tuple[str, object, object]]:
+  """Where two of `to_dict` differ: (dotted path, value of a, value of b)."""
+  if isinstance(a, dict) and isinstance(b, dict):
+    for key in sorted(a.keys() | b.keys()):
+      yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+  elif a != b:
+    yield path, a, b
 
 
 def to_dict(config) -> dict:

@@ -229,6 +229,21 @@ def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[s
   return len(source) * (2 if config.pseudofakes else 1)
 
 
+def split_sizes(config: DataConfig, *, data_dir: str | Path) -> dict[str, dict[str, int]]:
+  """How many examples each split of each dataset holds, as its dataset_info.json says; no split is opened.
+
+  Raises:
+    FileNotFoundError: a dataset has not been built.
+  """
+  return {
+    name: {
+      split: info.num_examples
+      for split, info in tfds.builder_from_directory(_directory(name, Path(data_dir))).info.splits.items()
+    }
+    for name in config.datasets
+  }
+
+
 @functools.cache
 def use_one_thread() -> None:
   """Keeps OpenCV and matrix products of NumPy to one thread of this process, from the first call on.

@@ -33,6 +33,41 @@ def accuracy(labels: np.ndarray, scores: np.ndarray, *, threshold: float = 0.0) 
   return float(np.mean((np.asarray(scores) >= threshold) == np.asarray(labels, bool)))
 
 
+def confusion(labels: np.ndarray, scores: np.ndarray, *, threshold: float = 0.0) -> np.ndarray:
+  """How many examples of each label (rows: real, fake) are called what (columns: real, fake): int [2, 2]."""
+  called = np.asarray(scores) >= threshold
+  cells = 2 * np.asarray(labels, np.int64) + called
+  return np.bincount(cells, minlength=4).reshape(2, 2)
+
+
+def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The ROC curve: for every threshold, the share of reals and of fakes at or above it.
+
+  Args:
+    labels: [example] 0 or 1.
+    scores: [example] float.
+
+  Returns:
+    (false positive rate, true positive rate), each [point] from 0 to 1; equal scores are one point. NaN of a
+    class that is missing.
+  """
+  order = np.argsort(-np.asarray(scores), kind="stable")
+  fakes, ordered = np.asarray(labels, bool)[order], np.asarray(scores)[order]
+  last = np.append(ordered[1:] != ordered[:-1], True)
+  with np.errstate(invalid="ignore"):
+    rates = [np.append(0, np.cumsum(of)[last]) / of.sum() for of in (~fakes, fakes)]
+  return rates[0], rates[1]
+
+
+def thinned_curve(x: np.ndarray, y: np.ndarray, *, points: int = 128) -> tuple[np.ndarray, np.ndarray]:
+  """A rising curve from (0, 0) to (1, 1) by at most so many of its points, evenly spread along it."""
+  if len(x) <= points:
+    return x, y
+  along = x + y
+  chosen = np.unique(np.searchsorted(along, np.linspace(along[0], along[-1], points)))
+  return x[chosen], y[chosen]
+
+
 def false_positive_rate(real_scores: np.ndarray, *, threshold: float) -> float:
   """Share of real examples at or above the threshold."""
   return float(np.mean(np.asarray(real_scores) >= threshold))

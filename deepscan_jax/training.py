@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 
 from deepscan_jax import data, evaluation, examples
 from deepscan_jax.checkpoints import CheckpointError, RunCheckpoints, read_model, save_model
-from deepscan_jax.config import Config, from_dict, to_dict
+from deepscan_jax.config import Config, differences, from_dict, to_dict
 from deepscan_jax.inference import CALIBRATIONS
 from deepscan_jax.logs import Progress, ScalarLog
 from deepscan_jax.losses import Sum
@@ -22,6 +23,7 @@ from deepscan_jax.models.detector import Detector, detector_inputs, image_networ
 from deepscan_jax.models.pretrained import weight_file
 from deepscan_jax.optimizer import create_optimizer, learning_rate_schedule
 from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, replicate, split_batch
+from deepscan_jax.run_watch import SCALARS_FILE, RunWatch
 from deepscan_jax.train_state import (
   TrainState,
   abstract_batch,
@@ -32,6 +34,7 @@ from deepscan_jax.train_state import (
   train_step,
   trained_part,
 )
+from deepscan_jax.training_pictures import sample_sheet
 from deepscan_jax.version import __version__
 
 _LOG_EVERY = 20
@@ -62,9 +65,10 @@ class FitResult:
 def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bool = True) -> FitResult:
   """Trains a detector, going on where an earlier run in the same workdir stopped.
 
-  Writes workdir/config.json, workdir/scalars.jsonl, workdir/checkpoints/ (to go on), and as models
-  workdir/best/ (of the best validation metric) and, at the end, workdir/last/. `calibrate_model` makes them
-  loadable by `load_detector`. The test split is never opened.
+  Writes workdir/config.json, workdir/scalars.jsonl, workdir/tensorboard/, workdir/checkpoints/ (to go on) and,
+  at its end, workdir/summary.html and summary.md; as models workdir/best/ (of the best validation metric)
+  and, at the end, workdir/last/. `calibrate_model` makes them loadable by `load_detector`. The test split is
+  never opened.
 
   Args:
     config: of the run.
@@ -108,18 +112,26 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
     )
   )
   predict = make_predict(part)
-  log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
+  log, progress = ScalarLog(workdir / SCALARS_FILE), Progress(config.train.steps)
+  watch = RunWatch(
+    workdir,
+    config=config,
+    step=int(state.step),
+    examples=config.data.batch_size,
+    log=log,
+    progress=progress,
+  )
   schedule = learning_rate_schedule(config.train)
-  shown: dict[str, float] = {}
   unchecked: list[dict[str, Sum]] = []
   with contextlib.ExitStack() as closing:
     # However training ends, what is being saved gets saved.
-    for open_thing in (log, batches, checkpoints):
+    for open_thing in (watch, batches, checkpoints):
       closing.callback(open_thing.close)
     for step in range(int(state.step) + 1, config.train.steps + 1):
       if _stop_reason(record, config):
         break
-      state, sums = step_fn(state, split_batch(next(batches)))
+      state, sums = step_fn(state, split_batch(watch.next(batches)))
+      watch.began(sums)
       unchecked.append(sums)
       final = step == config.train.steps
       logs, validates, saves = (
@@ -130,27 +142,31 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
         # Looking at a value waits for its step, so not after each; but before any state is kept.
         losses, unchecked = _finite(unchecked, step), []
       if logs:
-        log.write(step, {f"train/{k}": v for k, v in losses.items()} | {"learning_rate": schedule(step)})
-        shown |= losses
+        watch.trained(step, losses, learning_rate=schedule(step))
       if validates:
-        figures = validate(part, predict, state, data_dir=data_dir)
-        log.write(step, {f"validation/{k}": v for k, v in figures.items()})
-        shown |= {"auc": figures["auc"], "accuracy": figures["accuracy"]}
+        with watch.validating():
+          figures = validate(part, predict, state, data_dir=data_dir, scored=watch.scored)
+          if watch.draws:
+            rows = config.data.batch_size
+            sheet = sample_sheet(part, predict, state.variables, data_dir=data_dir, batch_size=rows)
+            watch.drew(step, sheet)
+        watch.validated(step, figures)
         record = _note(record, figures, step, config)
         if record["best_step"] == step:
           save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
       if saves or _stop_reason(record, config):
         _save(checkpoints, step, state, batches, config, record)
-      progress.show(step, "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
-  finished = int(state.step) == config.train.steps or _stop_reason(record, config) is not None
+      watch.show(step)
+  stopped = _stop_reason(record, config)
+  finished = int(state.step) == config.train.steps or stopped is not None
   if finished:
     _save_last(workdir / "last", state, config, record)
+  stopped = stopped or "all steps done"
+  watch.summarise(
+    record=record, stopped=stopped, step=int(state.step), params=state.params, data_dir=data_dir
+  )
   return FitResult(
-    state=state,
-    best=record["best"],
-    best_step=record["best_step"],
-    stopped=_stop_reason(record, config) or "all steps done",
-    finished=finished,
+    state=state, best=record["best"], best_step=record["best_step"], stopped=stopped, finished=finished
   )
 
 
@@ -213,20 +229,59 @@ def with_steps(config: Config, *, data_dir: str | Path) -> Config:
   return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
-def make_predict(config: Config):
+def make_predict(config: Config) -> "Predict":
   """Returns f(variables, batch) -> logits [batch], split over all local devices, in eval mode."""
-  model = Detector(config.model)
-  apply = parallel_map(lambda variables, batch: model.apply(variables, batch, train=False).logit)
-  keys = tuple(abstract_batch(1, config))
-
-  def predict(variables: dict, batch: dict[str, np.ndarray]) -> np.ndarray:
-    return np.asarray(apply(variables, split_batch({key: batch[key] for key in keys}))).reshape(-1)
-
-  return predict
+  return Predict(config)
 
 
-def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path) -> dict[str, float]:
+class Predict:
+  """What `make_predict` returns; a configuration's network, compiled once for logits and region maps."""
+
+  def __init__(self, config: Config):
+    model = Detector(config.model)
+
+    def answer(variables: dict, batch: dict) -> tuple[jax.Array, list[jax.Array]]:
+      output = model.apply(variables, batch, train=False)
+      maps = [branch.maps["region"] for branch in output.branches.values() if "region" in branch.maps]
+      return output.logit, maps
+
+    self._apply = parallel_map(answer)
+    self._keys = tuple(abstract_batch(1, config))
+
+  def __call__(self, variables: dict, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """The logits, [batch] float32."""
+    return np.asarray(self._answer(variables, batch)[0]).reshape(-1)
+
+  def with_regions(
+    self, variables: dict, batch: dict[str, np.ndarray]
+  ) -> tuple[np.ndarray, np.ndarray | None]:
+    """The logits and the first branch's region maps, [batch, frame, row, column] float64 in 0..1; None where
+    no branch draws one."""
+    logits, maps = self._answer(variables, batch)
+    logits = np.asarray(logits).reshape(-1)
+    if not maps:
+      return logits, None
+    values = np.asarray(maps[0], np.float64)
+    return logits, 0.5 + 0.5 * np.tanh(values.reshape(-1, *values.shape[2:]) / 2)
+
+  def _answer(self, variables: dict, batch: dict[str, np.ndarray]):
+    return self._apply(variables, split_batch({key: batch[key] for key in self._keys}))
+
+
+def validate(
+  config: Config,
+  predict,
+  state: TrainState,
+  *,
+  data_dir: str | Path,
+  scored: Callable[[evaluation.Scores], object] = lambda scores: None,
+) -> dict[str, float]:
   """Figures on the validation split, in eval mode.
+
+  Args:
+    config, predict, state: of the run.
+    data_dir: where the datasets are.
+    scored: called with the scores that "auc" and "accuracy" are of.
 
   Returns:
     "auc" and "accuracy" of single examples, "video_auc" and "video_accuracy" of whole files (the mean of
@@ -247,9 +302,10 @@ def validate(config: Config, predict, state: TrainState, *, data_dir: str | Path
     )
 
   if not config.data.pseudofakes:
-    return score(degraded=None).summary()
+    scored(untouched := score(degraded=None))
+    return untouched.summary()
   plain, degraded = (score(degraded=d) for d in (False, True))
-  both = plain + degraded
+  scored(both := plain + degraded)
   figures, parts = both.summary(), {"plain": plain, "degraded": degraded}
   if len(kinds := np.unique(both.kind)) > 1:
     parts |= {str(kind): both.rows(both.kind == kind) for kind in kinds}
@@ -303,20 +359,12 @@ def _check_workdir(config: Config, workdir: Path, *, resume: bool) -> bool:
       f"{file} is damaged ({error}); put it back from a copy, or choose another --workdir."
     ) from error
   if there != wanted:
-    changed = ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in _differences(there, wanted))
+    changed = ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in differences(there, wanted))
     raise ValueError(
       f"{workdir} holds a run of another configuration ({changed}); give the same settings again to go on "
       "with it, or choose another --workdir."
     )
   return True
-
-
-def _differences(a, b, path: str = ""):
-  if isinstance(a, dict) and isinstance(b, dict):
-    for key in sorted(a.keys() | b.keys()):
-      yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-  elif a != b:
-    yield path, a, b
 
 
 def _save_last(folder: Path, state: TrainState, config: Config, record: dict) -> None:

@@ -144,6 +144,7 @@ def main(argv: Sequence[str]) -> int:
   calibrate_model(f"{workdir}/best", data_dir=_DATA_DIR.value)
   print(f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}")
   print(f"the model: {workdir}/best")
+  print(f"how it went: {workdir}/summary.html")
   return 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "deepscan_jax"
-LOOP = {"training", "train_state", "cross_validation"}
+LOOP = {"training", "train_state", "cross_validation", "run_watch"}
 TRAINING = LOOP | {"evaluation", "losses", "optimizer", "data"}
 SERVING = {"inference", "report", "verdict", "calibration", "doctor"}
 # Modules (or packages) of the library, and what none of their files may import from the library.
@@ -35,6 +35,11 @@ FORBIDDEN = {
   "report": TRAINING | {"inference", "models", "media", "faces"},
   "audit": TRAINING | SERVING | {"models", "faces", "examples", "config", "checkpoints"},
   "audit_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "audit"},
+  "run_watch": {"training", "train_state", "inference"},
+  "training_pictures": (TRAINING - {"data"}) | SERVING,
+  "training_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "examples", "data"},
+  "logs": {""},
+  "event_files": {""},
   "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
   "copies": {""},
   "folds": {""},
@@ -58,6 +63,7 @@ ONLY = {
   "tensorflow_datasets": {"data"},
   "av": {"media_decoder", "augment", "augment_audio", "doctor"},
   "PIL": {"media_decoder"},
+  "tensorboardX": {"event_files"},
   "torch": set(),
   "tensorflow": set(),
 }

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from deepscan_jax.config import Config, from_dict, load_preset, override, preset_names, to_dict
+from deepscan_jax.config import Config, differences, from_dict, load_preset, override, preset_names, to_dict
 from deepscan_jax.models.detector import BRANCHES
 from deepscan_jax.models.efficientnet import family_member
 
@@ -94,3 +94,15 @@ def test_from_dict_fills_what_is_missing_and_refuses_what_is_unknown():
   )
   with pytest.raises(ValueError, match="Unknown fields of TrainConfig: stepps"):
     from_dict({"train": {"stepps": 7}})
+
+
+def test_differences_are_told_by_their_dotted_paths():
+  one = to_dict(Config())
+  other = to_dict(override(override(Config(), "train.steps=7"), 'model.branches=["audio"]'))
+  assert list(differences(one, other)) == [
+    ("model.branches", ["spatial"], ["audio"]),
+    ("train.steps", 1000, 7),
+  ]
+  assert list(differences(one, one)) == [] and list(differences({"a": {"b": 1}}, {})) == [
+    ("a", {"b": 1}, None)
+  ]

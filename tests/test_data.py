@@ -450,3 +450,14 @@ def test_shares_of_known_forgeries_that_make_no_sense_are_refused():
   ):
     with pytest.raises(ValueError, match=message):
       data.train_dataset(dataclasses.replace(CONFIG, **changes), data_dir="", seed=0)
+
+
+def test_the_sizes_of_all_splits_are_told_without_opening_one(prepared_dataset, monkeypatch):
+  monkeypatch.setattr(data, "_open", None)
+  sizes = data.split_sizes(CONFIG, data_dir=prepared_dataset)
+  expected = {split: len(SOURCES) * count for split, count in COUNTS.items()}
+  # With the clip's examples.
+  expected[face_media.CLIP_SPLIT] += face_media.CLIP_SAMPLES
+  assert sizes == {"real_only": expected}
+  with pytest.raises(FileNotFoundError, match=r"build it with"):
+    data.split_sizes(dataclasses.replace(CONFIG, datasets=("nothing",)), data_dir=prepared_dataset)

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from deepscan_jax import metrics
 
@@ -73,3 +73,33 @@ def test_the_interval_of_a_rate_is_that_of_the_textbook_and_honest_about_few():
     expected = binomtest(hits, count).proportion_ci(method="wilson")
     assert metrics.wilson_interval(hits / count, count) == pytest.approx(tuple(expected), abs=1e-6)
   assert metrics.wilson_interval(0.0, 45)[1] > 0.05
+
+
+def test_a_confusion_matrix_counts_each_label_by_what_it_is_called():
+  labels, scores = np.array([0, 0, 0, 1, 1]), np.array([-1.0, 0.0, 2.0, -0.5, 3.0])
+  assert metrics.confusion(labels, scores).tolist() == [[1, 2], [1, 1]]
+  assert metrics.confusion(labels, scores, threshold=2.5).tolist() == [[3, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("decimals", [6, 1, 0])
+def test_the_roc_curve_is_that_of_scikit_learn_ties_included(decimals):
+  rng = np.random.default_rng(decimals)
+  labels = rng.integers(0, 2, 300)
+  scores = np.round(rng.normal(size=300) + labels, decimals)
+  expected = roc_curve(labels, scores, drop_intermediate=False)
+  for ours, theirs in zip(metrics.roc_curve(labels, scores), expected, strict=False):
+    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_a_thinned_curve_keeps_its_ends_and_its_area():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 2, 5000)
+  whole = metrics.roc_curve(labels, rng.normal(size=5000) + labels)
+  thin = metrics.thinned_curve(*whole, points=100)
+  assert len(thin[0]) <= 100 < len(whole[0])
+  for full, few in zip(whole, thin, strict=True):
+    assert (few[0], few[-1]) == (0, 1) and set(few) <= set(full)
+  assert np.trapezoid(thin[1], thin[0]) == pytest.approx(np.trapezoid(whole[1], whole[0]), abs=2e-3)
+  few = metrics.roc_curve(labels[:20], np.arange(20))
+  for one, other in zip(metrics.thinned_curve(*few), few, strict=True):
+    np.testing.assert_array_equal(one, other)

@@ -17,6 +17,7 @@ from deepscan_jax import checkpoints, compilation_cache, data, train_state, trai
 from deepscan_jax.config import Config, ModelConfig, override, to_dict
 from deepscan_jax.inference import load_detector
 from deepscan_jax.launch import train
+from deepscan_jax.logs import untimed
 from deepscan_jax.models.backbones import backbone, measured_statistics
 from deepscan_jax.models.detector import BRANCHES, Detector
 
@@ -29,8 +30,7 @@ def tiny():
 
 def scalars(workdir) -> list[dict]:
   """The rows of scalars.jsonl without the times."""
-  rows = [json.loads(line) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
-  return [{key: value for key, value in row.items() if key != "time_s"} for row in rows]
+  return [untimed(json.loads(line)) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
 
 
 def assert_same_state(a: train_state.TrainState, b: train_state.TrainState) -> None:
