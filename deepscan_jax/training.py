@@ -65,8 +65,8 @@ class FitResult:
 def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bool = True) -> FitResult:
   """Trains a detector, going on where an earlier run in the same workdir stopped.
 
-  Writes workdir/config.json, workdir/scalars.jsonl, workdir/tensorboard/, workdir/checkpoints/ (to go on) and,
-  at its end, workdir/summary.html and summary.md; as models workdir/best/ (of the best validation metric)
+  Writes workdir/config.json, workdir/scalars.jsonl, workdir/tensorboard/, workdir/checkpoints/ (to go on)
+  and at its end, workdir/summary.html and summary.md; as models workdir/best/ (of the best validation metric)
   and, at the end, workdir/last/. `calibrate_model` makes them loadable by `load_detector`. The test split is
   never opened.
 
