@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepscan_jax import data, evaluation
-from deepscan_jax.checkpoints import RunCheckpoints, read_model, save_model
+from deepscan_jax.checkpoints import RunCheckpoints, read_model, recover_model, save_model, write_whole
 from deepscan_jax.config import Config, to_dict
 from deepscan_jax.inference import CALIBRATIONS
-from deepscan_jax.logs import Progress, ScalarLog
+from deepscan_jax.logs import Progress, ScalarLog, drop_rows_after
 from deepscan_jax.losses import Sum
 from deepscan_jax.models.detector import Detector, detector_inputs
 from deepscan_jax.optimizer import create_optimizer, learning_rate_schedule
@@ -54,7 +55,8 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   """Trains a detector, going on where an earlier run in the same workdir stopped.
 
   Writes workdir/config.json, workdir/scalars.jsonl, workdir/checkpoints/ (to go on) and workdir/best/ (the
-  model with the best validation metric, loadable by `load_detector`). The test split is never opened.
+  model with the best validation metric, loadable by `load_detector`). The test split is never opened. Killed
+  at any moment and called again, it ends as it would have ended undisturbed, to the bit.
 
   Args:
     config: of the run.
@@ -63,7 +65,9 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
 
   Raises:
     ValueError: the workdir holds a run of another configuration; the message shows the difference.
-    TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved.
+    CheckpointError: there are checkpoints, but none is sound.
+    TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved; the
+      examples of that step's batch are in workdir/non_finite_step_N.json.
   """
   workdir = Path(workdir)
   trained_part(config)  # Raises before anything is written.
@@ -77,7 +81,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   batches = iter(dataset)
   checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
   state, record = create_state(config), {"best": -math.inf, "best_step": 0, "waited": 0}
-  if (last := checkpoints.latest_step()) is not None:
+  if (last := checkpoints.recover()) is not None:
     state = _restore(checkpoints, last, state, batches)
     record = checkpoints.meta(last)["record"]
     logging.info("Going on at step %d of %s.", last, workdir)
@@ -91,10 +95,14 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     )
   )
   predict = make_predict(part)
+  # What a killed run left: rows of steps that are taken again, no model under its name.
+  drop_rows_after(workdir / "scalars.jsonl", int(state.step))
+  recover_model(workdir / "best")
   log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
   schedule = learning_rate_schedule(config.train)
   shown: dict[str, float] = {}
   unchecked: list[dict[str, Sum]] = []
+  look = functools.partial(_note_batch, config, workdir=workdir, data_dir=data_dir, inputs=inputs)
   with contextlib.ExitStack() as closing:
     # However training ends, what is being saved gets saved.
     for open_thing in (log, batches, checkpoints):
@@ -111,7 +119,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
       )
       if logs or validates or saves:
         # Looking at a value waits for its step, so not after each; but before any state is kept.
-        losses, unchecked = _finite(unchecked, step), []
+        losses, unchecked = _finite(unchecked, step, look=look), []
       if logs:
         log.write(step, {f"train/{k}": v for k, v in losses.items()} | {"learning_rate": schedule(step)})
         shown |= losses
@@ -218,14 +226,20 @@ def model_facts(config: Config, training: dict) -> dict:
 def _claim_workdir(config: Config, workdir: Path) -> None:
   file, wanted = workdir / "config.json", to_dict(config)
   if file.exists():
-    there = json.loads(file.read_text(encoding="utf-8"))
+    try:
+      there = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+      raise ValueError(
+        f"{file} is damaged ({error}); put it back from a copy, or choose another --workdir."
+      ) from error
     if there != wanted:
       changed = ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in _differences(there, wanted))
       raise ValueError(
         f"{workdir} holds a run of another configuration ({changed}); choose another --workdir."
       )
+    return
   workdir.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+  write_whole(file, json.dumps(wanted, indent=2) + "\n")
 
 
 def _differences(a, b, path: str = ""):
@@ -277,15 +291,36 @@ def _stop_reason(record: dict, config: Config) -> str | None:
   return None
 
 
-def _finite(sums: list[dict[str, Sum]], step: int) -> dict[str, float]:
-  """The figures of the last of some steps that end with `step`, once those of all of them are finite."""
+def _finite(
+  sums: list[dict[str, Sum]], step: int, *, look: Callable[[int, list[str]], str]
+) -> dict[str, float]:
+  """The figures of the last of some steps that end with `step`, once those of all of them are finite.
+
+  Args:
+    sums: of each of those steps.
+    step: the last of them.
+    look: told a step and what is not finite in it, notes its batch and says where.
+  """
   first, values = step - len(sums) + 1, {}
   for number, of_step in enumerate(jax.device_get(sums), start=first):
     values = {name: float(s.total) / max(float(s.weight), 1e-6) for name, s in of_step.items()}
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    broken = sorted(name for name, value in values.items() if not math.isfinite(value))
     if broken:
       raise TrainingError(
-        f"The loss or its gradient is not finite at step {number} ({', '.join(sorted(broken))}); nothing of "
-        f"steps {first} to {step} was saved. Lower train.learning_rate."
+        f"The loss or its gradient is not finite at step {number} ({', '.join(broken)}); nothing of "
+        f"steps {first} to {step} was saved. {look(number, broken)} Look at them, or lower "
+        "train.learning_rate."
       )
   return values
+
+
+def _note_batch(
+  config: Config, step: int, broken: list[str], *, workdir: Path, data_dir: str | Path, inputs: Sequence[str]
+) -> str:
+  """Writes which examples were in the batch of a step to a file, and says so in a sentence."""
+  rows = data.batch_facts(config.data, data_dir=data_dir, seed=config.seed, step=step, inputs=inputs)
+  file = workdir / f"non_finite_step_{step}.json"
+  write_whole(file, json.dumps({"step": step, "not_finite": broken, "examples": rows}, indent=2) + "\n")
+  ids = list(dict.fromkeys(row["id"] for row in rows))
+  more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+  return f"Its batch was made of {', '.join(ids[:3])}{more}; {file} tells of each."
