@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 MODEL_FILE = "model.json"
 # Arrays of fewer numbers stay float32 in a bfloat16 copy: depthwise kernels and last layers are next to
@@ -416,9 +417,9 @@ def _manifest(step: int, files: dict[str, str]) -> str:
 
 def _read_tree(path: Path) -> Any:
   """A saved tree of arrays, on the first local device."""
+  # What was saved says its own shapes: tracing the network for them would take longer than the reading.
+  saved = ocp.StandardCheckpointHandler().metadata(epath.Path(path)).tree
   with ocp.StandardCheckpointer() as checkpointer:
-    # What was saved says its own shapes: tracing the network for them would take longer than the reading.
-    saved = checkpointer.metadata(path).item_metadata.tree
     return checkpointer.restore(path, _abstract(saved))
 
 
