@@ -26,9 +26,8 @@ MODEL_FILE = "model.json"
 NARROW_FROM = 8192
 MANIFEST_FILE = "manifest.json"
 PARAMS_FOLDER = "params"
-# Says of a folder of steps that each of them gets a manifest, so that one without was cut off.
-FORM_FILE = "form.txt"
-FORM = f"A step in this folder is complete once it holds {MANIFEST_FILE}.\n"
+# Lies among the steps of a run until the first of them is complete: so long there is nothing to lose.
+FIRST_FILE = "nothing_complete.txt"
 # Of what is no longer a step: moved aside, about to be deleted, never completed by orbax.
 _DAMAGED, _DELETED, _UNFINISHED = ".damaged", ".deleted", "*.orbax-checkpoint-tmp*"
 
@@ -122,13 +121,12 @@ class RunCheckpoints:
         sound = step
         break
       found[step] = problem
-    if sound is None and any(not self._was_cut_off(step) for step in found):
+    if sound is None and found and not self._first.is_file():
       told = "; ".join(f"step {step}: {problem}" for step, problem in sorted(found.items()))
-      older = "" if self._form.is_file() else " (they may be of an older version, which wrote no manifests)"
       raise CheckpointError(
-        f"None of the checkpoints in {self._folder} is sound ({told}){older}, and nothing was changed. Put "
-        "their files back from a copy, or remove that folder to start from the beginning, or choose another "
-        "--workdir."
+        f"None of the checkpoints in {self._folder} is sound ({told}), and nothing was changed. Put their "
+        "files back from a copy, or remove that folder to start from the beginning, or choose another "
+        f"--workdir; what older versions wrote, without {MANIFEST_FILE}, cannot be told from what is damaged."
       )
     if first:
       instead = "training starts from the beginning" if sound is None else f"step {sound} is used instead"
@@ -157,9 +155,9 @@ class RunCheckpoints:
     import grain  # Only training has iterators; detect stays free of the import.
 
     self._wait()
-    if jax.process_index() == 0 and not self._form.is_file():
+    if jax.process_index() == 0 and not self.steps():
       self._folder.mkdir(parents=True, exist_ok=True)
-      write_whole(self._form, FORM)
+      write_whole(self._first, "No step in this folder has been complete yet.\n")
     items = ocp.args.Composite(
       params=ocp.args.StandardSave(params),
       train=ocp.args.StandardSave(train),
@@ -214,15 +212,11 @@ class RunCheckpoints:
       self._checkpointer.close()
 
   @property
-  def _form(self) -> Path:
-    return self._folder / FORM_FILE
+  def _first(self) -> Path:
+    return self._folder / FIRST_FILE
 
   def _step(self, step: int) -> Path:
     return self._folder / str(step)
-
-  def _was_cut_off(self, step: int) -> bool:
-    """Whether a step never was complete."""
-    return self._form.is_file() and not (self._step(step) / MANIFEST_FILE).exists()
 
   def _wait(self) -> None:
     finishing, self._finishing = self._finishing, None
@@ -236,6 +230,7 @@ class RunCheckpoints:
       return
     folder = self._step(step)
     write_whole(folder / MANIFEST_FILE, _manifest(step, _hashes(folder, to_disk=True)))
+    self._first.unlink(missing_ok=True)
     complete = [step for step in self.steps() if (self._step(step) / MANIFEST_FILE).is_file()]
     for old in complete[: -self._keep]:
       # Renamed first: half a step would be taken for a damaged one.

@@ -8,7 +8,10 @@ draws what an uninterrupted one would have drawn, and every validation sees the 
 import dataclasses
 import functools
 import logging
+import multiprocessing
+import os
 import re
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -211,8 +214,21 @@ def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grai
   threads = 1 if config.workers else 2
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
   if config.workers:
-    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    options = grain.MultiprocessingOptions(num_workers=config.workers)
+    iterable = iterable.mp_prefetch(options, worker_init_fn=_end_with_parent)
   return iterable
+
+
+def _end_with_parent(index: int, count: int) -> None:
+  """Makes this worker process end when the one that started it is gone: killed, that cannot tell it to."""
+  del index, count
+  parent = multiprocessing.parent_process()
+
+  def watch() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[str] = FACE_INPUTS) -> int:

@@ -64,13 +64,16 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     data_dir: where the datasets are.
 
   Raises:
-    ValueError: the workdir holds a run of another configuration; the message shows the difference.
+    ValueError: the workdir holds a run of another configuration; the message shows the difference. Or fewer
+      than 2 checkpoints would be kept.
     CheckpointError: there are checkpoints, but none is sound.
     TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved; the
       examples of that step's batch are in workdir/non_finite_step_N.json.
   """
   workdir = Path(workdir)
-  trained_part(config)  # Raises before anything is written.
+  # Both raise before anything is written.
+  trained_part(config)
+  checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
   _claim_workdir(config, workdir)
   config = with_steps(config, data_dir=data_dir)
   # What is computed; the state holds the whole model.
@@ -79,7 +82,6 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   inputs = detector_inputs(part.model)
   dataset = data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
   batches = iter(dataset)
-  checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
   state, record = create_state(config), {"best": -math.inf, "best_step": 0, "waited": 0}
   if (last := checkpoints.recover()) is not None:
     state = _restore(checkpoints, last, state, batches)

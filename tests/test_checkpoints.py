@@ -236,7 +236,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def test_a_step_comes_back_as_it_was_saved_and_the_latest_are_kept(run):
-  assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6", checkpoints.FORM_FILE]
+  assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
   assert_goes_on_at(run, 6)
   # Reading has changed nothing.
   assert RunCheckpoints(run).damage(6) is None
@@ -409,7 +409,7 @@ def test_what_a_kill_leaves_beside_the_steps_is_cleared_away(run, caplog):
   (folder / "2.deleted" / "params").mkdir(parents=True)
   assert_goes_on_at(run, 6)
   assert not caplog.records
-  assert sorted(path.name for path in folder.iterdir()) == ["4", "6", checkpoints.FORM_FILE]
+  assert sorted(path.name for path in folder.iterdir()) == ["4", "6"]
 
 
 def test_where_no_step_is_sound_training_is_refused_and_nothing_changed(run, caplog):
@@ -426,21 +426,30 @@ def test_where_no_step_is_sound_training_is_refused_and_nothing_changed(run, cap
   assert files_of(run) == before and not caplog.records
 
 
-def test_where_the_first_save_was_cut_off_training_starts_from_the_beginning(tmp_path, caplog):
-  save_steps(tmp_path, 2)
-  torn(tmp_path / "checkpoints" / "2", "no manifest")
+def test_where_the_first_save_was_cut_off_training_starts_from_the_beginning(tmp_path, caplog, monkeypatch):
+  def killed(path, text):
+    if path.name == checkpoints.MANIFEST_FILE:
+      raise Killed
+    path.write_text(text)
+
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(checkpoints, "write_whole", killed)
+    save_steps(tmp_path, 2)
   assert RunCheckpoints(tmp_path).recover() is None
   (record,) = caplog.records
-  assert "training starts from the beginning" in record.getMessage()
+  assert "training starts from the beginning" in record.getMessage() and "2.damaged" in record.getMessage()
   save_steps(tmp_path, 2)
   assert_goes_on_at(tmp_path, 2)
+  # From now on there is something to lose.
+  torn(tmp_path / "checkpoints" / "2", "no manifest")
+  with pytest.raises(CheckpointError, match="is sound"):
+    RunCheckpoints(tmp_path).recover()
 
 
 def test_steps_of_an_older_version_cannot_be_verified_and_are_refused(run):
   for step in ("4", "6"):
     torn(run / "checkpoints" / step, "no manifest")
-  (run / "checkpoints" / checkpoints.FORM_FILE).unlink()
-  with pytest.raises(CheckpointError, match="older version, which wrote no manifests"):
+  with pytest.raises(CheckpointError, match=r"older versions wrote, without manifest\.json, cannot be told"):
     RunCheckpoints(run).recover()
 
 

@@ -1,7 +1,12 @@
 import dataclasses
+import signal
+import subprocess
+import sys
+import time
 
 import face_media
 import numpy as np
+import psutil
 import pytest
 import voices
 from face_media import COUNTS, SOURCES
@@ -73,6 +78,46 @@ def test_an_iterator_goes_on_where_its_state_was_taken(prepared_dataset):
     assert_same(next(fresh), batch)
   iterator.close()
   fresh.close()
+
+
+# Draws a batch from two workers, tells their ids and is killed.
+KILLED = """
+import dataclasses, os, signal, sys
+import psutil
+from absl import flags
+from deepscan_jax import data
+from deepscan_jax.config import DataConfig
+
+if __name__ == "__main__":
+  flags.FLAGS.mark_as_parsed()
+  batches = iter(data.train_dataset(DataConfig(batch_size=4, workers=2), data_dir=sys.argv[1], seed=0))
+  next(batches)
+  print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(prepared_dataset, tmp_path):
+  script = tmp_path / "killed.py"
+  script.write_text(KILLED)
+  ended = subprocess.run(
+    [sys.executable, script, prepared_dataset], stdout=subprocess.PIPE, text=True, timeout=300
+  )
+  assert ended.returncode == -signal.SIGKILL
+  workers = [int(number) for number in ended.stdout.split()]
+  assert len(workers) >= 2
+  deadline = time.monotonic() + 60
+  while alive := [number for number in workers if running(number)]:
+    assert time.monotonic() < deadline, alive
+    time.sleep(0.1)
+
+
+def running(process: int) -> bool:
+  """Whether a process is there and not merely waits for its parent to be told of its end."""
+  try:
+    return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+  except psutil.NoSuchProcess:
+    return False
 
 
 def test_labelled_data_keep_their_labels(prepared_dataset):

@@ -242,6 +242,12 @@ def test_a_workdir_of_another_configuration_is_refused(whole_run, prepared_datas
     training.fit(other, workdir=workdir, data_dir=prepared_dataset)
 
 
+def test_a_single_checkpoint_would_be_too_few(prepared_dataset, tmp_path):
+  with pytest.raises(ValueError, match=r"train\.keep_checkpoints must be 2 or more"):
+    training.fit(tiny_config(keep_checkpoints=1), workdir=tmp_path, data_dir=prepared_dataset)
+  assert not list(tmp_path.iterdir())
+
+
 def test_training_stops_when_validation_no_longer_gets_better(prepared_dataset, tmp_path, monkeypatch):
   figures = iter([0.6, 0.7, 0.7, 0.65, 0.9])
   monkeypatch.setattr(training, "validate", lambda *_, **__: {"auc": next(figures), "accuracy": 0.5})
