@@ -179,6 +179,7 @@ class TrainConfig:
       the bit. Empty: train all.
     ema_decay: of the average of parameters that is validated and shipped; 0 switches it off.
     validate_every, save_every: steps.
+    keep_checkpoints: how many of the last ones are kept, 2 or more.
     patience: validations without a better `metric` before training stops; 0 never stops early.
     metric: the validation metric that chooses the checkpoint; see training.validate.
     target_accuracy: stop when validation accuracy reaches it; 0 is off.

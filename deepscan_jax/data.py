@@ -8,7 +8,10 @@ draws what an uninterrupted one would have drawn, and every validation sees the 
 import dataclasses
 import functools
 import logging
+import multiprocessing
+import os
 import re
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -187,21 +190,58 @@ def train_dataset(
     raise ValueError(
       f"Batch size {config.batch_size} must be even: each real example comes with its pseudo-fake."
     )
+  dataset, make = _stream(config, data_dir=data_dir, seed=seed, inputs=inputs)
+  return batched(_part(dataset.random_map(make), shard), rows=twins, config=config)
+
+
+def batch_facts(
+  config: DataConfig,
+  *,
+  data_dir: str | Path,
+  seed: int,
+  step: int,
+  inputs: Sequence[str] = FACE_INPUTS,
+  shard: tuple[int, int] = (0, 1),
+) -> list[dict]:
+  """What stands in the rows of one batch of `train_dataset`, whose batches carry no names.
+
+  Each place of the stream holds the same whenever it is asked for, so that this batch alone is made once
+  more.
+
+  Args:
+    config, data_dir, seed, inputs, shard: as of `train_dataset`.
+    step: which batch; 1 is the first.
+
+  Returns:
+    For each row, JSON: id, group, source and method of the example that it was made of; label, face_label and
+    sound_label of the row; pseudofake: what was forged in it, and how, in words ("" where nothing was); and
+    not_finite: the inputs that hold a NaN or an infinity.
+  """
+  dataset, make = _stream(config, data_dir=data_dir, seed=seed, inputs=inputs)
+  rows = _part(dataset.random_map(_Described(make)), shard)
+  count = config.batch_size // (2 if config.pseudofakes else 1)
+  return [row for place in range((step - 1) * count, step * count) for row in rows[place]]
+
+
+def _stream(
+  config: DataConfig, *, data_dir: str | Path, seed: int, inputs: Sequence[str]
+) -> tuple[grain.MapDataset, "PairMaker | SingleMaker"]:
+  """The endless examples of training, shuffled and mixed, and what makes rows of them."""
   parts = _parts(config, "train", data_dir, inputs)
   if config.pseudofakes:
     make = PairMaker(config, tuple(inputs), reals=parts[0][0] if config.labelled_share else None)
   else:
     make = SingleMaker(config, tuple(inputs))
   datasets = [grain.MapDataset.source(part).seed(seed).shuffle().repeat() for part, _ in parts]
-  dataset = datasets[0]
-  if len(datasets) > 1:
-    dataset = grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts]).seed(seed)
-  dataset = dataset.random_map(make)
+  if len(datasets) == 1:
+    return datasets[0], make
+  return grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts]).seed(seed), make
+
+
+def _part(dataset: grain.MapDataset, shard: tuple[int, int]) -> grain.MapDataset:
+  """What one process takes: after the random numbers, which come from the position among all processes'."""
   index, count = shard
-  if count > 1:
-    # After the random numbers, which come from the position among all processes' examples.
-    dataset = dataset[index::count]
-  return batched(dataset, rows=twins, config=config)
+  return dataset[index::count] if count > 1 else dataset
 
 
 def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grain.IterDataset:
@@ -216,8 +256,21 @@ def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grai
   threads = 1 if config.workers else 2
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
   if config.workers:
-    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    options = grain.MultiprocessingOptions(num_workers=config.workers)
+    iterable = iterable.mp_prefetch(options, worker_init_fn=_end_with_parent)
   return iterable
+
+
+def _end_with_parent(index: int, count: int) -> None:
+  """Makes this worker process end when the one that started it is gone: killed, that cannot tell it to."""
+  del index, count
+  parent = multiprocessing.parent_process()
+
+  def watch() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[str] = FACE_INPUTS) -> int:
@@ -273,6 +326,16 @@ class PairMaker(grain.transforms.RandomMap):
 
   def draw(self, element: dict, rng: np.random.Generator) -> tuple[Rows, "Forgery", bool]:
     """The same, with how the twin was forged, and whether both were degraded."""
+    rows, forgery, degraded, _ = self._draw(element, rng)
+    return rows, forgery, degraded
+
+  def described(self, element: dict, rng: np.random.Generator) -> tuple[Rows, list[tuple[dict, str]]]:
+    """The rows of `random_map`, and for each its example and what was forged in it, in words."""
+    rows, forgery, _, pair = self._draw(element, rng)
+    forged = "" if forgery.kind == "labelled" else f"{forgery.kind} ({forgery.method})"
+    return rows, list(zip(pair, ("", forged), strict=True))
+
+  def _draw(self, element: dict, rng: np.random.Generator) -> tuple[Rows, "Forgery", bool, tuple[dict, dict]]:
     use_one_thread()
     degraded = bool(rng.random() >= self.config.plain_probability)
     forged = None
@@ -281,7 +344,7 @@ class PairMaker(grain.transforms.RandomMap):
     rows, forgery = draw_pair(
       element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded, forged=forged
     )
-    return rows, forgery, degraded
+    return rows, forgery, degraded, (element, forged or element)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,6 +368,27 @@ class SingleMaker(grain.transforms.RandomMap):
       rows["waveform"] = examples.padded(heard, window.samples)[None]
     labels = {key: value[None] for key, value in examples.labels(element, keys=self.inputs).items()}
     return _as_inputs(rows, self.inputs) | labels | {"example_mask": np.ones(1, bool)}
+
+  def described(self, element: dict, rng: np.random.Generator) -> tuple[Rows, list[tuple[dict, str]]]:
+    """As of `PairMaker.described`."""
+    return self.random_map(element, rng), [(element, "")]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Described(grain.transforms.RandomMap):
+  """Example -> facts of the rows that `make` makes of it with the same random numbers."""
+
+  make: PairMaker | SingleMaker
+
+  def random_map(self, element: dict, rng: np.random.Generator) -> list[dict]:
+    rows, made_of = self.make.described(element, rng)
+    numbers = {key: value for key, value in rows.items() if value.dtype.kind == "f"}
+    return [
+      {key: example[key] for key in _TEXT_KEYS}
+      | {key: int(rows[key][i]) for key in ("label", "face_label", "sound_label")}
+      | {"pseudofake": forged, "not_finite": [k for k, v in numbers.items() if not np.isfinite(v[i]).all()]}
+      for i, (example, forged) in enumerate(made_of)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -216,6 +216,23 @@ class Pace:
     return seconds / steps, self._examples * steps / seconds, min(idle / seconds, 1.0)
 
 
+def drop_rows_after(path: Path, step: int) -> None:
+  """Drops the rows of a JSONL file that a run writes again when it goes on after a step, and a row cut off.
+
+  Args:
+    path: what a `ScalarLog` wrote; where there is none, nothing is done.
+    step: the last one whose rows stay.
+  """
+  if not path.exists():
+    return
+  lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+  kept = [line for line in lines if _step_of(line) <= step]
+  # Whole or not at all: the process may be killed here, too.
+  part = path.with_name(f"{path.name}.part")
+  part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+  part.replace(path)
+
+
 class Progress:
   """One line on stderr: rewritten in place on a terminal, now and then a new one elsewhere."""
 
@@ -247,6 +264,14 @@ class Progress:
       self._stream.write("\n")
       self._stream.flush()
     self._open = False
+
+
+def _step_of(line: str) -> float:
+  """The step of a row; later than any where the row was cut off."""
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError):
+    return float("inf")
 
 
 def clock(seconds: float | None) -> str:

@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -14,10 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepscan_jax import data, evaluation, examples
-from deepscan_jax.checkpoints import CheckpointError, RunCheckpoints, read_model, save_model
+from deepscan_jax.checkpoints import (
+  CheckpointError,
+  RunCheckpoints,
+  read_model,
+  recover_model,
+  save_model,
+  write_whole,
+)
 from deepscan_jax.config import Config, differences, from_dict, to_dict
 from deepscan_jax.inference import CALIBRATIONS
-from deepscan_jax.logs import Progress, ScalarLog
+from deepscan_jax.logs import Progress, ScalarLog, drop_rows_after
 from deepscan_jax.losses import Sum
 from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
 from deepscan_jax.models.pretrained import weight_file
@@ -68,7 +75,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
   Writes workdir/config.json, workdir/scalars.jsonl, workdir/tensorboard/, workdir/checkpoints/ (to go on)
   and at its end, workdir/summary.html and summary.md; as models workdir/best/ (of the best validation metric)
   and, at the end, workdir/last/. `calibrate_model` makes them loadable by `load_detector`. The test split is
-  never opened.
+  never opened. Killed at any moment and called again, it ends as it would have ended undisturbed, to the bit.
 
   Args:
     config: of the run.
@@ -81,11 +88,14 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
       written.
     ValueError: a setting cannot be, the splits lack examples of some label, or the workdir holds a run of
       another configuration; the message shows the difference. Nothing was written.
-    TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved.
+    CheckpointError: there are checkpoints, but none is sound.
+    TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved; the
+      examples of that step's batch are in workdir/non_finite_step_N.json.
   """
   workdir = Path(workdir)
   # Whatever raises does so before anything is written.
   check_run(config, workdir=workdir, data_dir=data_dir, resume=resume)
+  checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
   _claim_workdir(config, workdir)
   config = with_steps(config, data_dir=data_dir)
   if config.train.epochs:
@@ -96,9 +106,8 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
   inputs = detector_inputs(part.model)
   dataset = data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
   batches = iter(dataset)
-  checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
   state, record = create_state(config), {"best": -math.inf, "best_step": 0, "waited": 0}
-  if (last := checkpoints.latest_step()) is not None:
+  if (last := checkpoints.recover()) is not None:
     state = _restore(checkpoints, last, state, batches)
     record = checkpoints.meta(last)["record"]
     logging.info("Going on at step %d of %s.", last, workdir)
@@ -112,6 +121,10 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
     )
   )
   predict = make_predict(part)
+  # What a killed run left: rows of steps that are taken again, no model under its name.
+  drop_rows_after(workdir / SCALARS_FILE, int(state.step))
+  for name in ("best", "last"):
+    recover_model(workdir / name)
   log, progress = ScalarLog(workdir / SCALARS_FILE), Progress(config.train.steps)
   watch = RunWatch(
     workdir,
@@ -123,6 +136,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
   )
   schedule = learning_rate_schedule(config.train)
   unchecked: list[dict[str, Sum]] = []
+  look = functools.partial(_note_batch, config, workdir=workdir, data_dir=data_dir, inputs=inputs)
   with contextlib.ExitStack() as closing:
     # However training ends, what is being saved gets saved.
     for open_thing in (watch, batches, checkpoints):
@@ -140,7 +154,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
       )
       if logs or validates or saves:
         # Looking at a value waits for its step, so not after each; but before any state is kept.
-        losses, unchecked = _finite(unchecked, step), []
+        losses, unchecked = _finite(unchecked, step, look=look), []
       if logs:
         watch.trained(step, losses, learning_rate=schedule(step))
       if validates:
@@ -339,7 +353,7 @@ def _claim_workdir(config: Config, workdir: Path) -> None:
   if file.exists():
     return  # `_check_workdir` knows it to be of this run.
   workdir.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+  write_whole(file, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def _check_workdir(config: Config, workdir: Path, *, resume: bool) -> bool:
@@ -417,15 +431,36 @@ def _stop_reason(record: dict, config: Config) -> str | None:
   return None
 
 
-def _finite(sums: list[dict[str, Sum]], step: int) -> dict[str, float]:
-  """The figures of the last of some steps that end with `step`, once those of all of them are finite."""
+def _finite(
+  sums: list[dict[str, Sum]], step: int, *, look: Callable[[int, list[str]], str]
+) -> dict[str, float]:
+  """The figures of the last of some steps that end with `step`, once those of all of them are finite.
+
+  Args:
+    sums: of each of those steps.
+    step: the last of them.
+    look: told a step and what is not finite in it, notes its batch and says where.
+  """
   first, values = step - len(sums) + 1, {}
   for number, of_step in enumerate(jax.device_get(sums), start=first):
     values = {name: float(s.total) / max(float(s.weight), 1e-6) for name, s in of_step.items()}
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    broken = sorted(name for name, value in values.items() if not math.isfinite(value))
     if broken:
       raise TrainingError(
-        f"The loss or its gradient is not finite at step {number} ({', '.join(sorted(broken))}); nothing of "
-        f"steps {first} to {step} was saved. Lower train.learning_rate."
+        f"The loss or its gradient is not finite at step {number} ({', '.join(broken)}); nothing of "
+        f"steps {first} to {step} was saved. {look(number, broken)} Look at them, or lower "
+        "train.learning_rate."
       )
   return values
+
+
+def _note_batch(
+  config: Config, step: int, broken: list[str], *, workdir: Path, data_dir: str | Path, inputs: Sequence[str]
+) -> str:
+  """Writes which examples were in the batch of a step to a file, and says so in a sentence."""
+  rows = data.batch_facts(config.data, data_dir=data_dir, seed=config.seed, step=step, inputs=inputs)
+  file = workdir / f"non_finite_step_{step}.json"
+  write_whole(file, json.dumps({"step": step, "not_finite": broken, "examples": rows}, indent=2) + "\n")
+  ids = list(dict.fromkeys(row["id"] for row in rows))
+  more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+  return f"Its batch was made of {', '.join(ids[:3])}{more}; {file} tells of each."

@@ -1,4 +1,4 @@
-"""Times detect, builds, training, loading, networks, compiling or pseudo-fakes beside their measures.
+"""Times detect, builds, training, loading, networks, compiling or pseudo-fakes; kills training, and compares.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
@@ -7,6 +7,7 @@
     deepscan benchmark compile
     deepscan benchmark pairs
     deepscan benchmark data --data_dir=data --loader_workers=0 --loader_workers=2 --batches=10000
+    deepscan benchmark resume --kills=20
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -15,7 +16,8 @@ PyTorch (the `benchmark` extra) for the network, with the layout that is faster 
 where there is a promise. Memory stands in rows of its own, {benchmark, case, ours_gb, limit_gb, device,
 threads}: the most that the command and the process that decodes for it held resident at one time, the pages
 that both see counted twice. Pairs are counted by the second of one processor, {benchmark, case, ours_per_s,
-least_per_s, device, threads}: `least_per_s` is the promise.
+least_per_s, device, threads}: `least_per_s` is the promise. What is counted when training is killed is
+{benchmark, case, count, promised, device, threads}.
 """
 
 import concurrent.futures
@@ -37,7 +39,7 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "build", "train", "models", "compile", "pairs", "data")
+CASES = ("detect", "build", "train", "models", "compile", "pairs", "data", "resume")
 
 _MEDIA = flags.DEFINE_string(
   "media",
@@ -58,7 +60,7 @@ _BATCH = flags.DEFINE_multi_integer(
 _DATA_DIR = flags.DEFINE_string(
   "data_dir",
   None,
-  "data: where the default preset's dataset is; without it one of made pictures is built.",
+  "data, resume: where the default preset's dataset is; without it one of made pictures is built.",
   allow_override=True,
 )
 _WORKERS = flags.DEFINE_multi_integer(
@@ -74,6 +76,12 @@ _BATCHES = flags.DEFINE_integer(
   "data: small batches that are drawn to see whether memory grows; 10000 for a thorough look.",
   lower_bound=1,
   allow_override=True,
+)
+_KILLS = flags.DEFINE_integer(
+  "kills", 20, "resume: how often training is killed.", lower_bound=1, allow_override=True
+)
+_KILL_SEED = flags.DEFINE_integer(
+  "kill_seed", 0, "resume: of the moments of the kills.", lower_bound=0, allow_override=True
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each side.", lower_bound=1, allow_override=True)
 _COLD = flags.DEFINE_boolean(
@@ -127,6 +135,18 @@ class RateRow:
   threads: int
 
 
+@dataclasses.dataclass(frozen=True)
+class CountRow:
+  """How often something was so; `promised` is None where nothing is."""
+
+  benchmark: str
+  case: str
+  count: int
+  promised: int | None
+  device: str
+  threads: int
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs the benchmark named by argv[1]; returns the exit code."""
   if len(argv) != 2 or argv[1] not in CASES:
@@ -142,6 +162,7 @@ def main(argv: Sequence[str]) -> int:
     "compile": benchmark_compile,
     "pairs": benchmark_pairs,
     "data": benchmark_data,
+    "resume": benchmark_resume,
   }
   rows = runs[argv[1]]()
   print(table(rows))
@@ -317,6 +338,28 @@ def benchmark_data() -> list[Row | RateRow | MemoryRow]:
     )
 
 
+def benchmark_resume() -> list[CountRow]:
+  """Training that is killed at random moments and goes on, against training that is left alone."""
+  # Both run on the CPU, and so does what compares them.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  from . import benchmark_data, benchmark_resume
+
+  threads = len(os.sched_getaffinity(0))
+  with tempfile.TemporaryDirectory() as folder:
+    if _DATA_DIR.value:
+      data_dir = Path(_DATA_DIR.value)
+    else:
+      with contextlib.redirect_stdout(sys.stderr):
+        data_dir = benchmark_data.make_dataset(Path(folder))
+    return benchmark_resume.resume_rows(
+      data_dir.absolute(),
+      kills=_KILLS.value,
+      seed=_KILL_SEED.value,
+      row=lambda case, count, promised: CountRow("resume", case, count, promised, "cpu", threads),
+      tell=functools.partial(print, file=sys.stderr, flush=True),
+    )
+
+
 def _consumption() -> dict[str, float]:
   """Pictures a second that training steps take: of the default preset, and of EfficientNet-B3."""
   from deepscan_jax.config import load_preset
@@ -349,7 +392,7 @@ def in_turns(
   return best
 
 
-def table(rows: Sequence[Row | MemoryRow | RateRow]) -> str:
+def table(rows: Sequence[Row | MemoryRow | RateRow | CountRow]) -> str:
   """The rows for people."""
   width = max(len(row.case) for row in rows)
   lines = [f"{'':<{width}}  {'ours':>9}  {'reference':>9}  {'ratio':>6}  {'limit':>9}"]
@@ -357,6 +400,10 @@ def table(rows: Sequence[Row | MemoryRow | RateRow]) -> str:
     if isinstance(row, MemoryRow):
       limit = f"{row.limit_gb:6.2f} GB" if row.limit_gb is not None else f"{'-':>9}"
       lines.append(f"{row.case:<{width}}  {row.ours_gb:6.2f} GB  {'-':>9}  {'-':>6}  {limit}")
+      continue
+    if isinstance(row, CountRow):
+      promised = f"{row.promised:9d}" if row.promised is not None else f"{'-':>9}"
+      lines.append(f"{row.case:<{width}}  {row.count:9d}  {'-':>9}  {'-':>6}  {promised}")
       continue
     if isinstance(row, RateRow):
       least = f"{row.least_per_s:7.0f}/s" if row.least_per_s is not None else f"{'-':>9}"

@@ -188,6 +188,32 @@ def test_a_loop_that_runs_ahead_of_all_its_steps_knows_their_pace_once_they_are_
   assert loop.pace.lap() == pytest.approx({"time/examples_per_s": 4.0, "time/data_wait": 0.0})
 
 
+def test_rows_that_a_resumed_run_writes_again_are_dropped(tmp_path):
+  path = tmp_path / "scalars.jsonl"
+  logs.drop_rows_after(path, 0)
+  assert not path.exists()
+  log = logs.ScalarLog(path)
+  for step in (2, 2, 4, 6):
+    log.write(step, {"loss": step / 4})
+  log.close()
+  whole = path.read_text()
+  with path.open("a") as file:
+    file.write('{"step": 6, "lo')
+  logs.drop_rows_after(path, 6)
+  assert path.read_text() == whole
+  # Cut off just before the end of its line.
+  path.write_text(whole[:-1])
+  logs.drop_rows_after(path, 6)
+  assert path.read_text() == whole
+  path.write_bytes(whole.encode()[:-9] + b"\xc3")
+  logs.drop_rows_after(path, 6)
+  assert path.read_text() == "".join(line for line in whole.splitlines(keepends=True)[:3])
+  logs.drop_rows_after(path, 3)
+  assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 2]
+  logs.drop_rows_after(path, 0)
+  assert path.read_text() == "" and [p.name for p in tmp_path.iterdir()] == ["scalars.jsonl"]
+
+
 def test_progress_shows_few_lines_and_always_the_last(monkeypatch):
   now = [100.0]
   monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])

@@ -4,7 +4,12 @@ import itertools
 import json
 import logging
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -78,6 +83,88 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
   assert scalars(tmp_path) == scalars(workdir)
   ours, theirs = (checkpoints.read_model(folder / "best") for folder in (tmp_path, workdir))
   assert ours["training"] == theirs["training"]
+
+
+# A process of its own, that kills itself while it shows the step.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import jax
+from absl import flags
+from tiny import tiny_branch, tiny_config
+from deepscan_jax import training
+
+flags.FLAGS.mark_as_parsed()
+
+class Progress(training.Progress):
+  def show(self, step, text):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+training.Progress = Progress
+with tiny_branch():
+  training.fit(tiny_config(), workdir=sys.argv[2], data_dir=sys.argv[3])
+"""
+
+
+def next_batch(workdir, data_dir) -> dict:
+  """What a run goes on with after its last checkpoint."""
+  run, config = training.RunCheckpoints(workdir), tiny_config()
+  batches = iter(data.train_dataset(config.data, data_dir=data_dir, seed=config.seed))
+  state = train_state.create_state(config)
+  training._restore(run, run.latest_step(), state, batches)
+  batch = next(batches)
+  for open_thing in (batches, run):
+    open_thing.close()
+  return batch
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(whole_run, prepared_dataset, tmp_path):
+  whole, workdir, _ = whole_run
+  arguments = [str(Path(__file__).parent), str(tmp_path), str(prepared_dataset)]
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+  ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=os.environ | cache, timeout=300)
+  assert ended.returncode == -signal.SIGKILL
+  with (tmp_path / "scalars.jsonl").open("a") as log:
+    log.write('{"step": 3, "time_s": 1.0, "train/fused": 0.5}\n{"step": 3, "tra')
+  resumed = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert_same_state(resumed.state, whole.state)
+  assert scalars(tmp_path) == scalars(workdir)
+  ours, theirs = (training.RunCheckpoints(folder) for folder in (tmp_path, workdir))
+  assert ours.latest_step() == theirs.latest_step() == 4
+  for one, other in zip(
+    *(jax.tree_util.tree_leaves_with_path(run.read(4)) for run in (ours, theirs)), strict=True
+  ):
+    np.testing.assert_array_equal(one[1], other[1], err_msg=jax.tree_util.keystr(one[0]))
+  for key, value in next_batch(tmp_path, prepared_dataset).items():
+    np.testing.assert_array_equal(value, next_batch(workdir, prepared_dataset)[key], err_msg=key)
+  models = [checkpoints.read_params(folder / "best") for folder in (tmp_path, workdir)]
+  jax.tree.map(np.testing.assert_array_equal, *models)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(whole_run, prepared_dataset, tmp_path, caplog):
+  whole, workdir, _ = whole_run
+  shutil.copytree(workdir, tmp_path / "run")
+  largest = max((tmp_path / "run" / "checkpoints" / "4" / "train").rglob("*"), key=lambda p: p.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  (tmp_path / "run" / "best").rename(tmp_path / "run" / "best.old")
+  resumed = training.fit(tiny_config(), workdir=tmp_path / "run", data_dir=prepared_dataset)
+  told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+  assert any("step 4" in text and "step 2 is used instead" in text for text in told)
+  assert_same_state(resumed.state, whole.state)
+  assert scalars(tmp_path / "run") == scalars(workdir)
+  assert (
+    checkpoints.read_model(tmp_path / "run" / "best")["training"]
+    == (checkpoints.read_model(workdir / "best")["training"])
+  )
+
+
+def test_a_configuration_that_was_cut_off_is_told(prepared_dataset, tmp_path):
+  (tmp_path / "config.json").write_text('{"name": "ti')
+  with pytest.raises(ValueError, match=r"config\.json is damaged .* choose another --workdir"):
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
 
 
 def test_statistics_are_measured_once_where_no_imagenet_weights_bring_them(
@@ -182,6 +269,12 @@ def test_a_workdir_of_before_a_field_was_there_goes_on(whole_run, prepared_datas
   assert_same_state(again.state, whole.state)
 
 
+def test_a_single_checkpoint_would_be_too_few(prepared_dataset, tmp_path):
+  with pytest.raises(ValueError, match=r"train\.keep_checkpoints must be 2 or more"):
+    training.fit(tiny_config(keep_checkpoints=1), workdir=tmp_path, data_dir=prepared_dataset)
+  assert not list(tmp_path.iterdir())
+
+
 def test_training_stops_when_validation_no_longer_gets_better(prepared_dataset, tmp_path, monkeypatch):
   figures = iter([0.6, 0.7, 0.7, 0.65, 0.9])
   monkeypatch.setattr(training, "validate", lambda *_, **__: {"auc": next(figures), "accuracy": 0.5})
@@ -231,8 +324,13 @@ def test_what_broke_between_two_saves_is_not_saved(prepared_dataset, tmp_path, m
 
   monkeypatch.setattr(training, "parallel_step", poisoned)
   message = r"not finite at step 3 \(gradient_norm, region\); nothing of steps 3 to 4 was saved"
-  with pytest.raises(training.TrainingError, match=message):
+  with pytest.raises(training.TrainingError, match=message) as raised:
     training.fit(tiny_config(steps=6), workdir=tmp_path, data_dir=prepared_dataset)
+  noted = json.loads((tmp_path / "non_finite_step_3.json").read_text())
+  assert noted["step"] == 3 and noted["not_finite"] == ["gradient_norm", "region"]
+  drawn = data.batch_facts(tiny_config().data, data_dir=prepared_dataset, seed=0, step=3)
+  assert noted["examples"] == drawn and len(drawn) == 8
+  assert f"made of {drawn[0]['id']}, " in str(raised.value) and "non_finite_step_3.json" in str(raised.value)
   kept = training.RunCheckpoints(tmp_path)
   assert kept.latest_step() == checkpoints.read_model(tmp_path / "best")["training"]["best_step"] == 2
   kept.close()
