@@ -19,11 +19,12 @@ from deepscan_jax.inference import CALIBRATIONS
 from deepscan_jax.logs import Progress, ScalarLog
 from deepscan_jax.losses import Sum
 from deepscan_jax.models.detector import Detector, detector_inputs
-from deepscan_jax.optimizer import create_optimizer, learning_rate_schedule
+from deepscan_jax.optimizer import after_validation, create_optimizer, learning_rate
 from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, replicate, split_batch
 from deepscan_jax.train_state import (
   TrainState,
   abstract_batch,
+  check_config,
   create_state,
   first_statistics,
   frozen_parameters,
@@ -66,7 +67,7 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
     TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved.
   """
   workdir = Path(workdir)
-  trained_part(config)  # Raises before anything is written.
+  check_config(config)  # Raises before anything is written.
   _claim_workdir(config, workdir)
   config = with_steps(config, data_dir=data_dir)
   # What is computed; the state holds the whole model.
@@ -92,7 +93,6 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
   )
   predict = make_predict(part)
   log, progress = ScalarLog(workdir / "scalars.jsonl"), Progress(config.train.steps)
-  schedule = learning_rate_schedule(config.train)
   shown: dict[str, float] = {}
   unchecked: list[dict[str, Sum]] = []
   with contextlib.ExitStack() as closing:
@@ -113,14 +113,17 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path) -> FitResu
         # Looking at a value waits for its step, so not after each; but before any state is kept.
         losses, unchecked = _finite(unchecked, step), []
       if logs:
-        log.write(step, {f"train/{k}": v for k, v in losses.items()} | {"learning_rate": schedule(step)})
+        rate = learning_rate(state.opt_state, step=step, config=config.train)
+        log.write(step, {f"train/{k}": v for k, v in losses.items()} | {"learning_rate": rate})
         shown |= losses
       if validates:
         figures = validate(part, predict, state, data_dir=data_dir)
         log.write(step, {f"validation/{k}": v for k, v in figures.items()})
         shown |= {"auc": figures["auc"], "accuracy": figures["accuracy"]}
         record = _note(record, figures, step, config)
-        if record["best_step"] == step:
+        better = record["best_step"] == step
+        state = _after_validation(state, better=better, step=step, config=config)
+        if better:
           save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
       if saves:
         _save(checkpoints, step, state, batches, config, record)
@@ -267,6 +270,12 @@ def _note(record: dict, figures: dict[str, float], step: int, config: Config) ->
     "waited": 0 if better else record["waited"] + 1,
     "accuracy": figures["accuracy"],
   }
+
+
+def _after_validation(state: TrainState, *, better: bool, step: int, config: Config) -> TrainState:
+  changed = after_validation(state.opt_state, better=better, step=step, config=config.train)
+  # Placed as the step returns it, or the step would be compiled again.
+  return state if changed is state.opt_state else state.replace(opt_state=replicate(changed))
 
 
 def _stop_reason(record: dict, config: Config) -> str | None:
