@@ -34,7 +34,10 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
   """
   check_schedule(config)
   if config.schedule == "plateau":
-    return optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
+    rising = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
+    return optax.join_schedules(
+      [rising, optax.constant_schedule(config.learning_rate)], [config.warmup_steps]
+    )
   ends = (*config.restarts, config.steps)
   if any(later <= earlier for earlier, later in zip((0, *ends), ends, strict=False)) and config.restarts:
     raise ValueError(f"train.restarts must rise from 1 to below {config.steps}, got {config.restarts}.")
