@@ -170,8 +170,8 @@ class TrainConfig:
     steps: optimiser steps in all.
     epochs: passes over the training split, in place of `steps`; 0: `steps` counts.
     learning_rate: peak of the schedule, reached by a linear warm-up over `warmup_steps`.
-    schedule: what comes after the warm-up: "cosine", half of one to 0 at the last step; or "plateau", constant
-      until validation no longer gets better.
+    schedule: what comes after the warm-up: "cosine", half of one to 0 at the end; or "plateau", constant
+      while validation gets better.
     restarts: steps at which the cosine begins again from its warm-up.
     plateau_factor, plateau_patience, plateau_min: of "plateau": after so many validations in a row without a
       better `metric` the rate is multiplied by the factor, but never falls below plateau_min. Validations

@@ -40,8 +40,8 @@ def focal_loss(
     labels: [batch] int, 1 = fake.
     weights: [batch] float, 0 leaves an example out.
     gamma: how much easy examples are played down.
-    alpha: alpha_t of a fake, 1 - alpha that of a real; 0: both are 1. As in the paper it scales the loss and is
-      no part of the weight that the sum is divided by, which is where it differs from `weights`.
+    alpha: alpha_t of a fake, 1 - alpha that of a real; 0: both are 1. As in the paper it scales the loss and
+      is no part of the weight that the sum is divided by, which is where it differs from `weights`.
     label_smoothing: targets become label * (1 - s) + s / 2, also in p_t and alpha_t.
   """
   targets = labels * (1.0 - label_smoothing) + 0.5 * label_smoothing

@@ -128,7 +128,9 @@ def train_step(
   if parts == 1:
     gradient = functools.partial(jax.grad(objective, has_aux=True), part=batch, rngs=streams)
   else:
-    gradient = _gradient_by_parts(objective, losses_of, total, batch, streams, parts=parts, params=state.params)
+    gradient = _gradient_by_parts(
+      objective, losses_of, total, batch, streams, parts=parts, params=state.params
+    )
   gradients, sums = gradient(state.params)
   gradients = total(gradients)
   if config.train.sam_rho:

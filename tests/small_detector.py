@@ -105,7 +105,7 @@ def clips(size: int, *, seed: int) -> dict[str, np.ndarray]:
 
 
 def first_state(config: Config, batch: dict[str, np.ndarray]) -> train_state.TrainState:
-  """Where training begins; drawn by numpy, for compiling the initialisers takes longer than what is tested."""
+  """Where training begins; drawn by numpy: compiling the initialisers takes longer than what is tested."""
   model = detector.Detector(config.model)
   shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), batch)
   rng = np.random.default_rng(0)

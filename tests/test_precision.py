@@ -118,5 +118,6 @@ def test_a_preset_trains_in_bfloat16_with_parameters_in_float32(name):
     config=config,
   )
   after, sums = jax.eval_shape(step, state, train_state.abstract_training_batch(2, config))
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after)]
+  assert kinds[0] == kinds[1]
   assert {x.dtype.name for x in jax.tree.leaves(sums)} == {"float32"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import random_variables, tiny_batch, tiny_branch, tiny_config
 
-from deepscan_jax import data, losses, parallel, provenance, train_state
+from deepscan_jax import losses, parallel, provenance, train_state
 from deepscan_jax.config import Config, ModelConfig, TrainConfig, override
 from deepscan_jax.models.detector import Detector
 from deepscan_jax.models.interface import BranchOutput, DetectorOutput
@@ -36,8 +36,9 @@ class Line:
 
 
 def line_config(**train) -> Config:
-  settings = {"optimizer": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 1e9, "branch_weight": 0.0}
-  return Config(train=TrainConfig(**{**settings, "schedule": "plateau", **train}))
+  settings = {"optimizer": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 1e9}
+  settings |= {"branch_weight": 0.0, "schedule": "plateau"}
+  return Config(train=TrainConfig(**settings | train))
 
 
 def line_state(config: Config, *, seed: int = 0) -> train_state.TrainState:
@@ -62,10 +63,9 @@ def line_batch(size: int, *, seed: int = 1) -> dict[str, np.ndarray]:
   }
 
 
-def line_step(config: Config, *, model=None, axis_name=None, frozen=frozenset()):
+def line_step(config: Config, *, model=None, frozen=frozenset()):
   return functools.partial(
     train_state.train_step,
-    **({} if axis_name else {"axis_name": None}),
     model=model or Line(),
     optimizer=create_optimizer(config.train),
     config=config,
@@ -154,8 +154,8 @@ def test_what_a_branch_hides_by_chance_counts_the_same_in_both_passes():
   """The provenance branch drops out of examples, and so out of the weights that losses are divided by."""
   size, parts = 16, 4
   config = Config(model=ModelConfig(branches=("provenance",), features=8, fusion="weighted"))
-  for name, value in (("optimizer", "sgd"), ("learning_rate", 0.5), ("warmup_steps", 0), ("accumulate", parts)):
-    config = override(config, f"train.{name}={value}")
+  for setting in ("optimizer=sgd", "learning_rate=0.5", "warmup_steps=0", f"accumulate={parts}"):
+    config = override(config, f"train.{setting}")
   rng = np.random.default_rng(0)
   facts = (size, len(provenance.FACT_NAMES))
   batch = {
@@ -219,12 +219,12 @@ def test_a_batch_in_parts_takes_less_memory_and_computes_no_network_twice():
   assert memory[1] < 0.5 * memory[0]
 
 
-def test_parts_that_do_not_divide_a_batch_are_refused(monkeypatch):
+def test_parts_that_do_not_divide_a_batch_are_refused():
   config = line_config(accumulate=3)
-  with pytest.raises(ValueError, match=r"train\.accumulate=3 must divide the 8 examples of a batch that each"):
+  with pytest.raises(ValueError, match=r"train\.accumulate=3 must divide the 8 examples of a batch"):
     line_step(config)(line_state(config), line_batch(8))
   with pytest.raises(
-    ValueError, match=r"data\.batch_size=32 must be divisible by train\.accumulate=3 times 8 devices; choose a "
+    ValueError, match=r"data\.batch_size=32 must be divisible by train\.accumulate=3 times 8 devices"
   ):
     train_state.check_config(config)
   train_state.check_config(line_config(accumulate=4))
@@ -244,7 +244,7 @@ def test_sharpness_aware_steps_follow_their_formula(devices, parts):
   if devices == 1:
     after, sums = jax.jit(line_step(config))(state, batch)
   else:
-    step = parallel.parallel_step(line_step(config, axis_name=parallel.AXIS))
+    step = parallel.parallel_step(line_step(config))
     after, sums = step(parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.split_batch(batch))
   np.testing.assert_allclose(after.params["line"]["kernel"], kernel - rate * away[0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(after.params["line"]["bias"], bias - rate * away[1], rtol=1e-5, atol=1e-6)

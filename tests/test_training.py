@@ -33,6 +33,11 @@ def scalars(workdir) -> list[dict]:
   return [{key: value for key, value in row.items() if key != "time_s"} for row in rows]
 
 
+def logged_rates(workdir) -> dict[int, float]:
+  """The learning rate of each step that was logged."""
+  return {row["step"]: row["learning_rate"] for row in scalars(workdir) if "learning_rate" in row}
+
+
 def assert_same_state(a: train_state.TrainState, b: train_state.TrainState) -> None:
   for one, other in zip(*map(jax.tree_util.tree_leaves_with_path, (a, b)), strict=True):
     np.testing.assert_array_equal(one[1], other[1], err_msg=jax.tree_util.keystr(one[0]))
@@ -192,8 +197,7 @@ def test_on_a_plateau_the_rate_falls_as_worked_out_by_hand_also_in_a_run_that_wa
   with compilations() as compiled:
     whole = training.fit(config, workdir=tmp_path / "whole", data_dir=prepared_dataset)
   assert len([line for line in compiled if "(_fun)" in line]) == 1, compiled
-  logged = {row["step"]: row["learning_rate"] for row in scalars(tmp_path / "whole") if "learning_rate" in row}
-  assert logged == pytest.approx(rates)
+  assert logged_rates(tmp_path / "whole") == pytest.approx(rates)
   assert (whole.best, whole.best_step) == (0.7, 7)
 
   class Interrupted(Exception):
@@ -211,13 +215,12 @@ def test_on_a_plateau_the_rate_falls_as_worked_out_by_hand_also_in_a_run_that_wa
   resumed = training.fit(config, workdir=tmp_path / "resumed", data_dir=prepared_dataset)
   assert_same_state(resumed.state, whole.state)
   assert float(resumed.state.opt_state[-1].scale) == 0.25
-  logged = {row["step"]: row["learning_rate"] for row in scalars(tmp_path / "resumed") if "learning_rate" in row}
-  assert logged == pytest.approx(rates)
+  assert logged_rates(tmp_path / "resumed") == pytest.approx(rates)
 
 
 def test_settings_that_contradict_each_other_are_refused_before_anything_is_written(tmp_path):
   for config, message in (
-    (tiny_config(accumulate=3), r"data\.batch_size=8 must be divisible by train\.accumulate=3 times 8 devices"),
+    (tiny_config(accumulate=3), r"data\.batch_size=8 must be divisible by train\.accumulate=3 times 8"),
     (tiny_config(schedule="plateau", restarts=(2,)), r"train\.restarts is \(2,\)"),
   ):
     with pytest.raises(ValueError, match=message):
