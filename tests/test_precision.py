@@ -76,12 +76,10 @@ def outcome(name: str, dtype: str):
 
 @pytest.mark.parametrize("name", BRANCHES)
 def test_a_branch_says_nearly_the_same_in_bfloat16(name):
-  """bfloat16 has 8 binary digits, 0.4 %; through a dozen layers logits of size one moved by 0.05 at most."""
+  """bfloat16 has 8 binary digits, 0.4 %. Of the largest logit, logits moved by 2.8 % at most (Xception)."""
   (wide, _), (narrow, gradients) = outcome(name, "float32"), outcome(name, "bfloat16")
-  scale = max(1.0, np.abs(wide.logit).max())
-  difference = np.abs(narrow.logit - wide.logit).max() / scale
-  assert difference < 0.05
-  assert difference > 0 or name in ("autoencoder", "lipsync")
+  difference = np.abs(narrow.logit - wide.logit).max()
+  assert 0 < difference < 0.05 * np.abs(wide.logit).max()
   assert all(x.dtype == jnp.float32 or x.dtype == jnp.bool_ for x in jax.tree.leaves(narrow))
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
     assert gradient.dtype == jnp.float32 and np.isfinite(gradient).all(), jax.tree_util.keystr(path)
