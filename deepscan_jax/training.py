@@ -28,12 +28,13 @@ from deepscan_jax.logs import Progress, ScalarLog, drop_rows_after
 from deepscan_jax.losses import Sum
 from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
 from deepscan_jax.models.pretrained import weight_file
-from deepscan_jax.optimizer import create_optimizer, learning_rate_schedule
+from deepscan_jax.optimizer import after_validation, create_optimizer, learning_rate
 from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, replicate, split_batch
 from deepscan_jax.run_watch import SCALARS_FILE, RunWatch
 from deepscan_jax.train_state import (
   TrainState,
   abstract_batch,
+  check_config,
   create_state,
   first_statistics,
   frozen_parameters,
@@ -134,7 +135,6 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
     log=log,
     progress=progress,
   )
-  schedule = learning_rate_schedule(config.train)
   unchecked: list[dict[str, Sum]] = []
   look = functools.partial(_note_batch, config, workdir=workdir, data_dir=data_dir, inputs=inputs)
   with contextlib.ExitStack() as closing:
@@ -156,7 +156,8 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
         # Looking at a value waits for its step, so not after each; but before any state is kept.
         losses, unchecked = _finite(unchecked, step, look=look), []
       if logs:
-        watch.trained(step, losses, learning_rate=schedule(step))
+        rate = learning_rate(state.opt_state, step=step, config=config.train)
+        watch.trained(step, losses, learning_rate=rate)
       if validates:
         with watch.validating():
           figures = validate(part, predict, state, data_dir=data_dir, scored=watch.scored)
@@ -166,7 +167,9 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
             watch.drew(step, sheet)
         watch.validated(step, figures)
         record = _note(record, figures, step, config)
-        if record["best_step"] == step:
+        better = record["best_step"] == step
+        state = _after_validation(state, better=better, step=step, config=config)
+        if better:
           save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
       if saves or _stop_reason(record, config):
         _save(checkpoints, step, state, batches, config, record)
@@ -200,6 +203,7 @@ def check_run(config: Config, *, workdir: str | Path, data_dir: str | Path, resu
     raise ValueError(
       f"train.target_accuracy must lie from 0 (off) to 1, got {config.train.target_accuracy:g}."
     )
+  check_config(config)
   part = trained_part(config)
   inputs = detector_inputs(part.model)
   data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
@@ -421,6 +425,12 @@ def _note(record: dict, figures: dict[str, float], step: int, config: Config) ->
     "waited": 0 if better else record["waited"] + 1,
     "accuracy": figures["accuracy"],
   }
+
+
+def _after_validation(state: TrainState, *, better: bool, step: int, config: Config) -> TrainState:
+  changed = after_validation(state.opt_state, better=better, step=step, config=config.train)
+  # Placed as the step returns it, or the step would be compiled again.
+  return state if changed is state.opt_state else state.replace(opt_state=replicate(changed))
 
 
 def _stop_reason(record: dict, config: Config) -> str | None:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -38,6 +39,11 @@ def scalars(workdir) -> list[dict]:
   return [untimed(json.loads(line)) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
 
 
+def logged_rates(workdir) -> dict[int, float]:
+  """The learning rate of each step that was logged."""
+  return {row["step"]: row["learning_rate"] for row in scalars(workdir) if "learning_rate" in row}
+
+
 def assert_same_state(a: train_state.TrainState, b: train_state.TrainState) -> None:
   for one, other in zip(*map(jax.tree_util.tree_leaves_with_path, (a, b)), strict=True):
     np.testing.assert_array_equal(one[1], other[1], err_msg=jax.tree_util.keystr(one[0]))
@@ -47,17 +53,25 @@ def assert_same_state(a: train_state.TrainState, b: train_state.TrainState) -> N
 def whole_run(prepared_dataset, tmp_path_factory):
   """Four steps in one go: (result, workdir, names of what was compiled)."""
   workdir = tmp_path_factory.mktemp("whole")
+  with tiny_branch(), compilations() as compiled:
+    result = training.fit(tiny_config(), workdir=workdir, data_dir=prepared_dataset)
+  return result, workdir, compiled
+
+
+@contextlib.contextmanager
+def compilations():
+  """Yields a list to which a line is added for each program that is compiled inside."""
   compiled = []
   handler = logging.Handler()
+  handler.addFilter(lambda record: "Finished XLA compilation" in record.getMessage())
   handler.emit = lambda record: compiled.append(record.getMessage())
   logger = logging.getLogger("jax._src.dispatch")
   logger.addHandler(handler)
   try:
-    with tiny_branch(), jax.log_compiles():
-      result = training.fit(tiny_config(), workdir=workdir, data_dir=prepared_dataset)
+    with jax.log_compiles():
+      yield compiled
   finally:
     logger.removeHandler(handler)
-  return result, workdir, [line for line in compiled if "Finished XLA compilation" in line]
 
 
 def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
@@ -287,6 +301,57 @@ def test_training_stops_when_validation_no_longer_gets_better(prepared_dataset, 
   assert_same_state(again.state, result.state)
   assert (again.best, again.best_step, again.stopped) == (0.7, 2, result.stopped)
   assert next(figures) == 0.9
+
+
+def test_on_a_plateau_the_rate_falls_as_worked_out_by_hand_also_in_a_run_that_was_resumed(
+  prepared_dataset, tmp_path, monkeypatch
+):
+  aucs = {1: 0.5, 2: 0.6, 3: 0.6, 4: 0.6, 5: 0.55, 6: 0.6, 7: 0.7, 8: 0.7}
+  rates = {1: 0.0, 2: 0.1, 3: 0.1, 4: 0.1, 5: 0.05, 6: 0.05, 7: 0.025, 8: 0.025}
+  config = tiny_config(
+    steps=8,
+    validate_every=1,
+    schedule="plateau",
+    plateau_patience=2,
+    learning_rate=0.1,
+    optimizer="sgd",
+  )
+  monkeypatch.setattr(training, "_LOG_EVERY", 1)
+  monkeypatch.setattr(
+    training, "validate", lambda _, __, state, **___: {"auc": aucs[int(state.step)], "accuracy": 0.5}
+  )
+  with compilations() as compiled:
+    whole = training.fit(config, workdir=tmp_path / "whole", data_dir=prepared_dataset)
+  assert len([line for line in compiled if "(_fun)" in line]) == 1, compiled
+  assert logged_rates(tmp_path / "whole") == pytest.approx(rates)
+  assert (whole.best, whole.best_step) == (0.7, 7)
+
+  class Interrupted(Exception):
+    pass
+
+  class Progress(training.Progress):
+    def show(self, step, text):
+      if step == 5:
+        raise Interrupted
+
+  with monkeypatch.context() as patch:
+    patch.setattr(training, "Progress", Progress)
+    with pytest.raises(Interrupted):
+      training.fit(config, workdir=tmp_path / "resumed", data_dir=prepared_dataset)
+  resumed = training.fit(config, workdir=tmp_path / "resumed", data_dir=prepared_dataset)
+  assert_same_state(resumed.state, whole.state)
+  assert float(resumed.state.opt_state[-1].scale) == 0.25
+  assert logged_rates(tmp_path / "resumed") == pytest.approx(rates)
+
+
+def test_settings_that_contradict_each_other_are_refused_before_anything_is_written(tmp_path):
+  for config, message in (
+    (tiny_config(accumulate=3), r"data\.batch_size=8 must be divisible by train\.accumulate=3 times 8"),
+    (tiny_config(schedule="plateau", restarts=(2,)), r"train\.restarts is \(2,\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      training.fit(config, workdir=tmp_path / "run", data_dir=tmp_path)
+  assert not (tmp_path / "run").exists()
 
 
 def test_training_stops_at_its_target(prepared_dataset, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def _spatial(config: ModelConfig, axis_name: str | None, *, name: str, network: 
 
 
 def _widths(config: ModelConfig) -> dict:
-  return {"features": config.features, "dropout": config.dropout}
+  return {"features": config.features, "dropout": config.dropout, "dtype": config.dtype}
 
 
 BRANCHES = {
@@ -55,7 +55,9 @@ BRANCHES = {
   ),
   "audio": lambda config, axis_name: AudioBranch(name="audio", **_widths(config)),
   "lipsync": lambda config, axis_name: LipSyncBranch(name="lipsync", **_widths(config)),
-  "provenance": lambda config, axis_name: ProvenanceBranch(features=config.features, name="provenance"),
+  "provenance": lambda config, axis_name: ProvenanceBranch(
+    features=config.features, dtype=config.dtype, name="provenance"
+  ),
 }
 FUSIONS = ("attention", "weighted")
 _OWN = frozenset(BRANCHES)
@@ -163,7 +165,7 @@ class Detector(nn.Module):
       logit, weights = weighted_ensemble(branches)
     else:
       fusion = AttentionFusion(
-        config.fusion_heads, config.modality_dropout, config.bottlenecks, name="fusion"
+        config.fusion_heads, config.modality_dropout, config.bottlenecks, config.dtype, name="fusion"
       )
       logit, weights = fusion(branches, train=train)
     return DetectorOutput(logit=logit, branches=branches, weights=weights)
