@@ -25,7 +25,6 @@ import multiprocessing
 import os
 import re
 import resource
-import statistics
 import tempfile
 import threading
 import time
@@ -51,23 +50,28 @@ _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How long the watched run is. All of a step's costs are counted from the batch that it waits for.
+  """How long the watched run is.
 
   Attributes:
     warm: steps that are not counted: compilation, and what was made ahead meanwhile.
-    counted: steps after them; a multiple of the steps between two lines of the log.
-    save_every, validate_every: steps; each falls among those that are counted, and not on the same step.
+    counted: steps after them. Both are multiples of the steps between two lines of the log, which wait until
+      all is computed that was asked for.
+    save_every: steps; some of those that are counted save.
   """
 
   warm: int = 20
   counted: int = 60
   save_every: int = 40
-  validate_every: int = 70
+
+  @property
+  def validate_every(self) -> int:
+    """The step after those that are counted validates."""
+    return self.warm + self.counted + 1
 
   @property
   def steps(self) -> int:
     """All steps; the last one saves, validates and ends the run."""
-    return self.warm + self.counted + 1
+    return self.validate_every + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,10 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class Around:
-  """What a watched run showed: seconds of a plain step, and of what stands around it."""
+  """What a watched run showed: seconds of a step, all but saving, and of what stands around it.
+
+  A batch may be waited for while the step before it is still computed: no more is lost than `data` says.
+  """
 
   step_s: float
   data: Costs
@@ -167,7 +174,7 @@ def around_rows(
   """
   around = in_own_process(functools.partial(watch_fit, config, str(data_dir), plan=Plan()))
   saves = config.train.steps // config.train.save_every
-  # The last save of a run, the best model's and the end of both, all waited for.
+  # The last save of a run, with what opens and what ends it, all waited for.
   waited = around.saving.once * saves / (around.step_s * config.train.steps)
   return [
     row(
@@ -231,29 +238,24 @@ def costs_around(spent: Sequence[tuple[str, float, float]], *, plan: Plan) -> Ar
       by_step[name][min(bisect.bisect_right(starts, end), plan.steps)] += seconds
 
   counted = np.arange(plan.warm + 1, plan.warm + plan.counted + 1)
-  validates, saves = (counted[counted % every == 0] for every in (plan.validate_every, plan.save_every))
-  plain = counted[(counted % plan.validate_every != 0) & (counted % plan.save_every != 0)]
-  # Without the first batch after a pause, which was made meanwhile.
-  waiting = [step for step in plain if step - 1 in plain]
-  periods = np.diff(starts)[: plan.steps - 1]
+  saves = counted % plan.save_every == 0
+  # Not the batch after a pause, which was made meanwhile.
+  waiting = counted[(counted - 1) % plan.save_every != 0]
+  # From the first counted step's batch to the batch after the last one's.
+  whole = starts[plan.warm + plan.counted] - starts[plan.warm]
 
-  def costs(name: str) -> Costs:
+  def costs(name: str, *, step: float, save: float = 0.0) -> Costs:
     seconds = by_step[name]
-    often = float(seconds[waiting if name == "data" else plain].mean())
-    if name == "data":
-      return Costs(step=often, save=0.0, validation=0.0, once=0.0)
-    if name == "logging":
-      # Some lines of the log fall on steps that save.
-      often = float(seconds[counted[counted % plan.validate_every != 0]].mean())
-    extra = [max(float(seconds[steps].mean()) - often, 0.0) for steps in (saves, validates)]
-    save = extra[0] if name == "saving" else 0.0
-    return Costs(step=often, save=save, validation=extra[1], once=float(seconds[0] + seconds[-1]))
+    validation = max(float(seconds[plan.validate_every]) - step, 0.0)
+    return Costs(step=step, save=save, validation=validation, once=float(seconds[0] + seconds[-1]))
 
+  saving = by_step["saving"][counted]
+  plain = float(saving[~saves].mean())
   return Around(
-    step_s=statistics.median(periods[plain - 1]),
-    data=costs("data"),
-    saving=costs("saving"),
-    logging=costs("logging"),
+    step_s=(whole - float(saving.sum())) / plan.counted,
+    data=Costs(step=float(by_step["data"][waiting].mean()), save=0.0, validation=0.0, once=0.0),
+    saving=costs("saving", step=plain, save=float(saving[saves].mean()) - plain),
+    logging=costs("logging", step=float(by_step["logging"][counted].mean())),
   )
 
 
