@@ -10,7 +10,8 @@ would take if nothing of it ran beside them.
 Scaling: steps of the default preset with the same batch on each of 1, 2, 4 and 8 virtual devices. They share
 the cores, so the time of an example should stay what it is with one.
 
-Memory: the most that a process held which has compiled a step of the preset `full` and taken two.
+Memory: what a compiled step of the preset `full` needs, and the most that a process held which has compiled
+it and taken two, where the machine has that much.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import multiprocessing
 import os
 import re
 import resource
+import sys
 import tempfile
 import threading
 import time
@@ -305,15 +307,25 @@ def with_virtual_devices(xla_flags: str, devices: int) -> str:
 
 
 def memory_rows(*, memory_row: Callable) -> list:
-  """The row of memory, for launch.benchmark, whose row this is."""
+  """The rows of memory, for launch.benchmark, whose row this is."""
   from deepscan_jax.config import load_preset
 
-  peak = in_own_process(functools.partial(peak_of_steps, load_preset("full"), FULL_BATCH))
-  return [memory_row(f"peak memory of steps of the preset full, batch {FULL_BATCH}, without a loader", peak)]
+  needed, peak = in_own_process(functools.partial(peak_of_steps, load_preset("full"), FULL_BATCH))
+  what = f"of a training step of the preset full, batch {FULL_BATCH}"
+  rows = [memory_row(f"arguments, results and temporaries {what}", needed)]
+  if peak is None:
+    print(f"This machine has too little memory to take {what[3:]}.", file=sys.stderr)
+    return rows
+  return [*rows, memory_row(f"peak memory, with the compiler, {what}", peak)]
 
 
-def peak_of_steps(config: Config, size: int) -> float:
-  """1e9 bytes that this process held at most, once it has taken steps on `size` examples of made numbers."""
+def peak_of_steps(config: Config, size: int) -> tuple[float, float | None]:
+  """What training steps on `size` examples of made numbers take of memory.
+
+  Returns:
+    1e9 bytes that the compiled step says it needs on each device, and those that this process has held at most once it has
+    taken some; None where there were not as many.
+  """
   import jax
 
   from deepscan_jax import train_state
@@ -333,10 +345,20 @@ def peak_of_steps(config: Config, size: int) -> float:
       frozen=train_state.frozen_parameters(config),
     )
   )
-  for _ in range(STEPS):
-    state, sums = step(state, split_batch(batch))
-    jax.block_until_ready(sums)
-  return peak_bytes() / 1e9
+  batch = split_batch(batch)
+  compiled = step.lower(state, batch).compile()
+  sizes = compiled.memory_analysis()
+  needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+  needed = (needed - sizes.alias_size_in_bytes) / 1e9
+  try:
+    for _ in range(STEPS):
+      state, sums = compiled(state, batch)
+      jax.block_until_ready(sums)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return needed, None
+  return needed, peak_bytes() / 1e9
 
 
 def peak_bytes() -> int:

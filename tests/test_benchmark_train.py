@@ -207,5 +207,15 @@ def test_memory_is_that_of_a_process_of_its_own():
 
 def test_steps_are_taken_with_made_numbers_to_see_what_they_hold():
   with tiny_branch():
-    gigabytes = benchmark_train.peak_of_steps(tiny_config(), 8)
-  assert 0.1 < gigabytes < 20
+    needed, peak = benchmark_train.peak_of_steps(tiny_config(), 8)
+  assert 1e-4 < needed < peak < 20
+
+
+def test_too_little_memory_is_said_and_no_peak_is_made_up(monkeypatch, capsys):
+  def rows_of(*figures):
+    monkeypatch.setattr(benchmark_train, "in_own_process", lambda function: figures)
+    return benchmark_train.memory_rows(memory_row=lambda case, gigabytes: gigabytes)
+
+  assert rows_of(3.0, 4.0) == [3.0, 4.0] and not capsys.readouterr().err
+  assert rows_of(30.0, None) == [30.0]
+  assert "too little memory to take a training step of the preset full, batch 4" in capsys.readouterr().err
