@@ -323,8 +323,8 @@ def peak_of_steps(config: Config, size: int) -> tuple[float, float | None]:
   """What training steps on `size` examples of made numbers take of memory.
 
   Returns:
-    1e9 bytes that the compiled step says it needs on each device, and those that this process has held at most once it has
-    taken some; None where there were not as many.
+    1e9 bytes that the compiled step says it needs on each device, and those that this process has held at
+    most once it has taken some; None where there were not as many.
   """
   import jax
 
