@@ -102,14 +102,14 @@ def save_model(folder: str | Path, *, params: Any, model: dict) -> None:
 
   Args:
     folder: replaced where it exists.
-    params: {"params": ..., "batch_stats": ...} of the Detector.
+    params: {"params": ..., "batch_stats": ...} of the Detector; numpy arrays where several processes train.
     model: JSON with name, version, config and, once measured, calibration.
   """
   folder = Path(folder).absolute()
   fresh = folder.with_name(folder.name + ".new")
   shutil.rmtree(fresh, ignore_errors=True)
   fresh.mkdir(parents=True)
-  with ocp.StandardCheckpointer() as checkpointer:
+  with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
     checkpointer.save(fresh / PARAMS_FOLDER, params)
   # A marker for object stores, which names the folder it was written in: nobody else's business.
   (fresh / PARAMS_FOLDER / "commit_success.txt").unlink(missing_ok=True)
@@ -195,7 +195,7 @@ def read_params(folder: str | Path) -> Any:
     CheckpointError: the parameters cannot be read.
   """
   path = Path(folder).absolute() / PARAMS_FOLDER
-  with ocp.StandardCheckpointer() as checkpointer:
+  with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
     try:
       # What was saved says its own shapes: tracing the network for them would take longer than the reading.
       saved = checkpointer.metadata(path).item_metadata.tree
@@ -205,6 +205,12 @@ def read_params(folder: str | Path) -> Any:
         f"The parameters at {path} cannot be read; fetch or write the model again."
       ) from error
   return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, params)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Of a model that this process reads or writes by itself, whatever others train with it."""
+  this = jax.process_index()
+  return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
 
 
 def _abstract(tree: Any) -> Any:

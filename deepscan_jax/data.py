@@ -5,6 +5,7 @@ from the iterator's seed and position (training) or from the example's own id (v
 draws what an uninterrupted one would have drawn, and every validation sees the same twins.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -19,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import threadpoolctl
 
-from deepscan_jax import examples
+from deepscan_jax import examples, stopping
 from deepscan_jax.augment import draw_augmentation
 from deepscan_jax.augment_audio import degrade_one, degrade_pair
 from deepscan_jax.config import DataConfig, WindowConfig
@@ -128,8 +129,9 @@ def train_dataset(
     data_dir: where the datasets are.
     seed: of order, pseudo-fakes and augmentation.
     inputs: what the model reads, keys of `examples.input_shapes`.
-    shard: (index, count) of this process among those that train together; each gets its own examples, and
-      config.batch_size of them.
+    shard: (index, count) of this process among those that train together. Each gets its own examples, and as
+      many of a batch of config.batch_size as all others; a step's batches of all processes together hold what
+      the batch of one process alone would.
 
   Returns:
     Batches of the inputs, each [batch, ...] as `examples.input_shapes` says, label, face_label and
@@ -141,9 +143,16 @@ def train_dataset(
     FileNotFoundError, ValueError: see `ExampleSource`; or the configuration contradicts itself.
   """
   twins = 2 if config.pseudofakes else 1
+  index, count = shard
   if config.batch_size % twins:
     raise ValueError(
       f"Batch size {config.batch_size} must be even: each real example comes with its pseudo-fake."
+    )
+  if config.batch_size % (twins * count):
+    pairs = "whole pairs of a real example and its pseudo-fake" if twins == 2 else "as many examples"
+    raise ValueError(
+      f"Batch size {config.batch_size} must be a multiple of {twins * count}, so that each of {count} "
+      f"processes reads {pairs}."
     )
   parts = _parts(config, "train", data_dir, inputs)
   if config.pseudofakes:
@@ -155,10 +164,11 @@ def train_dataset(
   if len(datasets) > 1:
     dataset = grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts]).seed(seed)
   dataset = dataset.random_map(make)
-  index, count = shard
   if count > 1:
-    # After the random numbers, which come from the position among all processes' examples.
+    # After the random numbers, which come from the position among all processes' examples; and before they
+    # are batched, so that the processes' n-th batches together are the n-th stretch of all examples.
     dataset = dataset[index::count]
+    config = dataclasses.replace(config, batch_size=config.batch_size // count)
   return batched(dataset, rows=twins, config=config)
 
 
@@ -174,7 +184,8 @@ def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grai
   threads = 1 if config.workers else 2
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
   if config.workers:
-    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    workers = grain.MultiprocessingOptions(num_workers=config.workers)
+    iterable = iterable.mp_prefetch(workers, worker_init_fn=stopping.ignore_in_worker)
   return iterable
 
 
@@ -426,7 +437,7 @@ def held_out(
 
 
 def held_out_batches(
-  held_out: HeldOutPairs | HeldOutExamples, *, limit: int, batch_size: int
+  held_out: HeldOutPairs | HeldOutExamples, *, limit: int, batch_size: int, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[dict, list[dict]]]:
   """Batches for evaluation, evenly spread over the split; the last one is padded.
 
@@ -434,6 +445,7 @@ def held_out_batches(
     held_out: random access.
     limit: at most so many pairs or examples; 0 = all.
     batch_size: rows in a batch, both twins counted.
+    shard: (index, count): of count parts the one with every count-th pair or example, from index on.
 
   Yields:
     A batch as `train_dataset` gives them (example_mask False on padding), and for each pair or example in it
@@ -441,19 +453,21 @@ def held_out_batches(
   """
   at_once = batch_size // held_out.rows
   count = min(limit, len(held_out)) if limit else len(held_out)
-  chosen = np.linspace(0, len(held_out) - 1, count).astype(int).tolist()
+  chosen = np.linspace(0, len(held_out) - 1, count).astype(int).tolist()[shard[0] :: shard[1]]
+  if not chosen:
+    return
   dataset = grain.MapDataset.source(chosen).map(held_out.__getitem__)
   iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)))
   waiting: list[dict] = []
-  for position, element in enumerate(iterator, start=1):
-    waiting.append(element)
-    if len(waiting) == at_once or position == count:
-      facts = [{key: e.pop(key) for key in _FACT_KEYS} for e in waiting]
-      # Padding is zeros, and so is the example_mask of its rows.
-      batch = examples.stack(waiting, size=at_once)
-      yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
-      waiting = []
-  iterator.close()
+  with contextlib.closing(iterator):
+    for position, element in enumerate(iterator, start=1):
+      waiting.append(element)
+      if len(waiting) == at_once or position == len(chosen):
+        facts = [{key: e.pop(key) for key in _FACT_KEYS} for e in waiting]
+        # Padding is zeros, and so is the example_mask of its rows.
+        batch = examples.stack(waiting, size=at_once)
+        yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
+        waiting = []
 
 
 def _parts(

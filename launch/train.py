@@ -4,7 +4,15 @@
     deepscan train --preset=default --set=train.steps=500 --set=data.batch_size=16 --workdir=runs/short
 
 The same command again goes on where the last saved step was. The best model of the run, by a metric on the
-validation split, lies in WORKDIR/best and is used with `deepscan detect --model_path=WORKDIR/best`.
+validation split, lies in WORKDIR/best and is used with `deepscan detect --model_path=WORKDIR/best`. SIGTERM
+or Ctrl-C finishes the step, saves and ends with exit code 0.
+
+On several hosts, each starts the same command with --multihost, and with a --workdir that all of them share:
+
+    deepscan train --multihost --workdir=/shared/run
+
+TPU pods, Slurm, Open MPI and Kubernetes (with the package kubernetes) say by themselves who belongs together;
+elsewhere add --coordinator_address=HOST0:8476 --num_processes=2 --process_id=0 (or 1, on the other host).
 """
 
 import dataclasses
@@ -26,6 +34,35 @@ _WORKDIR = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", "data", "Where build_dataset wrote the datasets.", allow_override=True
 )
+_MULTIHOST = flags.DEFINE_bool(
+  "multihost", False, "Train together with the same command on other hosts.", allow_override=True
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address",
+  None,
+  "host:port of process 0, where the cluster does not tell; or JAX_COORDINATOR_ADDRESS.",
+  allow_override=True,
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes",
+  None,
+  "How many processes train together, where the cluster does not tell; or JAX_NUM_PROCESSES.",
+  lower_bound=1,
+  allow_override=True,
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id",
+  None,
+  "Which of them this is, from 0 on, where the cluster does not tell; or JAX_PROCESS_ID.",
+  lower_bound=0,
+  allow_override=True,
+)
+_CONNECT_S = flags.DEFINE_integer(
+  "connect_timeout_s", 300, "How long --multihost waits for the others.", lower_bound=1, allow_override=True
+)
+
+# A process that fails must not wait for the others at its end, nor they for it.
+LEAVES_AT_ONCE = True
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,11 +75,22 @@ def main(argv: Sequence[str]) -> int:
     raise app.UsageError("Say where the run may write: --workdir=FOLDER.")
   _tell_what_training_logs()
 
-  from deepscan_jax import compilation_cache
+  from deepscan_jax import compilation_cache, parallel
   from deepscan_jax.config import load_preset, override
   from deepscan_jax.evaluation import calibrate_model
   from deepscan_jax.training import TrainingError, fit
 
+  if _MULTIHOST.value:
+    parallel.connect(
+      coordinator_address=_COORDINATOR.value,
+      num_processes=_NUM_PROCESSES.value,
+      process_id=_PROCESS_ID.value,
+      timeout_s=_CONNECT_S.value,
+    )
+  elif _COORDINATOR.value or _NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None:
+    raise app.UsageError(
+      "--coordinator_address, --num_processes and --process_id are for several hosts; add --multihost."
+    )
   compilation_cache.switch_on()
   config = load_preset(_PRESET.value)
   for assignment in _SET.value:
@@ -52,9 +100,17 @@ def main(argv: Sequence[str]) -> int:
     result = fit(config, workdir=_WORKDIR.value, data_dir=_DATA_DIR.value)
   except TrainingError as error:
     raise app.UsageError(str(error)) from error
-  calibrate_model(f"{_WORKDIR.value}/best", data_dir=_DATA_DIR.value)
-  print(f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}")
-  print(f"the model: {_WORKDIR.value}/best")
+  if parallel.is_first():
+    if result.signal:
+      print(f"{result.stopped}; the same command goes on.")
+    else:
+      calibrate_model(f"{_WORKDIR.value}/best", data_dir=_DATA_DIR.value)
+      print(
+        f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}"
+      )
+      print(f"the model: {_WORKDIR.value}/best")
+  # The others wait here while the first one calibrates.
+  parallel.disconnect()
   return 0
 
 
