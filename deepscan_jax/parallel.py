@@ -8,6 +8,8 @@ called there is one process, which has nobody to ask or to wait for.
 import contextlib
 import os
 import pickle
+import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,8 +40,10 @@ def connect(
     process_id: which of them this one is, from 0 on.
     timeout_s: how long to wait for the others.
 
+  Ends the process with a sentence and exit code 2 where not all have met in time.
+
   Raises:
-    ValueError: an argument is missing or out of its range, or the others were not reached.
+    ValueError: an argument is missing or out of its range, or process 0 cannot listen.
   """
   given = {
     "coordinator_address": coordinator_address,
@@ -47,19 +51,25 @@ def connect(
     "process_id": process_id,
   }
   given = from_environment(os.environ) | {key: value for key, value in given.items() if value is not None}
-  if ":" not in given.get("coordinator_address", ":"):
-    raise ValueError(
-      f"--coordinator_address must be host:port of process 0, got {given['coordinator_address']!r}."
-    )
+  address = given.get("coordinator_address", "")
+  if address and not address.rpartition(":")[2].isdecimal():
+    raise ValueError(f"--coordinator_address must be host:port of process 0, got {address!r}.")
   if len(given) == 3 and not 0 <= given["process_id"] < given["num_processes"]:
     raise ValueError(
       f"--process_id must be 0 or more and less than --num_processes={given['num_processes']}, got "
       f"{given['process_id']}."
     )
+  if address and given.get("process_id") == 0:
+    _check_port_is_free(int(address.rpartition(":")[2]))
   # Training has its own way to stop all processes at the same step; JAX's would take the signal from it.
   jax.config.update("jax_enable_preemption_service", False)
+  place = f" at {address}" if address else ""
+  late = threading.Timer(timeout_s, _give_up, [place, timeout_s])
+  late.daemon = True
+  late.start()
   try:
-    jax.distributed.initialize(**given, initialization_timeout=timeout_s)
+    # Longer than the timer: XLA aborts the process with a page of its own stack where it does not connect.
+    jax.distributed.initialize(**given, initialization_timeout=timeout_s + 60)
   except ValueError as error:
     wanted = {
       "coordinator_address": "HOST:PORT of process 0",
@@ -72,12 +82,32 @@ def connect(
       f"give {', '.join(missing)}."
     ) from error
   except jax.errors.JaxRuntimeError as error:
-    place = f" at {given['coordinator_address']}" if "coordinator_address" in given else ""
     why = str(error).partition("\n")[0].rstrip(".")
+    raise ValueError(f"The processes that train together cannot meet{place}: {why}.") from error
+  finally:
+    late.cancel()
+
+
+def _check_port_is_free(port: int) -> None:
+  # XLA does not survive one that is taken.
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+  except OSError as error:
     raise ValueError(
-      f"The processes that train together did not meet{place} within {timeout_s} s ({why}). Start all of "
-      "them, with the address of process 0 as the others reach it."
+      f"Process 0 cannot listen at port {port} ({os.strerror(error.errno)}); choose another in "
+      "--coordinator_address."
     ) from error
+
+
+def _give_up(place: str, timeout_s: int) -> None:
+  message = (
+    f"The processes that train together did not all meet{place} within {timeout_s} s. Start all of them, "
+    "with the address of process 0 as the others reach it."
+  )
+  os.write(2, f"deepscan: {message}\n".encode())
+  os._exit(2)
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
