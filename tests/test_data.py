@@ -397,9 +397,23 @@ def test_processes_share_a_pass_without_overlap(monkeypatch):
   config = DataConfig(datasets=("a",), batch_size=4)
   alone = numbers(labels_drawn(config, sources, monkeypatch, count=6))
   assert sorted(alone) == list(range(10, 34))
-  parts = [numbers(labels_drawn(config, sources, monkeypatch, shard=(i, 2), count=3)) for i in (0, 1)]
-  assert sorted(parts[0] + parts[1]) == sorted(alone)
-  assert [n for pair in zip(*parts, strict=True) for n in pair] == alone
+  parts = [labels_drawn(config, sources, monkeypatch, shard=(i, 2), count=6) for i in (0, 1)]
+  # Step by step the batch of both together is the batch of one process alone.
+  for step, ours in enumerate(zip(*parts, strict=True)):
+    assert sorted(numbers(list(ours))) == sorted(alone[4 * step : 4 * step + 4])
+    assert [len(batch["label"]) for batch in ours] == [2, 2]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+  config = DataConfig(datasets=("a",), batch_size=6)
+  for pseudofakes, count, message in (
+    (True, 2, "Batch size 6 must be a multiple of 4, so that each of 2 processes reads whole pairs"),
+    (False, 4, "Batch size 6 must be a multiple of 4, so that each of 4 processes reads as many examples"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      data.train_dataset(
+        dataclasses.replace(config, pseudofakes=pseudofakes), data_dir="", seed=0, shard=(0, count)
+      )
 
 
 def other_voice(talking: dict, *, seconds: float = 2.0) -> dict:
