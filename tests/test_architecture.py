@@ -38,6 +38,7 @@ FORBIDDEN = {
   "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
   "copies": {""},
   "speech": {""},
+  "stopping": {""},
   "inference": {
     "training",
     "train_state",
