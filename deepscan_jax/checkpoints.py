@@ -50,8 +50,7 @@ class RunCheckpoints:
   Of several processes that train together each calls everything here, in the same order. orbax makes them
   wait for each other. The manifest, moving and deleting are the first process's business alone, once orbax
   has told it that all of them have written; there is no barrier of our own. The others do not look at the
-  folder again before their next start, where each checks the manifest for itself and comes to the same step,
-  even where the first has moved a damaged one aside meanwhile.
+  folder again before their next start, where the first one tells them what `recover` has told it.
 
   Args:
     workdir: of the run.
@@ -253,13 +252,13 @@ def save_model(folder: str | Path, *, params: Any, model: dict) -> None:
 
   Args:
     folder: replaced where it exists.
-    params: {"params": ..., "batch_stats": ...} of the Detector.
+    params: {"params": ..., "batch_stats": ...} of the Detector; numpy arrays where several processes train.
     model: JSON with name, version, config and, once measured, calibration.
   """
   folder = Path(folder).absolute()
   fresh = _empty_beside(folder)
   fresh.mkdir(parents=True)
-  with ocp.StandardCheckpointer() as checkpointer:
+  with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
     checkpointer.save(fresh / PARAMS_FOLDER, params)
   # A marker for object stores, which names the folder it was written in: nobody else's business.
   (fresh / PARAMS_FOLDER / "commit_success.txt").unlink(missing_ok=True)
@@ -414,8 +413,14 @@ def _read_tree(path: Path) -> Any:
   """A saved tree of arrays, on the first local device."""
   # What was saved says its own shapes: tracing the network for them would take longer than the reading.
   saved = ocp.StandardCheckpointHandler().metadata(epath.Path(path)).tree
-  with ocp.StandardCheckpointer() as checkpointer:
+  with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
     return checkpointer.restore(path, _abstract(saved))
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Of a model that this process reads or writes by itself, whatever others train with it."""
+  this = jax.process_index()
+  return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
 
 
 def _abstract(tree: Any) -> Any:

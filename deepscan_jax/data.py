@@ -5,6 +5,7 @@ from the iterator's seed and position (training) or from the example's own id (v
 draws what an uninterrupted one would have drawn, and every validation sees the same twins.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -22,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import threadpoolctl
 
-from deepscan_jax import examples, folds
+from deepscan_jax import examples, folds, stopping
 from deepscan_jax.augment import draw_augmentation
 from deepscan_jax.augment_audio import degrade_one, degrade_pair
 from deepscan_jax.config import DataConfig, WindowConfig
@@ -173,8 +174,9 @@ def train_dataset(
     data_dir: where the datasets are.
     seed: of order, pseudo-fakes and augmentation.
     inputs: what the model reads, keys of `examples.input_shapes`.
-    shard: (index, count) of this process among those that train together; each gets its own examples, and
-      config.batch_size of them.
+    shard: (index, count) of this process among those that train together. Each gets its own examples, and as
+      many of a batch of config.batch_size as all others; a step's batches of all processes together hold what
+      the batch of one process alone would.
 
   Returns:
     Batches of the inputs, each [batch, ...] as `examples.input_shapes` says, label, face_label and
@@ -186,30 +188,37 @@ def train_dataset(
     FileNotFoundError, ValueError: see `ExampleSource`; or the configuration contradicts itself.
   """
   twins = 2 if config.pseudofakes else 1
+  index, count = shard
   if config.batch_size % twins:
     raise ValueError(
       f"Batch size {config.batch_size} must be even: each real example comes with its pseudo-fake."
     )
+  if config.batch_size % (twins * count):
+    pairs = "whole pairs of a real example and its pseudo-fake" if twins == 2 else "as many examples"
+    raise ValueError(
+      f"Batch size {config.batch_size} must be a multiple of {twins * count}, so that each of {count} "
+      f"processes reads {pairs}."
+    )
   dataset, make = _stream(config, data_dir=data_dir, seed=seed, inputs=inputs)
-  return batched(_part(dataset.random_map(make), shard), rows=twins, config=config)
+  dataset = dataset.random_map(make)
+  if count > 1:
+    # After the random numbers, which come from the position among all processes' examples; and before they
+    # are batched, so that the processes' n-th batches together are the n-th stretch of all examples.
+    dataset = dataset[index::count]
+    config = dataclasses.replace(config, batch_size=config.batch_size // count)
+  return batched(dataset, rows=twins, config=config)
 
 
 def batch_facts(
-  config: DataConfig,
-  *,
-  data_dir: str | Path,
-  seed: int,
-  step: int,
-  inputs: Sequence[str] = FACE_INPUTS,
-  shard: tuple[int, int] = (0, 1),
+  config: DataConfig, *, data_dir: str | Path, seed: int, step: int, inputs: Sequence[str] = FACE_INPUTS
 ) -> list[dict]:
   """What stands in the rows of one batch of `train_dataset`, whose batches carry no names.
 
   Each place of the stream holds the same whenever it is asked for, so that this batch alone is made once
-  more.
+  more. It is that of all processes together, process after process taking its rows in turn.
 
   Args:
-    config, data_dir, seed, inputs, shard: as of `train_dataset`.
+    config, data_dir, seed, inputs: as of `train_dataset`.
     step: which batch; 1 is the first.
 
   Returns:
@@ -218,7 +227,7 @@ def batch_facts(
     not_finite: the inputs that hold a NaN or an infinity.
   """
   dataset, make = _stream(config, data_dir=data_dir, seed=seed, inputs=inputs)
-  rows = _part(dataset.random_map(_Described(make)), shard)
+  rows = dataset.random_map(_Described(make))
   count = config.batch_size // (2 if config.pseudofakes else 1)
   return [row for place in range((step - 1) * count, step * count) for row in rows[place]]
 
@@ -238,12 +247,6 @@ def _stream(
   return grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts]).seed(seed), make
 
 
-def _part(dataset: grain.MapDataset, shard: tuple[int, int]) -> grain.MapDataset:
-  """What one process takes: after the random numbers, which come from the position among all processes'."""
-  index, count = shard
-  return dataset[index::count] if count > 1 else dataset
-
-
 def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grain.IterDataset:
   """Rows -> batches of config.batch_size, made ahead by threads or by config.workers processes.
 
@@ -257,13 +260,16 @@ def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grai
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
   if config.workers:
     options = grain.MultiprocessingOptions(num_workers=config.workers)
-    iterable = iterable.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    iterable = iterable.mp_prefetch(options, worker_init_fn=_begin_worker)
   return iterable
 
 
-def _end_with_parent(index: int, count: int) -> None:
-  """Makes this worker process end when the one that started it is gone: killed, that cannot tell it to."""
-  del index, count
+def _begin_worker(index: int, count: int) -> None:
+  """Makes this worker process leave signals to the one that started it, and end when that is gone.
+
+  Killed, that cannot tell it to.
+  """
+  stopping.ignore_in_worker(index, count)
   parent = multiprocessing.parent_process()
 
   def watch() -> None:
@@ -576,7 +582,7 @@ def held_out(
 
 
 def held_out_batches(
-  held_out: HeldOutPairs | HeldOutExamples, *, limit: int, batch_size: int
+  held_out: HeldOutPairs | HeldOutExamples, *, limit: int, batch_size: int, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[dict, list[dict]]]:
   """Batches for evaluation, evenly spread over the split; the last one is padded.
 
@@ -584,6 +590,7 @@ def held_out_batches(
     held_out: random access.
     limit: at most so many pairs or examples; 0 = all.
     batch_size: rows in a batch, both twins counted.
+    shard: (index, count): of count parts the one with every count-th pair or example, from index on.
 
   Yields:
     A batch as `train_dataset` gives them (example_mask False on padding), and for each pair or example in it
@@ -592,19 +599,21 @@ def held_out_batches(
   """
   at_once = batch_size // held_out.rows
   count = min(limit, len(held_out)) if limit else len(held_out)
-  chosen = np.linspace(0, len(held_out) - 1, count).astype(int).tolist()
+  chosen = np.linspace(0, len(held_out) - 1, count).astype(int).tolist()[shard[0] :: shard[1]]
+  if not chosen:
+    return
   dataset = grain.MapDataset.source(chosen).map(held_out.__getitem__)
   iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)))
   waiting: list[dict] = []
-  for position, element in enumerate(iterator, start=1):
-    waiting.append(element)
-    if len(waiting) == at_once or position == count:
-      facts = [{key: e.pop(key) for key in _FACT_KEYS} for e in waiting]
-      # Padding is zeros, and so is the example_mask of its rows.
-      batch = examples.stack(waiting, size=at_once)
-      yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
-      waiting = []
-  iterator.close()
+  with contextlib.closing(iterator):
+    for position, element in enumerate(iterator, start=1):
+      waiting.append(element)
+      if len(waiting) == at_once or position == len(chosen):
+        facts = [{key: e.pop(key) for key in _FACT_KEYS} for e in waiting]
+        # Padding is zeros, and so is the example_mask of its rows.
+        batch = examples.stack(waiting, size=at_once)
+        yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
+        waiting = []
 
 
 def _parts(

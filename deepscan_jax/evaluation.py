@@ -5,7 +5,8 @@ Models are calibrated and measured by them.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,17 +111,19 @@ def score(
   *,
   limit: int,
   batch_size: int,
+  shard: tuple[int, int] = (0, 1),
 ) -> Scores:
-  """Scores held-out pairs or examples.
+  """Scores held-out pairs or examples, or one of several parts of them; see `merged`.
 
   Args:
     predict: batch -> logits [batch] float.
     held_out: what to score.
     limit: at most so many pairs or examples, evenly spread; 0 = all.
     batch_size: rows in a batch.
+    shard: (index, count) of the part; see `data.held_out_batches`.
   """
   labels, logits, has_faces, facts = [], [], [], []
-  for batch, rows in data.held_out_batches(held_out, limit=limit, batch_size=batch_size):
+  for batch, rows in data.held_out_batches(held_out, limit=limit, batch_size=batch_size, shard=shard):
     valid = batch["example_mask"]
     labels.append(batch["label"][valid])
     logits.append(np.asarray(predict(batch), np.float64)[valid])
@@ -129,18 +132,29 @@ def score(
     facts += [row for row in rows for _ in range(held_out.rows)]
   ids = [f"{f['dataset']}:{f['id']}" for f in facts]
   ending = "#degraded" if getattr(held_out, "degraded", False) else ""
+  # A part may hold nothing, where there are more processes than pairs.
   return Scores(
-    labels=np.concatenate(labels),
-    logits=np.concatenate(logits),
-    group=np.array([f["group"] for f in facts]),
-    source=np.array([f["source"] for f in facts]),
-    kind=np.array([f["kind"] for f in facts]),
-    has_faces=np.concatenate(has_faces),
+    labels=np.concatenate([np.zeros(0, np.int32), *labels]),
+    logits=np.concatenate([np.zeros(0), *logits]),
+    group=np.array([f["group"] for f in facts], str),
+    source=np.array([f["source"] for f in facts], str),
+    kind=np.array([f["kind"] for f in facts], str),
+    has_faces=np.concatenate([np.zeros(0, bool), *has_faces]),
     paired=held_out.rows == 2,
     id=np.array(ids, str),
     # An example's id ends in its place in the file.
     video=np.array([name.rpartition("#")[0] + ending for name in ids], str),
   )
+
+
+def merged(parts: Sequence[Scores]) -> Scores:
+  """The scores of all examples in their order, from those of all parts in theirs; undoes the `shard` of
+  `score`."""
+  rows = 2 if parts[0].paired else 1
+  places = [np.arange(len(part.labels)) // rows * len(parts) + index for index, part in enumerate(parts)]
+  # Stable: both twins of a pair have its place, the real one first.
+  order = np.argsort(np.concatenate(places), kind="stable")
+  return functools.reduce(operator.add, parts).rows(order)
 
 
 def evaluate(

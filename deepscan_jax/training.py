@@ -29,8 +29,24 @@ from deepscan_jax.losses import Sum
 from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
 from deepscan_jax.models.pretrained import weight_file
 from deepscan_jax.optimizer import after_validation, create_optimizer, learning_rate
-from deepscan_jax.parallel import AXIS, parallel_map, parallel_step, replicate, split_batch
+from deepscan_jax.parallel import (
+  AXIS,
+  Poll,
+  all_or_none,
+  from_first,
+  is_first,
+  of_all_processes,
+  of_each_process,
+  parallel_map,
+  parallel_step,
+  replicate,
+  rows_here,
+  shard,
+  split_batch,
+)
 from deepscan_jax.run_watch import SCALARS_FILE, RunWatch
+from deepscan_jax.stopping import StopRequest, listening
+from deepscan_jax.stopping import name as signal_name
 from deepscan_jax.train_state import (
   TrainState,
   abstract_batch,
@@ -52,6 +68,14 @@ class TrainingError(RuntimeError):
   """Training cannot go on; the message says at which step and why."""
 
 
+class Interrupted(Exception):
+  """A validation that was broken off because a signal, the number, has asked one of the processes to stop."""
+
+  def __init__(self, number: int):
+    super().__init__(number)
+    self.number = number
+
+
 @dataclasses.dataclass(frozen=True)
 class FitResult:
   """How a run ended.
@@ -61,6 +85,7 @@ class FitResult:
     best, best_step: the best validation metric and its step.
     stopped: why training stopped.
     finished: whether nothing is left to train; False where it was stopped from outside.
+    signal: the name of the signal that stopped it, "" where none did; `fit` goes on with such a run.
   """
 
   state: TrainState
@@ -68,6 +93,7 @@ class FitResult:
   best_step: int
   stopped: str
   finished: bool = True
+  signal: str = ""
 
 
 def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bool = True) -> FitResult:
@@ -78,54 +104,78 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
   and, at the end, workdir/last/. `calibrate_model` makes them loadable by `load_detector`. The test split is
   never opened. Killed at any moment and called again, it ends as it would have ended undisturbed, to the bit.
 
+  After SIGTERM or Ctrl-C the step is finished, the run is saved and this returns; the next call goes on as if
+  nothing had happened. Where several processes train together (parallel.connect), all of them call this with
+  the same arguments, all stop at the same step, and one of them writes what is not the checkpoint.
+
   Args:
     config: of the run.
-    workdir: a folder of this run alone.
-    data_dir: where the datasets are.
+    workdir: a folder of this run alone, which all processes see.
+    data_dir: where the datasets are; each process may have its own copy.
     resume: False refuses a workdir that holds a run.
 
   Raises:
     FileNotFoundError: a dataset has not been built, or weights to start from are not there. Nothing was
       written.
-    ValueError: a setting cannot be, the splits lack examples of some label, or the workdir holds a run of
-      another configuration; the message shows the difference. Nothing was written.
+    ValueError: a setting cannot be, the splits lack examples of some label, the batch cannot be split, or the
+      workdir holds a run of another configuration or of another number of processes; the message shows the
+      difference. Nothing was written.
     CheckpointError: there are checkpoints, but none is sound.
     TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved; the
       examples of that step's batch are in workdir/non_finite_step_N.json.
   """
-  workdir = Path(workdir)
-  # Whatever raises does so before anything is written.
-  check_run(config, workdir=workdir, data_dir=data_dir, resume=resume)
-  checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
-  _claim_workdir(config, workdir)
-  config = with_steps(config, data_dir=data_dir)
+  with listening() as request:
+    return _fit(config, workdir=Path(workdir), data_dir=data_dir, resume=resume, request=request)
+
+
+def _fit(
+  config: Config, *, workdir: Path, data_dir: str | Path, resume: bool, request: StopRequest
+) -> FitResult:
+  with all_or_none():
+    # Whatever raises does so before anything is written.
+    check_run(config, workdir=workdir, data_dir=data_dir, resume=resume)
+    checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
+  with all_or_none():
+    _claim_workdir(config, workdir)
+    config = with_steps(config, data_dir=data_dir)
+    # What is computed; the state holds the whole model.
+    part = trained_part(config)
+    inputs = detector_inputs(part.model)
+    open_dataset = functools.partial(
+      data.train_dataset, config.data, data_dir=data_dir, seed=config.seed, inputs=inputs
+    )
+    batches = iter(open_dataset(shard=shard()))
+    state = create_state(config)
+  _check_all_see(config, workdir)
   if config.train.epochs:
     logging.info("%d epochs are %d steps.", config.train.epochs, config.train.steps)
-  # What is computed; the state holds the whole model.
-  part = trained_part(config)
   model, optimizer = Detector(part.model, axis_name=AXIS), create_optimizer(config.train)
-  inputs = detector_inputs(part.model)
-  dataset = data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
-  batches = iter(dataset)
-  state, record = create_state(config), {"best": -math.inf, "best_step": 0, "waited": 0}
-  if (last := checkpoints.recover()) is not None:
+  record, unvalidated = {"best": -math.inf, "best_step": 0, "waited": 0}, False
+  with all_or_none():
+    last = checkpoints.recover() if is_first() else None
+  # The first process has moved aside what is damaged, and says what is left.
+  if (last := of_each_process(last)[0]) is not None:
+    meta = checkpoints.meta(last)
+    _check_processes(meta.get("processes", 1), workdir)
     state = _restore(checkpoints, last, state, batches)
-    record = checkpoints.meta(last)["record"]
+    record, unvalidated = meta["record"], meta.get("unvalidated", False)
     logging.info("Going on at step %d of %s.", last, workdir)
   elif not config.train.pretrained and not config.train.start_from:
-    with contextlib.closing(iter(dataset)) as first:
+    # Measured on the batch of all processes, however many they are.
+    with contextlib.closing(iter(open_dataset())) as first:
       state = state.replace(batch_stats=first_statistics(config, state.variables, next(first)))
-  state = replicate(state)
+  state = replicate(from_first(state))
   step_fn = parallel_step(
     functools.partial(
       train_step, model=model, optimizer=optimizer, config=part, frozen=frozen_parameters(config)
     )
   )
   predict = make_predict(part)
-  # What a killed run left: rows of steps that are taken again, no model under its name.
-  drop_rows_after(workdir / SCALARS_FILE, int(state.step))
-  for name in ("best", "last"):
-    recover_model(workdir / name)
+  if is_first():
+    # What a killed run left: rows of steps that are taken again, no model under its name.
+    drop_rows_after(workdir / SCALARS_FILE, int(state.step))
+    for name in ("best", "last"):
+      recover_model(workdir / name)
   log, progress = ScalarLog(workdir / SCALARS_FILE), Progress(config.train.steps)
   watch = RunWatch(
     workdir,
@@ -134,16 +184,44 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
     examples=config.data.batch_size,
     log=log,
     progress=progress,
+    tells=is_first(),
   )
   unchecked: list[dict[str, Sum]] = []
+  poll, stop, step = Poll(), 0, int(state.step)
+  saved = step
   look = functools.partial(_note_batch, config, workdir=workdir, data_dir=data_dir, inputs=inputs)
+
+  def judge(step: int) -> tuple[TrainState, dict]:
+    # At the end of the run there is nothing to go on with, so its last validation is not broken off.
+    waiting_for = request if step < config.train.steps else None
+    with watch.validating():
+      figures = validate(part, predict, state, data_dir=data_dir, scored=watch.scored, request=waiting_for)
+      if watch.draws:
+        rows = rows_here(config.data.batch_size)
+        sheet = sample_sheet(part, predict, state.variables, data_dir=data_dir, batch_size=rows)
+        watch.drew(step, sheet)
+    watch.validated(step, figures)
+    after = _note(record, figures, step, config)
+    better = after["best_step"] == step
+    if better and is_first():
+      variables, facts = jax.device_get(state.variables), model_facts(config, after | figures)
+      save_model(workdir / "best", params=variables, model=facts)
+    return _after_validation(state, better=better, step=step, config=config), after
+
   with contextlib.ExitStack() as closing:
     # However training ends, what is being saved gets saved.
     for open_thing in (watch, batches, checkpoints):
       closing.callback(open_thing.close)
-    for step in range(int(state.step) + 1, config.train.steps + 1):
-      if _stop_reason(record, config):
+    if unvalidated:
+      try:
+        (state, record), unvalidated = judge(step), False
+      except Interrupted as interrupted:
+        stop = interrupted.number
+    for number in range(step + 1, config.train.steps + 1):
+      stop = stop or poll(request.number)
+      if stop or _stop_reason(record, config):
         break
+      step = number
       state, sums = step_fn(state, split_batch(watch.next(batches)))
       watch.began(sums)
       unchecked.append(sums)
@@ -159,31 +237,32 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
         rate = learning_rate(state.opt_state, step=step, config=config.train)
         watch.trained(step, losses, learning_rate=rate)
       if validates:
-        with watch.validating():
-          figures = validate(part, predict, state, data_dir=data_dir, scored=watch.scored)
-          if watch.draws:
-            rows = config.data.batch_size
-            sheet = sample_sheet(part, predict, state.variables, data_dir=data_dir, batch_size=rows)
-            watch.drew(step, sheet)
-        watch.validated(step, figures)
-        record = _note(record, figures, step, config)
-        better = record["best_step"] == step
-        state = _after_validation(state, better=better, step=step, config=config)
-        if better:
-          save_model(workdir / "best", params=state.variables, model=model_facts(config, record | figures))
+        try:
+          state, record = judge(step)
+        except Interrupted as interrupted:
+          stop, unvalidated = interrupted.number, True
       if saves or _stop_reason(record, config):
-        _save(checkpoints, step, state, batches, config, record)
+        _save(checkpoints, step, state, batches, config, record, unvalidated)
+        saved = step
       watch.show(step)
-  stopped = _stop_reason(record, config)
-  finished = int(state.step) == config.train.steps or stopped is not None
-  if finished:
+    if stop and saved < step:
+      _finite(unchecked, step, look=look)
+      _save(checkpoints, step, state, batches, config, record, unvalidated)
+  # A signal that came after the last step is seen here, by all processes alike.
+  name = signal_name(stop) if (stop := stop or max(of_each_process(request.number))) else ""
+  reason = _stop_reason(record, config)
+  finished = not name and (step == config.train.steps or reason is not None)
+  if finished and is_first():
     _save_last(workdir / "last", state, config, record)
-  stopped = stopped or "all steps done"
-  watch.summarise(
-    record=record, stopped=stopped, step=int(state.step), params=state.params, data_dir=data_dir
-  )
+  stopped = f"stopped by {name} at step {step}" if name else reason or "all steps done"
+  watch.summarise(record=record, stopped=stopped, step=step, params=state.params, data_dir=data_dir)
   return FitResult(
-    state=state, best=record["best"], best_step=record["best_step"], stopped=stopped, finished=finished
+    state=state,
+    best=record["best"],
+    best_step=record["best_step"],
+    stopped=stopped,
+    finished=finished,
+    signal=name,
   )
 
 
@@ -204,9 +283,10 @@ def check_run(config: Config, *, workdir: str | Path, data_dir: str | Path, resu
       f"train.target_accuracy must lie from 0 (off) to 1, got {config.train.target_accuracy:g}."
     )
   check_config(config)
+  rows_here(config.data.batch_size)
   part = trained_part(config)
   inputs = detector_inputs(part.model)
-  data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs)
+  data.train_dataset(config.data, data_dir=data_dir, seed=config.seed, inputs=inputs, shard=shard())
   create_optimizer(with_steps(config, data_dir=data_dir).train)
   # Pseudo-fakes are made of the real ones.
   needed = {"real": examples.REAL} | ({} if config.data.pseudofakes else {"fake": examples.FAKE})
@@ -248,7 +328,7 @@ def with_steps(config: Config, *, data_dir: str | Path) -> Config:
 
 
 def make_predict(config: Config) -> "Predict":
-  """Returns f(variables, batch) -> logits [batch], split over all local devices, in eval mode."""
+  """Returns f(variables, batch) -> logits [batch], split over the devices of this process, in eval mode."""
   return Predict(config)
 
 
@@ -293,13 +373,22 @@ def validate(
   *,
   data_dir: str | Path,
   scored: Callable[[evaluation.Scores], object] = lambda scores: None,
+  request: StopRequest | None = None,
 ) -> dict[str, float]:
   """Figures on the validation split, in eval mode.
 
+  Several processes score a part each and are told the same figures, those of all examples.
+
   Args:
-    config, predict, state: of the run.
+    config: of the part that is trained.
+    predict: from `make_predict`.
+    state: of the run.
     data_dir: where the datasets are.
     scored: called with the scores that "auc" and "accuracy" are of.
+    request: breaks the validation off once it holds a signal.
+
+  Raises:
+    Interrupted: it did, in this process or another.
 
   Returns:
     "auc" and "accuracy" of single examples, "video_auc" and "video_accuracy" of whole files (the mean of
@@ -312,12 +401,26 @@ def validate(
 
   def score(*, degraded: bool | None) -> evaluation.Scores:
     inputs = detector_inputs(config.model)
-    return evaluation.score(
-      functools.partial(predict, state.variables),
-      data.held_out(config.data, "validation", data_dir=data_dir, inputs=inputs, degraded=degraded),
-      limit=config.data.validation_limit,
-      batch_size=config.data.batch_size,
-    )
+    try:
+      part = evaluation.score(
+        judge,
+        data.held_out(config.data, "validation", data_dir=data_dir, inputs=inputs, degraded=degraded),
+        limit=config.data.validation_limit,
+        batch_size=rows_here(config.data.batch_size),
+        shard=shard(),
+      )
+    except Interrupted as interrupted:
+      part = interrupted.number
+    parts = of_each_process(part)
+    # One alone cannot leave: the others would wait for its part.
+    if numbers := [number for number in parts if isinstance(number, int)]:
+      raise Interrupted(max(numbers))
+    return evaluation.merged(parts)
+
+  def judge(batch: dict[str, np.ndarray]) -> np.ndarray:
+    if request:
+      raise Interrupted(request.number)
+    return predict(state.variables, batch)
 
   if not config.data.pseudofakes:
     scored(untouched := score(degraded=None))
@@ -356,8 +459,34 @@ def _claim_workdir(config: Config, workdir: Path) -> None:
   file = workdir / "config.json"
   if file.exists():
     return  # `_check_workdir` knows it to be of this run.
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_whole(file, json.dumps(to_dict(config), indent=2) + "\n")
+  if is_first():
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def _check_all_see(config: Config, workdir: Path) -> None:
+  """Raises, in all processes alike, unless all of them train the same thing in the same folder."""
+  seen = of_each_process((to_dict(config), (workdir / "config.json").exists()))
+  for process, (theirs, there) in enumerate(seen):
+    if changed := ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in differences(seen[0][0], theirs)):
+      raise ValueError(
+        f"Process {process} was started with another configuration than process 0 ({changed}); start all "
+        "with the same flags and data."
+      )
+    if not there:
+      raise ValueError(
+        f"Process {process} does not see {workdir / 'config.json'}, which process 0 wrote: --workdir must be "
+        "a folder that all hosts share."
+      )
+
+
+def _check_processes(before: int, workdir: Path) -> None:
+  _, now = shard()
+  if before != now:
+    raise ValueError(
+      f"{workdir} holds a run of {before} process{'es' * (before > 1)}, each with its own place in the data, "
+      f"and now there {'is' if now == 1 else 'are'} {now}; start {before}, or choose another --workdir."
+    )
 
 
 def _check_workdir(config: Config, workdir: Path, *, resume: bool) -> bool:
@@ -391,16 +520,23 @@ def _save_last(folder: Path, state: TrainState, config: Config, record: dict) ->
   with contextlib.suppress(CheckpointError):
     if read_model(folder)["training"] == facts["training"]:
       return
-  save_model(folder, params=state.variables, model=facts)
+  save_model(folder, params=jax.device_get(state.variables), model=facts)
 
 
 def _save(
-  checkpoints: RunCheckpoints, step: int, state: TrainState, batches, config: Config, record: dict
+  checkpoints: RunCheckpoints,
+  step: int,
+  state: TrainState,
+  batches,
+  config: Config,
+  record: dict,
+  unvalidated: bool,
 ) -> None:
   # Copied, because the next step donates these very buffers while the checkpoint is still being written.
-  state = jax.tree.map(jnp.copy, state)
+  state = of_all_processes(jax.tree.map(jnp.copy, state))
   rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
   meta = {"config": to_dict(config), "version": __version__, "record": record}
+  meta |= {"processes": shard()[1], "unvalidated": unvalidated}
   checkpoints.save(step, params=state.variables, train=rest, data=batches, meta=meta)
 
 
@@ -470,7 +606,8 @@ def _note_batch(
   """Writes which examples were in the batch of a step to a file, and says so in a sentence."""
   rows = data.batch_facts(config.data, data_dir=data_dir, seed=config.seed, step=step, inputs=inputs)
   file = workdir / f"non_finite_step_{step}.json"
-  write_whole(file, json.dumps({"step": step, "not_finite": broken, "examples": rows}, indent=2) + "\n")
+  if is_first():
+    write_whole(file, json.dumps({"step": step, "not_finite": broken, "examples": rows}, indent=2) + "\n")
   ids = list(dict.fromkeys(row["id"] for row in rows))
   more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
   return f"Its batch was made of {', '.join(ids[:3])}{more}; {file} tells of each."

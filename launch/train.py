@@ -11,7 +11,8 @@ on where the last saved step was; a workdir of other settings is refused, and th
 after its epochs or steps, at --target_accuracy, or after train.patience validations (20) without a better
 train.metric (the AUC of whole videos). The model of the best validation lies in WORKDIR/best and is used with
 `deepscan detect --model_path=WORKDIR/best`; WORKDIR/last is the model of the last step, to be calibrated
-before it is used. The test split is never opened.
+before it is used. The test split is never opened. SIGTERM or Ctrl-C finishes the step, saves, says how to go
+on and ends with exit code 0, or the one of --stopped_exit_code.
 
 What is learnt: a preset with pseudo-fakes makes forgeries of real examples, and needs no known ones. Where
 --datasets names data that hold known forgeries, their labels are learnt instead, real and fake examples
@@ -24,6 +25,13 @@ trains a model without each in WORKDIR/fold_0 to fold_4, scores each part with t
 and writes the figures of each and of all to WORKDIR/folds.json and as a table to stdout. It goes on like any
 run; --fold=2 does that fold alone, so that several machines can share the work: bring the folders together,
 and the command without --fold sums up.
+
+On several hosts, each starts the same command with --multihost, and with a --workdir that all of them share:
+
+    deepscan train --multihost --workdir=/shared/run
+
+TPU pods, Slurm, Open MPI and Kubernetes (with the package kubernetes) say by themselves who belongs together;
+elsewhere add --coordinator_address=HOST0:8476 --num_processes=2 --process_id=0 (or 1, on the other host).
 """
 
 import dataclasses
@@ -97,6 +105,44 @@ _FOLDS = flags.DEFINE_integer(
 _FOLD = flags.DEFINE_integer(
   "fold", -1, "With --folds: only this one, from 0 on; -1: all.", allow_override=True
 )
+_MULTIHOST = flags.DEFINE_bool(
+  "multihost", False, "Train together with the same command on other hosts.", allow_override=True
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address",
+  None,
+  "host:port of process 0, where the cluster does not tell; or JAX_COORDINATOR_ADDRESS.",
+  allow_override=True,
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes",
+  None,
+  "How many processes train together, where the cluster does not tell; or JAX_NUM_PROCESSES.",
+  lower_bound=1,
+  allow_override=True,
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id",
+  None,
+  "Which of them this is, from 0 on, where the cluster does not tell; or JAX_PROCESS_ID.",
+  lower_bound=0,
+  allow_override=True,
+)
+_CONNECT_S = flags.DEFINE_integer(
+  "connect_timeout_s", 300, "How long --multihost waits for the others.", lower_bound=1, allow_override=True
+)
+_STOPPED_EXIT_CODE = flags.DEFINE_integer(
+  "stopped_exit_code",
+  0,
+  "Exit code after a signal; a scheduler that counts 0 as done, and would not start the run again, needs "
+  "another, such as 143.",
+  lower_bound=0,
+  upper_bound=255,
+  allow_override=True,
+)
+
+# A process that fails must not wait for the others at its end, nor they for it.
+LEAVES_AT_ONCE = True
 
 
 def main(argv: Sequence[str]) -> int:
@@ -114,13 +160,28 @@ def main(argv: Sequence[str]) -> int:
       f"Give --folds=2 or more, and a --fold from 0 to below it; got --folds={_FOLDS.value}"
       + ("." if fold is None else f" and --fold={fold}.")
     )
+  if _FOLDS.value and _MULTIHOST.value:
+    raise app.UsageError(
+      "--folds is for one host at a time; give each host its own --fold in place of --multihost."
+    )
   workdir = chosen_workdir(_WORKDIR.value, _MODEL_NAME.value)
   _tell_what_training_logs()
 
-  from deepscan_jax import compilation_cache, cross_validation
+  from deepscan_jax import compilation_cache, cross_validation, parallel
   from deepscan_jax.evaluation import calibrate_model
   from deepscan_jax.training import TrainingError, fit
 
+  if _MULTIHOST.value:
+    parallel.connect(
+      coordinator_address=_COORDINATOR.value,
+      num_processes=_NUM_PROCESSES.value,
+      process_id=_PROCESS_ID.value,
+      timeout_s=_CONNECT_S.value,
+    )
+  elif _COORDINATOR.value or _NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None:
+    raise app.UsageError(
+      "--coordinator_address, --num_processes and --process_id are for several hosts; add --multihost."
+    )
   compilation_cache.switch_on()
   given = {name: flags.FLAGS[name].value for name in _FIELDS if flags.FLAGS[name].value is not None}
   config = configured(
@@ -135,17 +196,27 @@ def main(argv: Sequence[str]) -> int:
         print(cross_validation.markdown([row for row in done if row], summary))
       if summary:
         print(f"\nthe figures: {workdir}/{cross_validation.SUMMARY_FILE}")
-      return 0
+      wanted = done if fold is None else [done[fold]]
+      # Nothing but a signal ends this early.
+      return 0 if all(wanted) else _STOPPED_EXIT_CODE.value
     if any(Path(workdir).glob("fold_*/config.json")):
       raise app.UsageError(f"{workdir} holds a cross-validation; give its --folds, or another --workdir.")
     result = fit(config, **where)
   except TrainingError as error:
     raise app.UsageError(str(error)) from error
-  calibrate_model(f"{workdir}/best", data_dir=_DATA_DIR.value)
-  print(f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}")
-  print(f"the model: {workdir}/best")
-  print(f"how it went: {workdir}/summary.html")
-  return 0
+  if parallel.is_first():
+    if result.signal:
+      print(f"{result.stopped}; the same command goes on.")
+    else:
+      calibrate_model(f"{workdir}/best", data_dir=_DATA_DIR.value)
+      print(
+        f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}"
+      )
+      print(f"the model: {workdir}/best")
+      print(f"how it went: {workdir}/summary.html")
+  # The others wait here while the first one calibrates.
+  parallel.disconnect()
+  return _STOPPED_EXIT_CODE.value if result.signal else 0
 
 
 def chosen_workdir(workdir: str | None, model_name: str | None) -> str:

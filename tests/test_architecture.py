@@ -44,6 +44,7 @@ FORBIDDEN = {
   "copies": {""},
   "folds": {""},
   "speech": {""},
+  "stopping": {""},
   "inference": {
     "training",
     "train_state",

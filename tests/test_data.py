@@ -384,8 +384,8 @@ def labels_drawn(
   """Batches of tiny examples in place of prepared datasets: {name: [(label, number)]}."""
 
   class Listed:
-    def __init__(self, names, split, data_dir, *, inputs, labels, source_weights=()):
-      del split, data_dir, inputs, source_weights
+    def __init__(self, names, split, data_dir, *, inputs, labels, source_weights=(), fold=None):
+      del split, data_dir, inputs, source_weights, fold
       self.rows = [row for name in names for row in sources[name] if row[0] in labels]
 
     def __len__(self):
@@ -419,23 +419,29 @@ def numbers(batches: list[dict]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-  ("changes", "shard"),
+  ("changes", "processes"),
   [
-    ({}, (0, 1)),
-    ({}, (1, 2)),
-    ({"balance_classes": True}, (0, 1)),
-    ({"dataset_weights": (3.0, 1.0), "balance_classes": True}, (1, 3)),
+    ({}, 1),
+    ({}, 2),
+    ({"balance_classes": True}, 1),
+    ({"dataset_weights": (3.0, 1.0), "balance_classes": True}, 3),
   ],
 )
-def test_the_examples_of_a_batch_are_found_again(monkeypatch, changes, shard):
+def test_the_examples_of_a_batch_are_found_again(monkeypatch, changes, processes):
   sources = {"a": [(0, 10 + i) for i in range(8)] + [(1, 30)] * 2, "b": [(1, 50)] * 4 + [(0, 60)] * 2}
-  config = DataConfig(datasets=("a", "b"), batch_size=4, **changes)
-  batches = labels_drawn(config, sources, monkeypatch, shard=shard, count=9)
+  config = DataConfig(datasets=("a", "b"), batch_size=6, **changes)
+  parts = [
+    labels_drawn(config, sources, monkeypatch, shard=(index, processes), count=9)
+    for index in range(processes)
+  ]
   config = dataclasses.replace(config, pseudofakes=False)
   for step in (1, 2, 9):
-    facts = data.batch_facts(config, data_dir="", seed=0, step=step, shard=shard)
-    assert [int(row["id"]) for row in facts] == numbers(batches[step - 1 : step])
-    assert [row["label"] for row in facts] == batches[step - 1]["label"].tolist()
+    facts = data.batch_facts(config, data_dir="", seed=0, step=step)
+    assert len(facts) == config.batch_size
+    for index, batches in enumerate(parts):
+      rows = facts[index::processes]
+      assert [int(row["id"]) for row in rows] == numbers(batches[step - 1 : step])
+      assert [row["label"] for row in rows] == batches[step - 1]["label"].tolist()
     assert all(row["pseudofake"] == "" and row["not_finite"] == [] for row in facts)
 
 
@@ -497,9 +503,23 @@ def test_processes_share_a_pass_without_overlap(monkeypatch):
   config = DataConfig(datasets=("a",), batch_size=4)
   alone = numbers(labels_drawn(config, sources, monkeypatch, count=6))
   assert sorted(alone) == list(range(10, 34))
-  parts = [numbers(labels_drawn(config, sources, monkeypatch, shard=(i, 2), count=3)) for i in (0, 1)]
-  assert sorted(parts[0] + parts[1]) == sorted(alone)
-  assert [n for pair in zip(*parts, strict=True) for n in pair] == alone
+  parts = [labels_drawn(config, sources, monkeypatch, shard=(i, 2), count=6) for i in (0, 1)]
+  # Step by step the batch of both together is the batch of one process alone.
+  for step, ours in enumerate(zip(*parts, strict=True)):
+    assert sorted(numbers(list(ours))) == sorted(alone[4 * step : 4 * step + 4])
+    assert [len(batch["label"]) for batch in ours] == [2, 2]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+  config = DataConfig(datasets=("a",), batch_size=6)
+  for pseudofakes, count, message in (
+    (True, 2, "Batch size 6 must be a multiple of 4, so that each of 2 processes reads whole pairs"),
+    (False, 4, "Batch size 6 must be a multiple of 4, so that each of 4 processes reads as many examples"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      data.train_dataset(
+        dataclasses.replace(config, pseudofakes=pseudofakes), data_dir="", seed=0, shard=(0, count)
+      )
 
 
 def other_voice(talking: dict, *, seconds: float = 2.0) -> dict:

@@ -110,7 +110,7 @@ def test_a_command_of_each_launch_is_one_that_train_takes(tmp_path):
     assert config.name == "full" and config.data.datasets == ("real_fake_folder/clips",)
     assert config.data.batch_size % devices(path) == 0
     assert values["data_dir"] != values["workdir"] and {"data_dir", "workdir"} <= values.keys()
-    assert values["multihost"] is True
+    assert values["multihost"] is True and values["stopped_exit_code"] == STOPPED
     # JAX knows the processes of a TPU slice and of a Slurm job by itself.
     assert MULTIHOST & values.keys() == (set() if path in (TPU, SLURM) else MULTIHOST)
     if path in (GPU, SKYPILOT):

@@ -181,6 +181,100 @@ def test_a_configuration_that_was_cut_off_is_told(prepared_dataset, tmp_path):
     training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
 
 
+def asked_to_stop(monkeypatch, where: str) -> None:
+  """Sends this process SIGTERM once, where its name says."""
+  asked = itertools.count()
+
+  def ask():
+    if next(asked) == 0:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def when(number: int, function):
+    calls = itertools.count(1)
+
+    def called(*args, **kwargs):
+      if next(calls) == number:
+        ask()
+      return function(*args, **kwargs)
+
+    return called
+
+  place, number = where.split()
+  number = int(number)
+  if place == "start":
+    monkeypatch.setattr(training, "create_state", when(number, training.create_state))
+  elif place == "step":
+    step = training.parallel_step
+    monkeypatch.setattr(training, "parallel_step", lambda *args: when(number, step(*args)))
+  elif place == "validation":
+    monkeypatch.setattr(training.Predict, "__call__", when(number, training.Predict.__call__))
+  elif place == "save":
+    monkeypatch.setattr(training.RunCheckpoints, "save", when(number, training.RunCheckpoints.save))
+
+
+@pytest.mark.parametrize(
+  ("where", "step", "validated"),
+  [
+    ("start 1", 0, []),
+    # While it is compiled.
+    ("step 1", 1, []),
+    ("step 3", 3, [2]),
+    # Two batches are predicted at each validation: before the second of them, and at the end of the run.
+    ("validation 1", 2, []),
+    ("validation 3", 4, [2, 4]),
+    ("save 1", 2, [2]),
+  ],
+)
+def test_a_run_that_is_asked_to_stop_goes_on_to_the_bit(
+  where, step, validated, whole_run, prepared_dataset, tmp_path, monkeypatch, capfd
+):
+  whole, workdir, _ = whole_run
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with monkeypatch.context() as patch:
+    asked_to_stop(patch, where)
+    result = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+  assert (result.signal, result.stopped) == ("SIGTERM", f"stopped by SIGTERM at step {step}")
+  assert "deepscan: SIGTERM: the run is saved" in capfd.readouterr().err
+  kept = training.RunCheckpoints(tmp_path)
+  assert kept.latest_step() == (step or None) and int(result.state.step) == step
+  kept.close()
+  log = tmp_path / "scalars.jsonl"
+  assert [row["step"] for row in scalars(tmp_path) if "validation/auc" in row] == validated, log.read_text()
+  resumed = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert (resumed.signal, resumed.stopped) == ("", "all steps done")
+  assert_same_state(resumed.state, whole.state)
+  assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
+  assert scalars(tmp_path) == scalars(workdir)
+  ours, theirs = (checkpoints.read_model(folder / "best") for folder in (tmp_path, workdir))
+  assert ours["training"] == theirs["training"]
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_by_a_signal_either(prepared_dataset, tmp_path, monkeypatch):
+  asked_to_stop(monkeypatch, "step 1")
+  step = training.parallel_step
+
+  def poisoned(*args):
+    take = step(*args)
+    return lambda state, batch: take(state, {**batch, "region": batch["region"] * np.float32(math.nan)})
+
+  monkeypatch.setattr(training, "parallel_step", poisoned)
+  with pytest.raises(training.TrainingError, match="not finite at step 1"):
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  kept = training.RunCheckpoints(tmp_path)
+  assert kept.latest_step() is None
+  kept.close()
+
+
+def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_written(prepared_dataset, tmp_path):
+  message = "Batch size 12 must be divisible by the number of devices, 8; try 8 or 16."
+  with pytest.raises(ValueError, match=message):
+    training.fit(
+      override(tiny_config(), "data.batch_size=12"), workdir=tmp_path / "run", data_dir=prepared_dataset
+    )
+  assert not (tmp_path / "run").exists()
+
+
 def test_statistics_are_measured_once_where_no_imagenet_weights_bring_them(
   prepared_dataset, tmp_path, monkeypatch
 ):
@@ -320,6 +414,8 @@ def test_on_a_plateau_the_rate_falls_as_worked_out_by_hand_also_in_a_run_that_wa
   monkeypatch.setattr(
     training, "validate", lambda _, __, state, **___: {"auc": aucs[int(state.step)], "accuracy": 0.5}
   )
+  # Its forward pass would be a program of its own.
+  monkeypatch.setattr(training, "sample_sheet", lambda *_, **__: None)
   with compilations() as compiled:
     whole = training.fit(config, workdir=tmp_path / "whole", data_dir=prepared_dataset)
   assert len([line for line in compiled if "(_fun)" in line]) == 1, compiled
@@ -464,6 +560,18 @@ def test_the_verb_trains_calibrates_and_says_where_the_model_is(
     assert train.main(["train"]) == 0
   assert f"the model: {run}/best" in capsys.readouterr().out
   assert load_detector(run / "best").config == tiny_config(steps=2)
+
+
+def test_the_verb_says_how_a_stopped_run_goes_on(monkeypatch, tmp_path, capsys):
+  stopped = training.FitResult(
+    state=None, best=0.5, best_step=2, stopped="stopped by SIGINT at step 3", signal="SIGINT"
+  )
+  monkeypatch.setattr(compilation_cache, "switch_on", lambda: "")
+  monkeypatch.setattr(training, "fit", lambda *_, **__: stopped)
+  # Calibrating would fail, for there is no model.
+  with flagsaver.flagsaver(workdir=str(tmp_path)):
+    assert train.main(["train"]) == 0
+  assert capsys.readouterr().out == "stopped by SIGINT at step 3; the same command goes on.\n"
 
 
 @pytest.mark.parametrize(
