@@ -69,7 +69,10 @@ class RunCheckpoints:
       )
     self._folder = Path(workdir).absolute() / "checkpoints"
     self._keep = keep
-    self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    # At once: grain writes its place without waiting for a folder that another process has still to make.
+    at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=at_once))
+    self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=at_once)
     self._finisher = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="manifest")
     self._finishing: concurrent.futures.Future | None = None
 
