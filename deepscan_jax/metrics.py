@@ -194,7 +194,7 @@ class Ranking:
     return np.where(enough.any(axis=-1), found, np.nan)
 
   def true_positive_rate_at(self, false_positive_rate: float) -> np.ndarray:
-    """[...] the largest share of fakes at or above a threshold that at most this share of the reals reaches."""
+    """[...] the largest share of fakes at or above a threshold that so few reals reach."""
     allowed = self.false_positive_rates <= false_positive_rate + 1e-12
     last = np.maximum(allowed.sum(axis=-1, keepdims=True) - 1, 0)
     found = np.take_along_axis(self.true_positive_rates, last, -1)[..., 0]
