@@ -224,7 +224,7 @@ def _figures_card(card: Mapping, main: Mapping) -> Html:
         tag(
           "p",
           f"Counts and rates are at the threshold that validation fixed ({'; '.join(said)}). Nothing was "
-          "fitted on these files. A probability is calibrated for classes of equal frequency; where these are "
+          "fitted on these files. A probability is calibrated for classes of equal frequency; where they are "
           "not equally frequent, the figures with classes weighted alike are the fair ones.",
           class_="fine",
         ),
@@ -486,7 +486,8 @@ def _curves_card(curves: Mapping | None, card: Mapping, main: Mapping) -> Html |
       "precision",
       unit,
       guess=((0, share), (1, share)),
-      caption=f"Precision and recall: AP {with_interval(main['average_precision'])}; fakes are {percent(share)}.",
+      caption=f"Precision and recall: AP {with_interval(main['average_precision'])}. "
+      f"Guessing has a precision of {percent(share)}.",
     ),
     _plot(
       "Reliability",

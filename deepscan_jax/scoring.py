@@ -35,6 +35,52 @@ _OWN_AGGREGATION = "mean logit of a person's windows; of faces and sound the mor
 Progress = Callable[[int, int], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Missing:
+  """A file without a score.
+
+  Attributes:
+    file: dataset, ":" and its id.
+    dataset, method, source, group: as of levels.Rows.
+    label: 1 = fake.
+    reason: a code.
+  """
+
+  file: str
+  dataset: str
+  label: int
+  reason: str
+  method: str = ""
+  source: str = ""
+  group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """What was scored.
+
+  Attributes:
+    labelled: by level, rows of files under their own labels.
+    pairs: by level, rows of real examples and their pseudo-fakes; None where none were made.
+    missing: files without a score.
+    frames: of a video that are looked at; None for prepared data.
+    faces, aggregation: for the protocol.
+    timings: by stage the seconds of each file, or for prepared data "model_s" of each window.
+    parts: evaluation.Scores by kind, as evaluation.measure_scores takes them; empty for raw media.
+    notes: sentences.
+  """
+
+  labelled: dict[str, Rows]
+  pairs: dict[str, Rows] | None
+  missing: tuple[Missing, ...]
+  frames: int | None
+  faces: str
+  aggregation: str
+  timings: dict[str, list[float]]
+  parts: dict[str, evaluation.Scores]
+  notes: tuple[str, ...] = ()
+
+
 def evaluate_model(
   folder: str | Path | None,
   *,
@@ -123,77 +169,9 @@ def evaluate_model(
     prevalences=prevalences,
     missing_score=preset.missing if preset else None,
     cost=_cost(),
-    legacy=evaluation.measure_scores(scored.parts, detector, split=split) if scored.pairs else None,
+    legacy=_tables(scored, detector, split),
     draws=draws,
   )
-
-
-def _model_facts(start_from: str) -> dict | None:
-  """Facts of a model that another one started from; None where it is not here any more."""
-  folder = DEFAULT_MODEL if start_from == "default" else Path(start_from)
-  try:
-    return checkpoints.read_model(folder)
-  except checkpoints.CheckpointError:
-    return None
-
-
-def _cost() -> dict:
-  """What this process took so far, and on what."""
-  device = jax.local_devices()[0]
-  # Linux counts kilobytes.
-  found = {
-    "device": device.device_kind if device.platform != "cpu" else "cpu",
-    "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-  }
-  if stats := device.memory_stats():
-    found["device_peak_bytes"] = stats.get("peak_bytes_in_use")
-  return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Missing:
-  """A file without a score.
-
-  Attributes:
-    file: dataset, ":" and its id.
-    dataset, method, source, group: as of levels.Rows.
-    label: 1 = fake.
-    reason: a code.
-  """
-
-  file: str
-  dataset: str
-  label: int
-  reason: str
-  method: str = ""
-  source: str = ""
-  group: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-  """What was scored.
-
-  Attributes:
-    labelled: by level, rows of files under their own labels.
-    pairs: by level, rows of real examples and their pseudo-fakes; None where none were made.
-    missing: files without a score.
-    frames: of a video that are looked at; None for prepared data.
-    faces, aggregation: for the protocol.
-    timings: by stage the seconds of each file, or for prepared data "model_s" of each window.
-    parts: evaluation.Scores by kind, as evaluation.measure_scores takes them; empty for raw media.
-    notes: sentences.
-  """
-
-  labelled: dict[str, Rows]
-  pairs: dict[str, Rows] | None
-  missing: tuple[Missing, ...]
-  frames: int | None
-  faces: str
-  aggregation: str
-  timings: dict[str, list[float]]
-  parts: dict[str, evaluation.Scores]
-  notes: tuple[str, ...] = ()
 
 
 def score_prepared(
@@ -327,6 +305,35 @@ def score_media(
     parts={},
     notes=preset.departures(size_px=faces.EVAL_SIZE) if preset else (),
   )
+
+
+def _tables(scored: Scored, detector: Detector, split: str) -> dict | None:
+  """The tables of evaluation.measure_model, where both classes are there."""
+  if "all" not in scored.parts or len(set(scored.parts["all"].labels.tolist())) < 2:
+    return None
+  return evaluation.measure_scores(scored.parts, detector, split=split)
+
+
+def _model_facts(start_from: str) -> dict | None:
+  """Facts of a model that another one started from; None where it is not here any more."""
+  folder = DEFAULT_MODEL if start_from == "default" else Path(start_from)
+  try:
+    return checkpoints.read_model(folder)
+  except checkpoints.CheckpointError:
+    return None
+
+
+def _cost() -> dict:
+  """What this process took so far, and on what."""
+  device = jax.local_devices()[0]
+  # Linux counts kilobytes.
+  found = {
+    "device": device.device_kind if device.platform != "cpu" else "cpu",
+    "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+  }
+  if stats := device.memory_stats():
+    found["device_peak_bytes"] = stats.get("peak_bytes_in_use")
+  return found
 
 
 # Prepared datasets --------------------------------------------------------------------------------------

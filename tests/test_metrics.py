@@ -235,9 +235,8 @@ def test_resamples_by_weight_are_those_of_the_plain_bootstrap():
   labels, scores, _ = noisy(200)
   groups = np.arange(200) // 4
   expected = metrics.bootstrap_interval(metrics.auc, labels, scores, groups=groups, draws=200)
-  values = np.concatenate(
-    [metrics.Ranking.of(labels, scores, weights=w).auc() for w in metrics.bootstrap_weights(groups, draws=200)]
-  )
+  drawn = metrics.bootstrap_weights(groups, draws=200)
+  values = np.concatenate([metrics.Ranking.of(labels, scores, weights=w).auc() for w in drawn])
   assert metrics.percentile_interval(values) == pytest.approx(expected, abs=1e-12)
   first = next(metrics.bootstrap_weights(groups, draws=200))
   np.testing.assert_array_equal(first, next(metrics.bootstrap_weights(groups, draws=200)))
