@@ -109,7 +109,7 @@ def make_card(
       f"None of the {len(scored.missing)} files got a score ({reasons}); there are no figures."
     )
   coverage = _coverage(scored)
-  results = {name: _result(rows, protocol, coverage, draws=draws) for name, rows in sets.items()}
+  results = {name: _result(rows, protocol, scored, draws=draws) for name, rows in sets.items()}
   # Real ones alone have no headline of detection; their pairs do.
   both = scored.labelled["video"].label
   headline = "labelled" if not scored.pairs or len(set(both.tolist())) == 2 else "pairs"
@@ -213,9 +213,7 @@ def _measure(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
   }
 
 
-def _result(
-  rows_of: Mapping[str, Rows], protocol: protocols.Protocol, coverage: Mapping, *, draws: int
-) -> dict:
+def _result(rows_of: Mapping[str, Rows], protocol: protocols.Protocol, scored, *, draws: int) -> dict:
   """Figures of one set of rows: by level, broken down at the protocol's level, and curves."""
   known: list[tuple[Rows, dict]] = []
   by_level = {}
@@ -227,19 +225,19 @@ def _result(
     same = next((figures for other, figures in known if _same(rows, other)), None)
     figures = same or figures_of(rows, draws=draws)
     known.append((rows, figures))
-    by_level[level] = {**figures, "coverage": coverage["share"]}
+    files = len(scored.labelled["video"])
+    by_level[level] = {**figures, "coverage": _share(files, files + len(scored.missing))}
   level = protocol.level if protocol.level in by_level else "video"
   rows = rows_of[level]
   by = {}
   for name, parts in _parts(rows).items():
     # One part alone is all of it.
     if len(parts) > 1 or name == "dataset":
-      shares = coverage["by_dataset"] if name == "dataset" else {}
       whole = by_level[level]
       by[name] = {
         part: {
           **(whole if keep.all() else figures_of(rows.take(keep), draws=draws)),
-          "coverage": shares.get(part, {}).get("share"),
+          "coverage": _coverage_of(scored, name, part),
         }
         for part, keep in parts.items()
       }
@@ -251,6 +249,22 @@ def _same(a: Rows, b: Rows) -> bool:
   return len(a) == len(b) and all(
     np.array_equal(getattr(a, name), getattr(b, name)) for name in ("score", "label", "called", "group")
   )
+
+
+def _coverage_of(scored, name: str, part: str) -> float | None:
+  """Which share of the files of a part got a score; None where files without one do not say their part."""
+  files, missing = scored.labelled["video"], scored.missing
+  if name == "compression":
+    scored_of = [compression_of(dataset) for dataset in files.dataset.tolist()]
+    missing_of = [compression_of(row.dataset) for row in missing]
+  elif name in ("dataset", "source", "method"):
+    scored_of, missing_of = getattr(files, name).tolist(), [getattr(row, name) for row in missing]
+  else:
+    return None
+  if name == "source" and "" in missing_of:
+    return None
+  got, lost = scored_of.count(part), missing_of.count(part)
+  return _share(got, got + lost)
 
 
 def _parts(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
@@ -266,9 +280,7 @@ def _parts(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
     "sharpness": levels.bucket(rows.sharpness, levels.SHARPNESS_BUCKETS),
     "condition": rows.condition,
   }
-  found = {
-    name: {str(part): values == part for part in np.unique(values)} for name, values in columns.items()
-  }
+  found = {name: {part: values == part for part in _ordered(values)} for name, values in columns.items()}
   found["method"] = {
     str(method): (rows.method == method)
     | ((rows.label == 0) & np.isin(rows.dataset, rows.dataset[rows.method == method]))
@@ -276,6 +288,13 @@ def _parts(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
     if method
   }
   return {name: found[name] for name in BREAKDOWNS}
+
+
+def _ordered(values: np.ndarray) -> list[str]:
+  """The different values: buckets as they follow each other, all else in order of name."""
+  places = [name for buckets in (levels.FACE_SIZE_BUCKETS, levels.SHARPNESS_BUCKETS) for name, _ in buckets]
+  there = set(values.tolist())
+  return [name for name in places if name in there] + sorted(there - set(places))
 
 
 def compression_of(dataset: str) -> str:

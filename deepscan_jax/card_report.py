@@ -24,8 +24,9 @@ _BY = {
   "sharpness": "By sharpness of the face at 96 px",
   "condition": "By condition: plain as the detector crops, degraded after the blur and codecs of training",
 }
-_TABLE = ("auc", "eer", "average_precision", "accuracy", "recall", "false_positive_rate")
-_LEVEL_TABLE = (*_TABLE, "fpr_at_tpr95", "tpr_at_fpr1", "f1")
+_TABLE = ("auc", "eer", "accuracy", "recall", "false_positive_rate")
+_OF_PROBABILITIES = ("log_loss", "brier", "ece")
+_LEVEL_TABLE = ("auc", "average_precision", *_TABLE[1:], "fpr_at_tpr95", "tpr_at_fpr1", "f1")
 _STAGES = {
   "decode_s": "decoding",
   "faces_s": "finding faces",
@@ -52,10 +53,11 @@ _STYLE = """
 .curves .bin { fill: var(--link); opacity: .75; }
 .curves .gap { stroke: var(--red); stroke-width: 1.5; }
 .numbers { font-size: .875rem; }
-.numbers td, .numbers th { padding-right: .8rem; }
+.numbers td, .numbers th { padding-right: .7rem; }
+.numbers tbody th { min-width: 5rem; }
 .numbers td { white-space: nowrap; }
-.numbers small { color: var(--soft); display: block; }
-.confusion { width: auto; }
+.numbers small { color: var(--soft); display: block; font-size: .75rem; }
+.pair .numbers { width: auto; min-width: 60%; }
 .confusion td { text-align: right; }
 """
 
@@ -199,7 +201,8 @@ def _card(title: str, *inside: object) -> Html:
 
 
 def _figures_card(card: Mapping, main: Mapping) -> Html:
-  rows = [(words, _figure(main[name])) for name, (words, _) in FIGURES.items()]
+  rows = {name: (words, _figure(main[name])) for name, (words, _) in FIGURES.items()}
+  of_probabilities = [rows.pop(name) for name in list(rows) if name.startswith(_OF_PROBABILITIES)]
   counts = {key: f"{value:.0f}" for key, value in main["confusion"].items()}
   confusion = _table(
     ("", "called manipulated", "not called so"),
@@ -210,17 +213,18 @@ def _figures_card(card: Mapping, main: Mapping) -> Html:
     class_="numbers confusion",
   )
   said = [
-    f"{part}: at most {100 * values['false_positive_rate']:.2g} % of real validation examples of any source"
+    f"{part}, at most {100 * values['false_positive_rate']:.2g} % of real validation examples of any source"
     for part, values in card["thresholds"].items()
   ]
   return _card(
     "Figures of the headline",
     tag(
       "div",
-      tag("div", _table(("Figure", "Value and 95 %"), rows)),
+      tag("div", _table(("Figure", "Value and 95 %"), list(rows.values()))),
       tag(
         "div",
         confusion,
+        _table(("Of probabilities", "Value and 95 %"), of_probabilities),
         tag(
           "p",
           f"Counts and rates are at the threshold that validation fixed ({'; '.join(said)}). Nothing was "
