@@ -207,10 +207,11 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     settings: the arguments above by name, but for kwargs.
   """
 
-  VERSION = tfds.core.Version("2.0.0")
+  VERSION = tfds.core.Version("2.1.0")
   RELEASE_NOTES: ClassVar = {
     "1.0.0": "Single faces.",
     "2.0.0": "Windows of faces, mouths and sound, facts of the file, a label for faces and for sound.",
+    "2.1.0": "Sizes of faces in their files, so that figures can be given by size.",
   }
 
   def __init__(
@@ -347,6 +348,7 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
           "face_mask": array(None, dtype=np.bool_),
           "landmarks": array(None, 468, 2, dtype=np.float32),
           "frame_times_s": array(None, dtype=np.float32),
+          "face_sizes_px": array(None, dtype=np.float32),
           "mouths": pictures(examples.MOUTH_SIZE),
           "mouth_mask": array(None, dtype=np.bool_),
           # As bytes: one by one, samples would take eight bytes each.

@@ -143,11 +143,17 @@ def test_the_threshold_is_that_of_validation_whatever_the_scores(of_prepared, mo
 
 
 def test_the_size_and_sharpness_of_faces_make_buckets(of_media, of_prepared):
-  sharp = of_prepared["results"]["labelled"]["by"]
-  assert "unknown" not in sharp.get("sharpness", {})
-  scored = scoring.Scored(*[None] * 4, "", "", {}, {})
-  assert scored.notes == ()
-  assert "unknown" not in of_media["results"]["labelled"]["by"].get("face_size", {})
+  built, raw = (found["results"]["labelled"]["by"] for found in (of_prepared, of_media))
+  assert built["face_size"].keys() == raw["face_size"].keys() == {"64 to 128 px", "128 to 256 px"}
+  for by in (built, raw):
+    for name in ("face_size", "sharpness"):
+      assert "unknown" not in by.get(name, {})
+
+
+def test_datasets_of_before_have_no_sizes_of_faces():
+  element = {"face_sizes_px": np.array([0.0, 100.0, 120.0], np.float32)}
+  assert data._face_size(element) == 110
+  assert math.isnan(data._face_size({})) and math.isnan(data._face_size({"face_sizes_px": np.zeros(2)}))
 
 
 def test_real_ones_alone_are_paired_with_pseudofakes_and_the_tables_stay(prepared_dataset, model):
