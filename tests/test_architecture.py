@@ -36,6 +36,11 @@ FORBIDDEN = {
   "audit": TRAINING | SERVING | {"models", "faces", "examples", "config", "checkpoints"},
   "audit_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "audit"},
   "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
+  "protocols": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "card"},
+  "levels": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "faces", "card"},
+  "card": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "faces", "scoring"},
+  "card_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "examples", "faces", "scoring"},
+  "scoring": LOOP | {"losses", "optimizer", "report", "card_report", "parallel"},
   "copies": {""},
   "speech": {""},
   "inference": {
