@@ -2,8 +2,8 @@
 
 A card is plain values for JSON. What is undefined (an AUC without fakes, a precision where nothing is called)
 is None, never NaN. Intervals are 95 % by a bootstrap over groups (a person, a source video, an occasion);
-those of rates at the threshold are also no narrower than so many groups allow. Files without a score are in
-no figure; their share stands beside each as `coverage`.
+those of false alarms, and of rates of 0 or 1, are also no narrower than so many groups allow, for a resample
+of no alarms has none. Files without a score are in no figure; their share stands beside each as `coverage`.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ COMPARED = (
   "log_loss",
   "brier",
 )
-# Of these, so many independent groups of such a class stand behind the share.
+# Shares, and of which class: the groups of that class stand behind them.
 _RATES = {"accuracy": None, "recall": 1, "false_positive_rate": 0}
 _CURVE_POINTS = 160
 _COMPRESSIONS = ("raw", "c0", "c23", "c40")
@@ -74,6 +74,7 @@ def make_card(
   datasets: Sequence[str],
   split: str,
   thresholds: Mapping,
+  builds: Mapping[str, str | None] | None = None,
   prevalences: Sequence[float] = (0.01,),
   missing_score: float | None = None,
   cost: Mapping | None = None,
@@ -88,6 +89,7 @@ def make_card(
     model: name, version, sha256, bytes, parameters.
     protocol: how it was scored.
     datasets, split: what.
+    builds: by dataset the fingerprint of its build, where there is one.
     thresholds: by part "inconclusive", "manipulated" and "false_positive_rate" of validation.
     prevalences: shares of fakes for which the worth of a call is worked out, each above 0 and below 1.
     missing_score: what a published protocol gives to videos without a face; adds a figure beside the others.
@@ -124,6 +126,7 @@ def make_card(
     "model": dict(model),
     "split": split,
     "datasets": list(datasets),
+    "builds": dict(builds or {}),
     "protocol": protocol.to_dict(),
     "protocol_hash": protocol.hash,
     "thresholds": {part: dict(values) for part, values in thresholds.items()},
@@ -178,8 +181,7 @@ def figures_of(rows: Rows, *, draws: int = DRAWS) -> dict:
     interval = None
     if math.isfinite(value):
       low, high = metrics.percentile_interval(np.concatenate(resampled[name]))
-      if name in _RATES and groups[_RATES[name]]:
-        # A resample of no alarms has none: no narrower than so many groups allow.
+      if name in _RATES and (name == "false_positive_rate" or value in (0, 1)):
         least = metrics.wilson_interval(value, groups[_RATES[name]])
         low, high = np.fmin(low, least[0]), np.fmax(high, least[1])
       interval = [low, high] if math.isfinite(low) else None
@@ -582,6 +584,15 @@ def compare(
       f"The cards follow different protocols ({'; '.join(differ)}); their figures do not compare. "
       "--allow_different_protocols compares them all the same."
     )
+  builds = [{k: v for k, v in card.get("builds", {}).items() if v} for card in (a, b)]
+  rebuilt = sorted(name for name in builds[0].keys() & builds[1].keys() if builds[0][name] != builds[1][name])
+  if rebuilt:
+    differ.append(f"the builds of {', '.join(rebuilt)}")
+    if not allow_different:
+      raise ProtocolError(
+        f"The cards were made of different builds of {', '.join(rebuilt)}; evaluate both on one of them, or "
+        "give --allow_different_protocols."
+      )
   one, other = (
     dict(zip(card["scores"]["id"], range(len(card["scores"]["id"])), strict=True)) for card in (a, b)
   )

@@ -7,6 +7,7 @@ draws what an uninterrupted one would have drawn, and every validation sees the 
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import re
@@ -475,6 +476,12 @@ def listed_examples(
     row |= {"label": int(facts["label"]), "read_label": read, "held": bool(_held(facts, inputs))}
     listed.append(row)
   return listed
+
+
+def fingerprint(name: str, *, data_dir: str | Path) -> str | None:
+  """SHA-256 of a prepared dataset's manifest, which holds that of each of its files; None of old builds."""
+  file = _directory(name, Path(data_dir)) / "manifest.json"
+  return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def left_out_files(name: str, *, data_dir: str | Path) -> list[dict]:

@@ -254,7 +254,7 @@ def check_split(
   Args:
     facts: of checkpoints.read_model.
     datasets: names that it is to be evaluated on.
-    split: of them.
+    split: of them; "all" is every split together.
     of: folder -> facts of the model that it started from; None where they cannot be had.
 
   Raises:
@@ -271,11 +271,18 @@ def check_split(
     facts = of(start) if start and start not in seen_folders else None
     seen_folders.add(start)
   if seen := sorted({name for name in datasets if _family(name) in known}):
-    verb = "selected and calibrated with" if split == "validation" else "trained on"
+    verb = _USES.get(split, _USES["train"])
     raise ValueError(
-      f"This model was {verb} the {split} split of {', '.join(seen)}, so figures there would flatter it; "
-      "evaluate it with --split=test, or on datasets that it has never seen."
+      f"This model was {verb} of {', '.join(seen)}, so figures there would flatter it; evaluate it with "
+      "--split=test, or on datasets that it has never seen."
     )
+
+
+_USES = {
+  "train": "trained on the train split",
+  "validation": "selected and calibrated with the validation split",
+  "all": "trained and selected with files",
+}
 
 
 def _family(name: str) -> str:

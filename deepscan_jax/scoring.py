@@ -8,6 +8,7 @@ listed with the reason; it never gets a score in its place.
 import contextlib
 import dataclasses
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +104,7 @@ def evaluate_model(
     datasets: names of prepared datasets; none: those of the model's configuration. With media_files, the one
       name that they go by.
     data_dir: where prepared datasets are.
-    split: "test", or "validation" of datasets that chose nothing of this model.
+    split: "test", or "validation" or "all" of datasets that the model has never seen.
     media_files: MediaFile objects of a builder; None: prepared datasets.
     preprocessing: `protocols.OWN` or the name of a preset; presets cut raw media.
     level: of the headline; None: that of the preset, or "video".
@@ -165,6 +166,7 @@ def evaluate_model(
     protocol=protocol,
     datasets=datasets,
     split=split,
+    builds={name: data.fingerprint(name, data_dir=data_dir) for name in datasets if media_files is None},
     thresholds=thresholds,
     prevalences=prevalences,
     missing_score=preset.missing if preset else None,
@@ -281,8 +283,9 @@ def score_media(
         )
     except _NoScoreError as error:
       reason = error.args[0]
-    except media.MediaError as error:
-      reason = error.reason
+    except (media.MediaError, OSError) as error:
+      # An archive may be gone or cut off.
+      reason = getattr(error, "reason", "unreadable")
     else:
       reason = None
       scored.append(found)
@@ -326,10 +329,11 @@ def _model_facts(start_from: str) -> dict | None:
 def _cost() -> dict:
   """What this process took so far, and on what."""
   device = jax.local_devices()[0]
-  # Linux counts kilobytes.
+  # Linux counts kilobytes, macOS bytes.
+  unit = 1 if sys.platform == "darwin" else 1024
   found = {
     "device": device.device_kind if device.platform != "cpu" else "cpu",
-    "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "peak_memory_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
   }
   if stats := device.memory_stats():
     found["device_peak_bytes"] = stats.get("peak_bytes_in_use")

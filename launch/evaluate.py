@@ -42,7 +42,10 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", "data", "Where build_dataset wrote the datasets.", allow_override=True
 )
 _SPLIT = flags.DEFINE_enum(
-  "split", None, ["validation", "test"], "Which split to measure on (test; of --media without --name, all)."
+  "split",
+  None,
+  ["validation", "test", "all"],
+  "Which split to measure on (test; of --media without --name, all of the folder).",
 )
 _MEDIA = flags.DEFINE_multi_string(
   "media", [], "A folder of raw media to score in place of datasets; may be given again.", allow_override=True
@@ -90,6 +93,8 @@ def main(argv: Sequence[str]) -> int:
     raise app.UsageError("--checkpoint and --model_path are the same flag; give one of them.")
   if _MEDIA.value and _DATASETS.value:
     raise app.UsageError("Give either --datasets or --media; what --media holds, --name says.")
+  if _SPLIT.value == "all" and not _MEDIA.value:
+    raise app.UsageError("--split=all goes with --media; prepared datasets are measured split by split.")
   if _NAME.value and not _MEDIA.value:
     raise app.UsageError("--name goes with --media; prepared datasets go into --datasets.")
   if _OUTPUT_JSON.value and not Path(_OUTPUT_JSON.value).parent.is_dir():
@@ -101,8 +106,11 @@ def main(argv: Sequence[str]) -> int:
   from deepscan_jax import card_report, compilation_cache, scoring
 
   compilation_cache.switch_on()
+  # A folder of one's own has no split, unless one asks for it.
+  own_folder = _MEDIA.value and not _NAME.value
+  split = _SPLIT.value or ("all" if own_folder else "test")
   about = {
-    "split": _SPLIT.value or "test",
+    "split": split,
     "preprocessing": _PREPROCESSING.value,
     "level": _LEVEL.value,
     "prevalences": _PREVALENCE.value,
@@ -114,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
     card = scoring.evaluate_model(
       model,
       datasets=[name],
-      media_files=_media_files(name),
+      media_files=_media_files(name, split),
       frames=_FRAMES.value,
       report_progress=_say_progress,
       **about,
@@ -128,8 +136,8 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _media_files(name: str) -> list:
-  """The files of a split of --media; of a folder of one's own without --split, all of them."""
+def _media_files(name: str, split: str) -> list:
+  """The files of a split of --media, or of "all" splits."""
   import tempfile
 
   from deepscan_jax.rooms import find_builder
@@ -138,10 +146,9 @@ def _media_files(name: str) -> list:
   # Nothing is prepared, but a builder wants a folder of its own.
   with tempfile.TemporaryDirectory() as data_dir:
     splits = builder_class(config=config, media_paths=_MEDIA.value, data_dir=data_dir).split_files()
-  wanted = splits if not _NAME.value and not _SPLIT.value else [_SPLIT.value or "test"]
-  files = [file for split in wanted for file in splits.get(split, ())]
+  files = [file for name, chosen in splits.items() if split in ("all", name) for file in chosen]
   if not files:
-    raise ValueError(f"{name} has no files in split {wanted[0]}; there are {', '.join(splits)}.")
+    raise ValueError(f"{name} has no files in split {split}; there are {', '.join(splits)}.")
   return files
 
 

@@ -337,6 +337,17 @@ def test_cards_of_different_protocols_are_compared_only_when_asked():
   assert "The protocols differ" in card.comparison_markdown(result)
 
 
+def test_cards_of_different_builds_are_compared_only_when_asked():
+  rows = videos()
+  first, second = (made(scored(rows), builds={"celeb_df": build}) for build in ("aa", "bb"))
+  with pytest.raises(card.ProtocolError, match="different builds of celeb_df"):
+    card.compare(first, second)
+  result = card.compare(first, second, allow_different=True, draws=DRAWS)
+  assert result["protocol_differences"] == ["the builds of celeb_df"]
+  # Old builds have no fingerprint.
+  card.compare(first, made(scored(rows), builds={"celeb_df": None}), draws=DRAWS)
+
+
 def test_cards_that_do_not_fit_are_refused():
   rows = videos()
   first = made(scored(rows))

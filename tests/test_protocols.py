@@ -53,6 +53,8 @@ def test_a_model_is_not_evaluated_on_the_split_that_chose_it():
       protocols.check_split(facts("faceforensics/c23"), [name], "validation")
   with pytest.raises(ValueError, match=r"trained on the train split"):
     protocols.check_split(facts("real_only"), ["celeb_df", "real_only"], "train")
+  with pytest.raises(ValueError, match=r"trained and selected with files of real_fake_folder"):
+    protocols.check_split(facts("real_fake_folder"), ["real_fake_folder"], "all")
   protocols.check_split(facts("faceforensics/c23"), ["faceforensics/c23"], "test")
   protocols.check_split(facts("faceforensics/c23"), ["av_deepfake1m"], "validation")
 

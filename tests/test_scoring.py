@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -142,6 +143,12 @@ def test_the_threshold_is_that_of_validation_whatever_the_scores(of_prepared, mo
   assert bold.outcome(0.0) == "likely_manipulated"
 
 
+def test_a_card_says_which_build_it_was_made_of(of_prepared, of_media, prepared):
+  (manifest,) = prepared.rglob("manifest.json")
+  expected = hashlib.sha256(manifest.read_bytes()).hexdigest()
+  assert of_prepared["builds"] == {"real_fake_folder": expected} and of_media["builds"] == {}
+
+
 def test_the_size_and_sharpness_of_faces_make_buckets(of_media, of_prepared):
   built, raw = (found["results"]["labelled"]["by"] for found in (of_prepared, of_media))
   assert built["face_size"].keys() == raw["face_size"].keys() == {"64 to 128 px", "128 to 256 px"}
@@ -182,6 +189,13 @@ def test_real_ones_alone_are_paired_with_pseudofakes_and_the_tables_stay(prepare
 def test_a_model_is_not_shown_off_on_what_chose_it(prepared_dataset, model):
   with pytest.raises(ValueError, match="selected and calibrated with the validation split of real_only"):
     scoring.evaluate_model(model, data_dir=prepared_dataset, split="validation")
+
+
+def test_a_folder_that_one_trained_on_is_no_test(tmp_path, files):
+  config = override(override(tiny_config(), "data.datasets=real_fake_folder"), "data.pseudofakes=false")
+  folder = write_model(tmp_path / "best", config=config)
+  with pytest.raises(ValueError, match="trained and selected with files of real_fake_folder"):
+    scoring.evaluate_model(folder, datasets=["real_fake_folder"], media_files=files, split="all")
 
 
 def test_a_published_protocol_cuts_and_counts_its_own_way(model, files):
