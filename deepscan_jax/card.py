@@ -3,7 +3,9 @@
 A card is plain values for JSON. What is undefined (an AUC without fakes, a precision where nothing is called)
 is None, never NaN. Intervals are 95 % by a bootstrap over groups (a person, a source video, an occasion);
 those of false alarms, and of rates of 0 or 1, are also no narrower than so many groups allow, for a resample
-of no alarms has none. Files without a score are in no figure; their share stands beside each as `coverage`.
+of no alarms has none. With fewer than LEAST_GROUPS groups of a class only rates have an interval, for
+resamples of so few know nothing of the next one. Files without a score are in no figure; their share stands
+beside each as `coverage`.
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ DRAWS = 1000
 TPR, FPR = 0.95, 0.01
 # Fewer groups of a class make an interval that should not be trusted; the card says so.
 FEW_GROUPS = 20
+LEAST_GROUPS = 5
 # By what figures are broken down.
 BREAKDOWNS = ("dataset", "source", "method", "compression", "face_size", "sharpness", "condition")
 # Figures, in the order in which they are shown: name -> (words, whether higher is better).
@@ -176,17 +179,25 @@ def figures_of(rows: Rows, *, draws: int = DRAWS) -> dict:
     },
     "confusion": dataclasses.asdict(metrics.Confusion.of(rows.label, rows.called)),
   }
+  few = _too_few(rows)
   for name in FIGURES:
     value = float(values[name][0])
     interval = None
-    if math.isfinite(value):
+    if math.isfinite(value) and (not few or name in _RATES):
       low, high = metrics.percentile_interval(np.concatenate(resampled[name]))
-      if name in _RATES and (name == "false_positive_rate" or value in (0, 1)):
+      if name in _RATES and (few or name == "false_positive_rate" or value in (0, 1)):
         least = metrics.wilson_interval(value, groups[_RATES[name]])
         low, high = np.fmin(low, least[0]), np.fmax(high, least[1])
       interval = [low, high] if math.isfinite(low) else None
     found[name] = {"value": value if math.isfinite(value) else None, "interval": interval}
   return found
+
+
+def _too_few(rows: Rows) -> bool:
+  """Whether a class that is there has too few groups for a bootstrap to know anything."""
+  return any(
+    len(np.unique(rows.group[rows.label == label])) < LEAST_GROUPS for label in np.unique(rows.label)
+  )
 
 
 def _measure(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -488,9 +499,15 @@ def _notes(main: Mapping, headline: str) -> list[str]:
   count = main["count"]
   for label in ("real", "fake"):
     if 0 < count[f"{label}_groups"] < FEW_GROUPS:
+      groups = count[f"{label}_groups"]
       notes.append(
-        f"Only {count[f'{label}_groups']} independent groups of {label} files stand behind the figures; "
-        "intervals of so few are too narrow."
+        f"Only {groups} independent group{'s' * (groups != 1)} of {label} files stand{'s' * (groups == 1)} "
+        "behind the figures: "
+        + (
+          "too few for intervals."
+          if groups < LEAST_GROUPS
+          else "intervals of so few are somewhat too narrow."
+        )
       )
     if not count[label]:
       notes.append(f"There are no {label} files, so nothing that ranks both classes is defined.")
@@ -567,8 +584,9 @@ def compare(
 
   Returns:
     models, files (common, only_a, only_b), protocol_differences, and figures: by name {a, b, difference,
-    interval, p, distinguishable}, difference b - a; distinguishable: the 95 % interval does not hold 0. auc
-    is the one to decide by; the others are not corrected for being many.
+    interval, p, distinguishable}, difference b - a; distinguishable: the 95 % interval does not hold 0.
+    interval and p are None, and nothing is distinguishable, with fewer than LEAST_GROUPS groups of a class.
+    auc is the one to decide by; the others are not corrected for being many.
 
   Raises:
     ProtocolError: protocols differ, or headlines, or labels, or no file is common.
@@ -613,13 +631,15 @@ def compare(
   for name in COMPARED:
     first, second = (float(v[name][0]) for v in values)
     differences = np.concatenate(drawn[name])
-    low, high = metrics.percentile_interval(differences)
+    low, high, p = *metrics.percentile_interval(differences), metrics.two_sided_p(differences)
+    if _too_few(rows[0]):
+      low = high = p = math.nan
     figures[name] = {
       "a": first,
       "b": second,
       "difference": second - first,
       "interval": [low, high],
-      "p": metrics.two_sided_p(differences),
+      "p": p,
       "distinguishable": bool(low > 0 or high < 0),
     }
   return _plain(
@@ -641,7 +661,10 @@ def comparison_sentence(result: Mapping) -> str:
   row, words = result["figures"][name], FIGURES[name][0]
   low, high = row["interval"] or (None, None)
   if low is None:
-    return f"Not distinguishable: no interval of the difference in {words} can be had of these files."
+    return (
+      f"Not distinguishable: too few groups of files for an interval of the difference in {words} (at least "
+      f"{LEAST_GROUPS} of each class are needed)."
+    )
   facts = (
     f"{words} {row['a']:.3f} and {row['b']:.3f}, difference {row['difference']:+.3f}, 95 % {low:+.3f} to "
     f"{high:+.3f}"

@@ -168,7 +168,7 @@ def _band(card: Mapping, main: Mapping) -> Html:
     )
   inside += [tag("p", tag("bdi", about), class_="reason")]
   inside += [tag("p", _coverage_sentence(card["coverage"]), class_="reason")]
-  inside += [tag("p", note, class_="fine") for note in card["notes"]]
+  inside += [tag("p", note, class_="reason") for note in card["notes"]]
   doubt = where["set"] == "pairs" or auc["value"] is None
   return tag("section", *inside, class_=f"band {'inconclusive' if doubt else 'not_applicable'}")
 
@@ -330,12 +330,18 @@ def _coverage_card(coverage: Mapping) -> Html:
 
 
 def _deployment_sentence(row: Mapping) -> str:
-  if row["ppv"]["value"] is None or row["false_alarms_per_10000"]["value"] is None:
-    return f"Where {100 * row['prevalence']:g} % are fakes: not defined of these files."
+  where, ppv = f"Where {100 * row['prevalence']:g} % are fakes", row["ppv"]
+  if row["npv"]["value"] is None:
+    return f"{where}: not known, for a class is missing in these files."
+  called = "nothing is called manipulated"
+  if ppv["value"] is not None:
+    low, high = ppv["interval"]
+    called = (
+      f"of what is called manipulated {percent(ppv['value'])} ({percent(low)} to {percent(high)}) is fake"
+    )
   return (
-    f"Where {100 * row['prevalence']:g} % are fakes: of what is called manipulated "
-    f"{percent(row['ppv']['value'])} is fake, of the rest {percent(row['npv']['value'])} is real; of 10,000 "
-    f"files {row['false_alarms_per_10000']['value']:.0f} are false alarms and "
+    f"{where}: {called}, of the rest {percent(row['npv']['value'])} is real; of 10,000 files "
+    f"{row['false_alarms_per_10000']['value']:.0f} are false alarms and "
     f"{row['missed_per_10000']['value']:.0f} fakes are missed."
   )
 

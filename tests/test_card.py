@@ -304,15 +304,39 @@ def test_a_clearly_better_model_is_told_apart_and_which_it_is():
 
 
 def test_a_difference_of_few_groups_is_chance():
-  """Twenty videos of each of eight people: as many examples, but hardly any evidence."""
-  rows = videos(160, each=20, shift=0.5)
-  # Two of the four forged people gain, two lose.
-  moved = np.repeat([0.0, 1.5, 0.0, -0.5, 0.0, 1.5, 0.0, -0.5], 20)
+  """Twenty videos of each of twelve people: as many examples, but hardly any evidence."""
+  rows = videos(240, each=20, shift=0.5)
+  # Three of the six forged people gain, three lose.
+  moved = np.repeat([0.0, 1.5, 0.0, -0.5] * 3, 20)
   other = dataclasses.replace(rows, score=rows.score + moved)
   first, second = made(scored(rows)), made(scored(other))
   assert not card.compare(first, second, draws=DRAWS)["figures"]["auc"]["distinguishable"]
   alone = [{**c, "scores": {**c["scores"], "group": c["scores"]["id"]}} for c in (first, second)]
   assert card.compare(*alone, draws=DRAWS)["figures"]["auc"]["distinguishable"]
+
+
+def test_a_handful_of_groups_has_no_interval():
+  rows = videos(160, each=20)  # four people of each class, all of them told apart
+  rows = dataclasses.replace(rows, score=4.0 * rows.label, called=rows.label == 1)
+  found = made(scored(rows))
+  main = found["results"]["labelled"]["levels"]["video"]
+  assert main["auc"] == {"value": 1.0, "interval": None}
+  assert main["recall"]["interval"] == pytest.approx(list(metrics.wilson_interval(1.0, 4)))
+  assert any("Only 4 independent groups of fake files" in note for note in found["notes"])
+  row = found["deployment"][0]
+  assert row["ppv"]["value"] == 1.0 and row["ppv"]["interval"][0] < 0.02
+  result = card.compare(found, found, draws=DRAWS)
+  assert (
+    result["figures"]["auc"]["interval"] == [None, None] and not result["figures"]["auc"]["distinguishable"]
+  )
+  assert "too few groups" in card.comparison_sentence(result)
+  assert card_report.render_html(found) and card.comparison_markdown(result)
+
+
+def test_a_model_that_calls_nothing_is_told_so():
+  rows = dataclasses.replace(videos(), called=np.zeros(120, bool))
+  told = card_report.summary(made(scored(rows)))
+  assert "nothing is called manipulated" in told and "100 fakes are missed" in told
 
 
 def test_only_files_that_both_scored_are_compared():
