@@ -390,6 +390,7 @@ def _compute_carefully(worker: "_Worker", part: Part, work: Path) -> None:
       "split": part.split,
       "label": file.label,
       "method": file.method,
+      "source": file.source,
     }
     for file, death in deaths
     if death

@@ -489,7 +489,8 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     self.leave_out(file.id, reason, message)
     # Evaluation counts the files of a split that get no score, real and fake ones apart.
     split = file.split or split_of(file.group, self.splits)
-    self._rejected[-1] |= {"split": split, "label": file.label, "method": file.method}
+    facts = {"split": split, "label": file.label, "method": file.method, "source": file.source}
+    self._rejected[-1] |= facts
 
   def prepare(self, *, overwrite: bool = False, workers: int = 0, beam_options: str | None = None) -> None:
     """Builds the dataset, with rejected.jsonl and manifest.json beside it; arguments as of building.build."""

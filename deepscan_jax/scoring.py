@@ -469,9 +469,8 @@ def _prepared_missing(
       continue  # Somebody else in it, or its picture, could be used.
     if "split" in row:
       if row["split"] == split:
-        missing[file] = Missing(
-          file=file, dataset=name, label=row["label"], reason=row["reason"], method=row["method"]
-        )
+        known = {key: row[key] for key in ("label", "reason", "method", "source")}
+        missing[file] = Missing(file=file, dataset=name, **known)
     elif row["reason"] not in ("absent", "between_splits", "not_listed"):
       unknown += 1
   notes = []

@@ -91,7 +91,8 @@ def test_what_cannot_be_used_is_listed_with_the_reason(prepared_dataset):
   assert found["nobody.png"]["reason"] == "no_face"
   assert found["letter.jpg"]["reason"] in ("not_media", "unsupported_type", "unreadable")
   for name, row in found.items():
-    assert row["label"] == examples.REAL and row["split"] == media_builder.split_of(f"street/street/{name}")
+    assert row["label"] == examples.REAL and row["source"] == "street"
+    assert row["split"] == media_builder.split_of(f"street/street/{name}")
   assert found["letter.jpg"]["message"].endswith(".")
 
 
