@@ -366,7 +366,14 @@ def _score_held_out(
       label, logit = int(batch["label"][row]), float(judged.logits[row])
       shown = batch["crop_mask"][row] if "crop_mask" in batch else np.zeros(0, bool)
       part = FACES if shown.any() else SOUND
-      plain.append((label, logit, fact["group"], fact["source"], fact["kind"], part == FACES))
+      plain.append(
+        {
+          "labels": label,
+          "logits": logit,
+          **{key: fact[key] for key in ("group", "source", "kind")},
+          "has_faces": part == FACES,
+        }
+      )
       calibration = _calibration(detector, part)
       if calibration is None:
         continue
@@ -394,8 +401,8 @@ def _score_held_out(
           score = calibration.scale * judged.frame_logits[row, frame] + calibration.offset
           read = _read(float(score), *_bounds(calibration))
           frames.append({**window, "id": f"{window['id']}@{frame}", **read})
-  labels, logits, group, source, kind, has_faces = (np.array(column) for column in zip(*plain, strict=True))
-  scores = evaluation.Scores(labels, logits, group, source, kind, has_faces, paired=held_out.rows == 2)
+  columns = {name: np.array([row[name] for row in plain]) for name in plain[0]}
+  scores = evaluation.Scores(**columns, paired=held_out.rows == 2)
 
   def outcome(part: str, score: float) -> tuple[bool, bool]:
     read = _read(score, *_bounds(_calibration(detector, part)))
