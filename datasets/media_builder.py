@@ -211,7 +211,10 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
   RELEASE_NOTES: ClassVar = {
     "1.0.0": "Single faces.",
     "2.0.0": "Windows of faces, mouths and sound, facts of the file, a label for faces and for sound.",
-    "2.1.0": "Sizes of faces in their files, so that figures can be given by size.",
+    "2.1.0": (
+      "Who is seen (identities), so that training can divide it into folds that share nobody; sizes of "
+      "faces in their files."
+    ),
   }
 
   def __init__(
@@ -361,6 +364,8 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
           "sound_label": tfds.features.Scalar(np.int32),
           "id": tfds.features.Text(),
           "group": tfds.features.Text(),
+          # A name a line.
+          "identities": tfds.features.Text(),
           "source": tfds.features.Text(),
           "method": tfds.features.Text(),
         }
@@ -483,6 +488,7 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     key = f"{file.id}#{place}"
     encoded = {name: [io.BytesIO(self.form.encode(p)) for p in example[name]] for name in ("faces", "mouths")}
     facts = {"id": key, "group": file.group, "source": file.source, "method": file.method}
+    facts["identities"] = "\n".join(file.identities)
     return key, {**example, **encoded, **facts, "label": file.label}
 
   def _reject(self, file: MediaFile, reason: str, message: str) -> None:

@@ -12,14 +12,21 @@ import importlib
 from deepscan_jax.version import __version__
 
 _HOMES = {
+  "Config": "deepscan_jax.config",
   "Detector": "deepscan_jax.inference",
   "Verdict": "deepscan_jax.verdict",
+  "calibrate_model": "deepscan_jax.evaluation",
+  "cross_validate": "deepscan_jax.cross_validation",
   "detect": "deepscan_jax.inference",
+  "evaluate": "deepscan_jax.evaluation",
+  "fit": "deepscan_jax.training",
   "load_detector": "deepscan_jax.inference",
   "load_preset": "deepscan_jax.config",
+  "override": "deepscan_jax.config",
+  "register_branch": "deepscan_jax.models.detector",
 }
 
-__all__ = ["Detector", "Verdict", "__version__", "detect", "load_detector", "load_preset"]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str):

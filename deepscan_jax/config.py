@@ -7,10 +7,11 @@ Everything that a run depends on stands in its Config, which is stored as JSON i
 import dataclasses
 import importlib.util
 import json
+import math
 import pkgutil
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deepscan_jax.augment import AugmentConfig
@@ -21,6 +22,9 @@ from deepscan_jax.pseudofakes.image import BlendConfig
 from deepscan_jax.pseudofakes.sync import SyncConfig
 from deepscan_jax.rooms import import_room
 
+# What networks may compute in, and how the learning rate may fall.
+DTYPES = ("float32", "bfloat16")
+SCHEDULES = ("cosine", "plateau")
 # As lip-sync needs them; see WindowConfig.mouth_frames.
 MOUTHS_PER_S = 25
 
@@ -40,6 +44,8 @@ class ModelConfig:
     modality_dropout: probability of hiding a present branch from the fusion in training; the last one is
       never hidden.
     bottlenecks: shared tokens through which branches exchange before they are fused; 0 for none.
+    dtype: "float32", or "bfloat16" for mixed precision: what convolutions and dense layers compute in. Norms,
+      softmax, logits, losses, parameters and their gradients are float32; see models/interface.py.
   """
 
   branches: tuple[str, ...] = ("spatial",)
@@ -53,6 +59,11 @@ class ModelConfig:
   dropout: float = 0.2
   modality_dropout: float = 0.0
   bottlenecks: int = 0
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    if self.dtype not in DTYPES:
+      raise ValueError(f"Unknown model.dtype {self.dtype!r}; there are {', '.join(DTYPES)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +134,9 @@ class DataConfig:
     batch_size: examples in a batch, both twins counted.
     workers: loader processes; 0 reads in a thread.
     validation_limit: at most so many validation pictures, evenly spread and always the same; 0 = all.
+    folds, fold: of a cross-validation (deepscan_jax.folds): train and validation together are divided into
+      `folds` parts by person or source video; validation is then part number `fold`, from 0 on, and train
+      whatever shows nobody of it. 0 folds: the splits as they were built. The test split is never divided.
     window: the size of an example.
     blend, clip_blend, motion, voice, sync, augment, augment_audio: how pseudo-fakes and augmentations are
       drawn; the blend of clip_blend is `blend`.
@@ -140,6 +154,8 @@ class DataConfig:
   batch_size: int = 32
   workers: int = 0
   validation_limit: int = 400
+  folds: int = 0
+  fold: int = 0
   window: WindowConfig = dataclasses.field(default_factory=WindowConfig)
   blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
   clip_blend: ClipBlendConfig = dataclasses.field(default_factory=ClipBlendConfig)
@@ -158,13 +174,26 @@ class TrainConfig:
   Attributes:
     steps: optimiser steps in all.
     epochs: passes over the training split, in place of `steps`; 0: `steps` counts.
-    learning_rate: peak of the schedule: linear warm-up over `warmup_steps`, then a half cosine to 0.
-    restarts: steps at which that schedule begins again from its warm-up.
+    learning_rate: peak of the schedule, reached by a linear warm-up over `warmup_steps`.
+    schedule: what comes after the warm-up: "cosine", half of one to 0 at the end; or "plateau", constant
+      while validation gets better.
+    restarts: steps at which the cosine begins again from its warm-up.
+    plateau_factor, plateau_patience, plateau_min: of "plateau": after so many validations in a row without a
+      better `metric` the rate is multiplied by the factor, but never falls below plateau_min. Validations
+      during the warm-up do not count. `patience`, where it is not 0, has to be the longer one.
     optimizer: "adamw" or "sgd" (momentum 0.9).
     weight_decay: decoupled, on parameters of two or more dimensions only.
     clip_norm: bound on the gradient's global norm.
+    sam_rho: radius of sharpness-aware minimisation, which computes two gradients a step; 0 is off. Shiohara
+      and Yamasaki's self-blended training uses 0.05 with SGD.
+    accumulate: in how many equal parts, one after the other, a device goes through its share of a batch: the
+      same step with the memory of a part.
     focal_gamma: 0 is plain cross entropy.
-    class_weights: weight of a real and of a fake example in the classification losses.
+    focal_alpha: weight of a fake's classification loss, 1 - focal_alpha that of a real's (Lin et al. 2017);
+      0 is off, 1 for both.
+    class_weights: weight of a real and of a fake example in the classification losses' means. Unlike
+      focal_alpha it is part of the denominator, so the size of the loss stays; where both are set, they
+      multiply.
     region_weight, branch_weight: of the region-map loss and of each branch's own loss beside the fused one.
     reconstruction_weight, sync_weight: of the autoencoder's and of the lip-sync branch's own losses.
     freeze_all_but_last: how many layers of each pretrained network are trained, the last ones; 0: all.
@@ -174,21 +203,31 @@ class TrainConfig:
       the bit. Empty: train all.
     ema_decay: of the average of parameters that is validated and shipped; 0 switches it off.
     validate_every, save_every: steps.
+    keep_checkpoints: how many of the last ones are kept, 2 or more.
     patience: validations without a better `metric` before training stops; 0 never stops early.
-    metric: the validation metric that chooses the checkpoint.
+    metric: the validation metric that chooses the checkpoint; see training.validate.
     target_accuracy: stop when validation accuracy reaches it; 0 is off.
-    pretrained: start the backbone from ImageNet weights.
+    pretrained: start the picture networks from ImageNet weights.
+    imagenet_dir: folder with the files of those weights (models.pretrained.weight_file); "": where they are
+      installed.
   """
 
   steps: int = 1000
   epochs: int = 0
   learning_rate: float = 5e-4
   warmup_steps: int = 60
+  schedule: str = "cosine"
   restarts: tuple[int, ...] = ()
+  plateau_factor: float = 0.5
+  plateau_patience: int = 3
+  plateau_min: float = 0.0
   optimizer: str = "adamw"
   weight_decay: float = 0.01
   clip_norm: float = 2.0
+  sam_rho: float = 0.0
+  accumulate: int = 1
   focal_gamma: float = 0.0
+  focal_alpha: float = 0.0
   label_smoothing: float = 0.0
   class_weights: tuple[float, float] = (1.0, 1.0)
   region_weight: float = 0.5
@@ -202,10 +241,26 @@ class TrainConfig:
   validate_every: int = 200
   save_every: int = 100
   keep_checkpoints: int = 2
-  patience: int = 0
-  metric: str = "auc"
+  patience: int = 20
+  metric: str = "video_auc"
   target_accuracy: float = 0.0
   pretrained: bool = True
+  imagenet_dir: str = ""
+
+  def __post_init__(self):
+    if self.schedule not in SCHEDULES:
+      raise ValueError(f"Unknown train.schedule {self.schedule!r}; there are {', '.join(SCHEDULES)}.")
+    for name, wanted, right in (
+      ("plateau_factor", "between 0 and 1", 0 < self.plateau_factor < 1),
+      ("plateau_patience", "1 validation or more", self.plateau_patience >= 1),
+      ("plateau_min", "0 or more", self.plateau_min >= 0),
+      ("sam_rho", "0 (off) or more", 0 <= self.sam_rho < math.inf),
+      ("accumulate", "1 (the whole batch at once) or more", self.accumulate >= 1),
+      ("focal_gamma", "0 (cross entropy) or more", 0 <= self.focal_gamma < math.inf),
+      ("focal_alpha", "0 (off) or between 0 and 1", 0 <= self.focal_alpha < 1),
+    ):
+      if not right:
+        raise ValueError(f"train.{name} must be {wanted}, got {getattr(self, name)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +323,15 @@ def override(config: Config, assignment: str) -> Config:
   except json.JSONDecodeError:
     value = text
   return _replace_at(config, path.strip().split("."), value, path)
+
+
+def differences(a, b, path: str = "") -> Iterator[tuple[str, object, object]]:
+  """Where two of `to_dict` differ: (dotted path, value of a, value of b)."""
+  if isinstance(a, dict) and isinstance(b, dict):
+    for key in sorted(a.keys() | b.keys()):
+      yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+  elif a != b:
+    yield path, a, b
 
 
 def to_dict(config) -> dict:

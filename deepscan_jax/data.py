@@ -5,12 +5,16 @@ from the iterator's seed and position (training) or from the example's own id (v
 draws what an uninterrupted one would have drawn, and every validation sees the same twins.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
+import multiprocessing
+import os
 import re
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import threadpoolctl
 
-from deepscan_jax import examples
+from deepscan_jax import examples, folds, stopping
 from deepscan_jax.augment import draw_augmentation
 from deepscan_jax.augment_audio import degrade_one, degrade_pair
 from deepscan_jax.config import DataConfig, WindowConfig
@@ -36,11 +40,43 @@ REGION_SIZE = 14
 FACE_INPUTS = ("crops", "crop_mask")
 PSEUDOFAKES = ("face", "voice", "sync")
 _TEXT_KEYS = ("id", "group", "source", "method")
-_FACT_KEYS = (*_TEXT_KEYS, "kind", "face_size_px")
+_FACT_KEYS = (*_TEXT_KEYS, "dataset", "kind", "face_size_px")
 _ENCODED_KEYS = ("faces", "mouths")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+# The splits that folds divide.
+_DIVIDED = ("train", "validation")
 
 Rows = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+  """One of the parts into which train and validation of some datasets together are divided; see folds.py.
+
+  Attributes:
+    number: from 0 on.
+    count: how many parts there are.
+    datasets: all that are divided, whichever of them are then read.
+
+  Raises:
+    ValueError: there is no such part.
+  """
+
+  number: int
+  count: int
+  datasets: tuple[str, ...]
+
+  def __post_init__(self):
+    if self.count < 2 or not 0 <= self.number < self.count:
+      raise ValueError(
+        f"There is no fold {self.number} of {self.count}: give data.folds=2 or more (0: none), and a "
+        "data.fold from 0 to below it."
+      )
+
+  @classmethod
+  def of(cls, config: DataConfig) -> "Fold | None":
+    """The one that a configuration asks for; None where it asks for none."""
+    return cls(config.fold, config.folds, config.datasets) if config.folds else None
 
 
 class ExampleSource:
@@ -54,6 +90,7 @@ class ExampleSource:
       out, and pictures that it does not read are not decoded.
     labels: only examples whose label, of what the model reads, is one of these; None: all.
     source_weights: (source, times) pairs; that source's examples are listed so many times.
+    fold: read train or validation as this fold has them; test stays as it is.
 
   Attributes:
     groups: by (source, what it holds of what the model looks at, in words) the indices of such examples.
@@ -72,17 +109,24 @@ class ExampleSource:
     inputs: Sequence[str] = FACE_INPUTS,
     labels: Iterable[int] | None = None,
     source_weights=(),
+    fold: Fold | None = None,
   ):
     self.inputs = tuple(inputs)
-    self._sources = [_open(name, split, Path(data_dir)) for name in names]
+    data_dir, fold = Path(data_dir), fold if split != "test" else None
+    places = [(name, part) for name in names for part in (_DIVIDED if fold else (split,))]
+    self._names = [name for name, _ in places]
+    self._sources = [_open(name, part, data_dir) for name, part in places]
+    divided = _divided(fold, data_dir) if fold else {}
     weights, wanted = dict(source_weights), None if labels is None else set(labels)
     rows, seen = [], set()
     self.groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for s, (name, source) in enumerate(zip(names, self._sources, strict=True)):
+    for s, (place, source) in enumerate(zip(places, self._sources, strict=True)):
       if not len(source):
         continue
-      for i, (facts, origin) in enumerate(_index(name, split, Path(data_dir))):
+      for i, (facts, origin) in enumerate(_index(*place, data_dir)):
         seen.add(origin)
+        if fold and not folds.belongs(divided[place][i], split, fold.number):
+          continue
         held = _held(facts, self.inputs)
         if held and (wanted is None or int(examples.labels(facts, keys=self.inputs)["label"]) in wanted):
           times = weights.get(origin, 1)
@@ -92,7 +136,9 @@ class ExampleSource:
       logging.warning("No example comes from %r, which data.source_weights names.", missing)
     if not rows:
       raise ValueError(
-        f"Split {split!r} of {', '.join(names)} has no example that holds {' or '.join(_kinds(self.inputs))}"
+        f"Split {split!r} of {', '.join(names)}"
+        + (f" (fold {fold.number} of {fold.count})" if fold else "")
+        + f" has no example that holds {' or '.join(_kinds(self.inputs))}"
         + ("" if wanted is None else f" with a label that is wanted ({', '.join(map(_name, wanted))})")
         + "."
       )
@@ -103,7 +149,7 @@ class ExampleSource:
 
   def __getitem__(self, index: int) -> dict:
     source, row = self._rows[index]
-    element = dict(self._sources[source][row])
+    element = {**self._sources[source][row], "dataset": self._names[source]}
     for key in _TEXT_KEYS:
       if isinstance(element[key], bytes):
         element[key] = element[key].decode()
@@ -130,8 +176,9 @@ def train_dataset(
     data_dir: where the datasets are.
     seed: of order, pseudo-fakes and augmentation.
     inputs: what the model reads, keys of `examples.input_shapes`.
-    shard: (index, count) of this process among those that train together; each gets its own examples, and
-      config.batch_size of them.
+    shard: (index, count) of this process among those that train together. Each gets its own examples, and as
+      many of a batch of config.batch_size as all others; a step's batches of all processes together hold what
+      the batch of one process alone would.
 
   Returns:
     Batches of the inputs, each [batch, ...] as `examples.input_shapes` says, label, face_label and
@@ -143,25 +190,63 @@ def train_dataset(
     FileNotFoundError, ValueError: see `ExampleSource`; or the configuration contradicts itself.
   """
   twins = 2 if config.pseudofakes else 1
+  index, count = shard
   if config.batch_size % twins:
     raise ValueError(
       f"Batch size {config.batch_size} must be even: each real example comes with its pseudo-fake."
     )
+  if config.batch_size % (twins * count):
+    pairs = "whole pairs of a real example and its pseudo-fake" if twins == 2 else "as many examples"
+    raise ValueError(
+      f"Batch size {config.batch_size} must be a multiple of {twins * count}, so that each of {count} "
+      f"processes reads {pairs}."
+    )
+  dataset, make = _stream(config, data_dir=data_dir, seed=seed, inputs=inputs)
+  dataset = dataset.random_map(make)
+  if count > 1:
+    # After the random numbers, which come from the position among all processes' examples; and before they
+    # are batched, so that the processes' n-th batches together are the n-th stretch of all examples.
+    dataset = dataset[index::count]
+    config = dataclasses.replace(config, batch_size=config.batch_size // count)
+  return batched(dataset, rows=twins, config=config)
+
+
+def batch_facts(
+  config: DataConfig, *, data_dir: str | Path, seed: int, step: int, inputs: Sequence[str] = FACE_INPUTS
+) -> list[dict]:
+  """What stands in the rows of one batch of `train_dataset`, whose batches carry no names.
+
+  Each place of the stream holds the same whenever it is asked for, so that this batch alone is made once
+  more. It is that of all processes together, process after process taking its rows in turn.
+
+  Args:
+    config, data_dir, seed, inputs: as of `train_dataset`.
+    step: which batch; 1 is the first.
+
+  Returns:
+    For each row, JSON: id, group, source and method of the example that it was made of; label, face_label and
+    sound_label of the row; pseudofake: what was forged in it, and how, in words ("" where nothing was); and
+    not_finite: the inputs that hold a NaN or an infinity.
+  """
+  dataset, make = _stream(config, data_dir=data_dir, seed=seed, inputs=inputs)
+  rows = dataset.random_map(_Described(make))
+  count = config.batch_size // (2 if config.pseudofakes else 1)
+  return [row for place in range((step - 1) * count, step * count) for row in rows[place]]
+
+
+def _stream(
+  config: DataConfig, *, data_dir: str | Path, seed: int, inputs: Sequence[str]
+) -> tuple[grain.MapDataset, "PairMaker | SingleMaker"]:
+  """The endless examples of training, shuffled and mixed, and what makes rows of them."""
   parts = _parts(config, "train", data_dir, inputs)
   if config.pseudofakes:
     make = PairMaker(config, tuple(inputs), reals=parts[0][0] if config.labelled_share else None)
   else:
     make = SingleMaker(config, tuple(inputs))
   datasets = [grain.MapDataset.source(part).seed(seed).shuffle().repeat() for part, _ in parts]
-  dataset = datasets[0]
-  if len(datasets) > 1:
-    dataset = grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts]).seed(seed)
-  dataset = dataset.random_map(make)
-  index, count = shard
-  if count > 1:
-    # After the random numbers, which come from the position among all processes' examples.
-    dataset = dataset[index::count]
-  return batched(dataset, rows=twins, config=config)
+  if len(datasets) == 1:
+    return datasets[0], make
+  return grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts]).seed(seed), make
 
 
 def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grain.IterDataset:
@@ -176,8 +261,24 @@ def batched(dataset: grain.MapDataset, *, rows: int, config: DataConfig) -> grai
   threads = 1 if config.workers else 2
   iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
   if config.workers:
-    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    options = grain.MultiprocessingOptions(num_workers=config.workers)
+    iterable = iterable.mp_prefetch(options, worker_init_fn=_begin_worker)
   return iterable
+
+
+def _begin_worker(index: int, count: int) -> None:
+  """Makes this worker process leave signals to the one that started it, and end when that is gone.
+
+  Killed, that cannot tell it to.
+  """
+  stopping.ignore_in_worker(index, count)
+  parent = multiprocessing.parent_process()
+
+  def watch() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[str] = FACE_INPUTS) -> int:
@@ -187,6 +288,21 @@ def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[s
   """
   source = _source(config, "train", data_dir, inputs)
   return len(source) * (2 if config.pseudofakes else 1)
+
+
+def split_sizes(config: DataConfig, *, data_dir: str | Path) -> dict[str, dict[str, int]]:
+  """How many examples each split of each dataset holds, as its dataset_info.json says; no split is opened.
+
+  Raises:
+    FileNotFoundError: a dataset has not been built.
+  """
+  return {
+    name: {
+      split: info.num_examples
+      for split, info in tfds.builder_from_directory(_directory(name, Path(data_dir))).info.splits.items()
+    }
+    for name in config.datasets
+  }
 
 
 @functools.cache
@@ -218,6 +334,16 @@ class PairMaker(grain.transforms.RandomMap):
 
   def draw(self, element: dict, rng: np.random.Generator) -> tuple[Rows, "Forgery", bool]:
     """The same, with how the twin was forged, and whether both were degraded."""
+    rows, forgery, degraded, _ = self._draw(element, rng)
+    return rows, forgery, degraded
+
+  def described(self, element: dict, rng: np.random.Generator) -> tuple[Rows, list[tuple[dict, str]]]:
+    """The rows of `random_map`, and for each its example and what was forged in it, in words."""
+    rows, forgery, _, pair = self._draw(element, rng)
+    forged = "" if forgery.kind == "labelled" else f"{forgery.kind} ({forgery.method})"
+    return rows, list(zip(pair, ("", forged), strict=True))
+
+  def _draw(self, element: dict, rng: np.random.Generator) -> tuple[Rows, "Forgery", bool, tuple[dict, dict]]:
     use_one_thread()
     degraded = bool(rng.random() >= self.config.plain_probability)
     forged = None
@@ -226,7 +352,7 @@ class PairMaker(grain.transforms.RandomMap):
     rows, forgery = draw_pair(
       element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded, forged=forged
     )
-    return rows, forgery, degraded
+    return rows, forgery, degraded, (element, forged or element)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +376,27 @@ class SingleMaker(grain.transforms.RandomMap):
       rows["waveform"] = examples.padded(heard, window.samples)[None]
     labels = {key: value[None] for key, value in examples.labels(element, keys=self.inputs).items()}
     return _as_inputs(rows, self.inputs) | labels | {"example_mask": np.ones(1, bool)}
+
+  def described(self, element: dict, rng: np.random.Generator) -> tuple[Rows, list[tuple[dict, str]]]:
+    """As of `PairMaker.described`."""
+    return self.random_map(element, rng), [(element, "")]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Described(grain.transforms.RandomMap):
+  """Example -> facts of the rows that `make` makes of it with the same random numbers."""
+
+  make: PairMaker | SingleMaker
+
+  def random_map(self, element: dict, rng: np.random.Generator) -> list[dict]:
+    rows, made_of = self.make.described(element, rng)
+    numbers = {key: value for key, value in rows.items() if value.dtype.kind == "f"}
+    return [
+      {key: example[key] for key in _TEXT_KEYS}
+      | {key: int(rows[key][i]) for key in ("label", "face_label", "sound_label")}
+      | {"pseudofake": forged, "not_finite": [k for k, v in numbers.items() if not np.isfinite(v[i]).all()]}
+      for i, (example, forged) in enumerate(made_of)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -372,7 +519,7 @@ class HeldOutPairs:
       inputs=self.source.inputs,
       degraded=self.degraded,
     )
-    return {**pair, **{key: element[key] for key in _TEXT_KEYS}, "face_size_px": _face_size(element)}
+    return {**pair, **_facts(element)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,9 +545,13 @@ class HeldOutExamples:
     kind = "face" if len(element["face_mask"]) else "voice"
     return {k: np.asarray(v)[None] for k, v in inputs.items()} | {
       "kind": kind,
-      "face_size_px": _face_size(element),
-      **{key: element[key] for key in _TEXT_KEYS},
+      **_facts(element),
     }
+
+
+def _facts(element: dict) -> dict[str, str | float]:
+  texts = {key: element[key] for key in _TEXT_KEYS}
+  return {"dataset": element.get("dataset", ""), **texts, "face_size_px": _face_size(element)}
 
 
 def held_out(
@@ -422,14 +573,19 @@ def held_out(
   """
   if degraded is None:
     source = ExampleSource(
-      config.datasets, split, data_dir, inputs=inputs, labels=(examples.REAL, examples.FAKE)
+      config.datasets,
+      split,
+      data_dir,
+      inputs=inputs,
+      labels=(examples.REAL, examples.FAKE),
+      fold=Fold.of(config),
     )
     return HeldOutExamples(source, config.window)
   return HeldOutPairs(_source(config, split, data_dir, inputs, weighted=False), config, degraded=degraded)
 
 
 def held_out_batches(
-  held_out: HeldOutPairs | HeldOutExamples, *, limit: int, batch_size: int
+  held_out: HeldOutPairs | HeldOutExamples, *, limit: int, batch_size: int, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[dict, list[dict]]]:
   """Batches for evaluation, evenly spread over the split; the last one is padded.
 
@@ -437,27 +593,30 @@ def held_out_batches(
     held_out: random access.
     limit: at most so many pairs or examples; 0 = all.
     batch_size: rows in a batch, both twins counted.
+    shard: (index, count): of count parts the one with every count-th pair or example, from index on.
 
   Yields:
     A batch as `train_dataset` gives them (example_mask False on padding), and for each pair or example in it
-    a dict of its id, group, source, method, kind (what is forged in the twin, or what the example holds) and
-    face_size_px, the median size of its faces in the file, NaN where not known.
+    a dict of its dataset, id, group, source, method, kind (what is forged in the twin, or what the example
+    holds) and face_size_px, the median size of its faces in the file, NaN where not known.
   """
   at_once = batch_size // held_out.rows
   count = min(limit, len(held_out)) if limit else len(held_out)
-  chosen = np.linspace(0, len(held_out) - 1, count).astype(int).tolist()
+  chosen = np.linspace(0, len(held_out) - 1, count).astype(int).tolist()[shard[0] :: shard[1]]
+  if not chosen:
+    return
   dataset = grain.MapDataset.source(chosen).map(held_out.__getitem__)
   iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)))
   waiting: list[dict] = []
-  for position, element in enumerate(iterator, start=1):
-    waiting.append(element)
-    if len(waiting) == at_once or position == count:
-      facts = [{key: e.pop(key) for key in _FACT_KEYS} for e in waiting]
-      # Padding is zeros, and so is the example_mask of its rows.
-      batch = examples.stack(waiting, size=at_once)
-      yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
-      waiting = []
-  iterator.close()
+  with contextlib.closing(iterator):
+    for position, element in enumerate(iterator, start=1):
+      waiting.append(element)
+      if len(waiting) == at_once or position == len(chosen):
+        facts = [{key: e.pop(key) for key in _FACT_KEYS} for e in waiting]
+        # Padding is zeros, and so is the example_mask of its rows.
+        batch = examples.stack(waiting, size=at_once)
+        yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
+        waiting = []
 
 
 def listed_examples(
@@ -548,7 +707,30 @@ def _source(
     inputs=inputs,
     labels=labels,
     source_weights=config.source_weights if weighted else (),
+    fold=Fold.of(config),
   )
+
+
+def label_counts(
+  config: DataConfig, split: str, *, data_dir: str | Path, inputs: Sequence[str] = FACE_INPUTS
+) -> dict[int, int]:
+  """How many examples of a split, that a model of these inputs can use, have each label of what it reads.
+
+  Raises:
+    FileNotFoundError: see `ExampleSource`.
+  """
+  counts = {examples.REAL: 0, examples.FAKE: 0, examples.UNKNOWN: 0}
+  fold, data_dir = Fold.of(config), Path(data_dir)
+  divided = _divided(fold, data_dir) if fold else {}
+  for name in config.datasets:
+    for part in _DIVIDED if fold and split != "test" else (split,):
+      _directory(name, data_dir)
+      for i, (facts, _) in enumerate(_index(name, part, data_dir)):
+        if _held(facts, inputs) and (
+          not fold or split == "test" or folds.belongs(divided[name, part][i], split, fold.number)
+        ):
+          counts[int(examples.labels(facts, keys=inputs)["label"])] += 1
+  return counts
 
 
 def possible_kinds(element: dict, *, config: DataConfig, inputs: Sequence[str]) -> tuple[str, ...]:
@@ -828,6 +1010,45 @@ def _index_of(name: str, split: str, data_dir: Path, state: int) -> list[tuple[d
   index = []
   for row in source:
     facts = {key: row[key] for key in kept}
+    facts["people"] = _people(row)
     # One sample tells as much as all of them.
     index.append(({**facts, "sound": row["sound"][:1]}, row["source"].decode()))
   return index
+
+
+def _people(row: dict) -> tuple[str, ...]:
+  """The group of a stored example, and after it who is seen."""
+  # Datasets of before 2.1.0 do not say it.
+  names = row["identities"].decode().split("\n") if row.get("identities") else ()
+  return (row["group"].decode(), *names)
+
+
+def _divided(fold: Fold, data_dir: Path) -> dict[tuple[str, str], list[frozenset[int]]]:
+  """By (dataset, split) the folds of each example."""
+  states = tuple((_directory(n, data_dir) / "dataset_info.json").stat().st_mtime_ns for n in fold.datasets)
+  return _divided_of(fold.datasets, fold.count, data_dir, states)
+
+
+@functools.lru_cache(maxsize=8)
+def _divided_of(
+  datasets: tuple[str, ...], count: int, data_dir: Path, states: tuple[int, ...]
+) -> dict[tuple[str, str], list[frozenset[int]]]:
+  del states
+  places = [(name, part) for name in dict.fromkeys(datasets) for part in _DIVIDED]
+  people = []
+  for name, part in places:
+    if part == _DIVIDED[0] and not _knows_people(name, data_dir):
+      logging.warning(
+        "%s was built by an older version, which did not store who is seen: its folds keep groups together, "
+        "and may share people; build it again with --overwrite.",
+        name,
+      )
+    # Configs of one builder hold the same people.
+    builder = name.partition("/")[0]
+    people += [tuple(f"{builder}/{n}" for n in facts["people"]) for facts, _ in _index(name, part, data_dir)]
+  found = iter(folds.assign(people, count=count))
+  return {place: [next(found) for _ in _index(*place, data_dir)] for place in places}
+
+
+def _knows_people(name: str, data_dir: Path) -> bool:
+  return "identities" in tfds.builder_from_directory(_directory(name, data_dir)).info.features

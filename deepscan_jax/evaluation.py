@@ -5,14 +5,15 @@ Models are calibrated and measured by them.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from deepscan_jax import checkpoints, data, metrics
 from deepscan_jax.calibration import calibrate
-from deepscan_jax.inference import CALIBRATIONS, Detector
+from deepscan_jax.inference import CALIBRATIONS, Detector, load_detector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Scores:
       data.PSEUDOFAKES.
     has_faces: [example] bool; others are sound alone.
     paired: whether rows 2i and 2i + 1 are a real example and its pseudo-fake.
+    id: [example] str, unique but for the two rows of a pair: the dataset and the example's own; "" where it
+      is not known, as by default.
+    video: [example] str: of which file it is a part, and how that was degraded; with `labels` and `has_faces`
+      this tells videos apart, for the twins of a video's examples are a video too. "", as by default: a file
+      of its own.
   """
 
   labels: np.ndarray
@@ -37,6 +43,13 @@ class Scores:
   kind: np.ndarray
   has_faces: np.ndarray
   paired: bool
+  id: np.ndarray | None = None
+  video: np.ndarray | None = None
+
+  def __post_init__(self):
+    for name in ("id", "video"):
+      if getattr(self, name) is None:
+        object.__setattr__(self, name, np.full(len(self.labels), ""))
 
   @property
   def real(self) -> np.ndarray:
@@ -49,14 +62,32 @@ class Scores:
     return self.logits[self.labels == 1]
 
   def summary(self) -> dict[str, float]:
-    """AUC of single examples, accuracy at logit 0, and how often a fake scores above its own twin."""
+    """AUC and accuracy at logit 0, of single examples and of videos; how often a fake scores above its twin.
+
+    A video's score is the mean of its examples' logits.
+    """
+    labels, logits = self.videos()
     figures = {
       "auc": metrics.auc(self.labels, self.logits),
       "accuracy": metrics.accuracy(self.labels, self.logits),
+      "video_auc": metrics.auc(labels, logits),
+      "video_accuracy": metrics.accuracy(labels, logits),
     }
     if self.paired:
       figures["paired_accuracy"] = metrics.paired_accuracy(self.real, self.fake)
     return figures
+
+  def videos(self) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [video] int and mean logits [video] float64 of whole files (videos, pictures or recordings).
+
+    The sound of a file that is judged by itself counts beside its faces, as in a verdict.
+    """
+    rows = zip(self.video.tolist(), self.labels.tolist(), self.has_faces.tolist(), strict=True)
+    number: dict[tuple, int] = {}
+    keys = (row if row[0] else (i, *row[1:]) for i, row in enumerate(rows))
+    of_row = np.array([number.setdefault(key, len(number)) for key in keys], int)
+    labels = np.array([label for _, label, _ in number], int)
+    return labels, np.bincount(of_row, self.logits, len(number)) / np.bincount(of_row, minlength=len(number))
 
   def auc_interval(self) -> tuple[float, float]:
     """95 % interval of the AUC, by bootstrap over groups."""
@@ -80,35 +111,81 @@ def score(
   *,
   limit: int,
   batch_size: int,
+  shard: tuple[int, int] = (0, 1),
 ) -> Scores:
-  """Scores held-out pairs or examples.
+  """Scores held-out pairs or examples, or one of several parts of them; see `merged`.
 
   Args:
     predict: batch -> logits [batch] float.
     held_out: what to score.
     limit: at most so many pairs or examples, evenly spread; 0 = all.
     batch_size: rows in a batch.
+    shard: (index, count) of the part; see `data.held_out_batches`.
   """
   labels, logits, has_faces, facts = [], [], [], []
-  for batch, rows in data.held_out_batches(held_out, limit=limit, batch_size=batch_size):
+  for batch, rows in data.held_out_batches(held_out, limit=limit, batch_size=batch_size, shard=shard):
     valid = batch["example_mask"]
     labels.append(batch["label"][valid])
     logits.append(np.asarray(predict(batch), np.float64)[valid])
     seen = batch["crop_mask"].any(axis=1) if "crop_mask" in batch else np.zeros(len(valid), bool)
     has_faces.append(seen[valid])
     facts += [row for row in rows for _ in range(held_out.rows)]
+  ids = [f"{f['dataset']}:{f['id']}" for f in facts]
+  ending = "#degraded" if getattr(held_out, "degraded", False) else ""
+  # A part may hold nothing, where there are more processes than pairs.
   return Scores(
-    labels=np.concatenate(labels),
-    logits=np.concatenate(logits),
-    group=np.array([f["group"] for f in facts]),
-    source=np.array([f["source"] for f in facts]),
-    kind=np.array([f["kind"] for f in facts]),
-    has_faces=np.concatenate(has_faces),
+    labels=np.concatenate([np.zeros(0, np.int32), *labels]),
+    logits=np.concatenate([np.zeros(0), *logits]),
+    group=np.array([f["group"] for f in facts], str),
+    source=np.array([f["source"] for f in facts], str),
+    kind=np.array([f["kind"] for f in facts], str),
+    has_faces=np.concatenate([np.zeros(0, bool), *has_faces]),
     paired=held_out.rows == 2,
+    id=np.array(ids, str),
+    # An example's id ends in its place in the file.
+    video=np.array([name.rpartition("#")[0] + ending for name in ids], str),
   )
 
 
-def calibrate_model(folder: str | Path, *, data_dir: str | Path, false_positive_rate: float = 0.05) -> dict:
+def merged(parts: Sequence[Scores]) -> Scores:
+  """The scores of all examples in their order, from those of all parts in theirs; undoes the `shard` of
+  `score`."""
+  rows = 2 if parts[0].paired else 1
+  places = [np.arange(len(part.labels)) // rows * len(parts) + index for index, part in enumerate(parts)]
+  # Stable: both twins of a pair have its place, the real one first.
+  order = np.argsort(np.concatenate(places), kind="stable")
+  return functools.reduce(operator.add, parts).rows(order)
+
+
+def evaluate(
+  model: Detector | str | Path | None = None, *, data_dir: str | Path, split: str = "test"
+) -> dict:
+  """Figures of a calibrated model on a split of the datasets that it was trained on.
+
+  Args:
+    model: a Detector, or the folder of one; None: the model that comes with the package.
+    data_dir: where the datasets are.
+    split: "test", or "validation", which calibration has seen.
+
+  Returns:
+    See `measure_model`.
+
+  Raises:
+    CheckpointError: the model is missing, damaged or not calibrated.
+    FileNotFoundError: a dataset has not been built.
+    ValueError: the split has no examples.
+  """
+  detector = model if isinstance(model, Detector) else load_detector(model)
+  return measure_model(detector, data_dir=data_dir, split=split)
+
+
+def calibrate_model(
+  folder: str | Path,
+  *,
+  data_dir: str | Path,
+  false_positive_rate: float = 0.05,
+  scores: dict[str, Scores] | None = None,
+) -> dict:
   """Fits a model's probabilities and thresholds on the validation split and writes them into the model.
 
   What the data say nothing about keeps its calibration.
@@ -117,13 +194,15 @@ def calibrate_model(folder: str | Path, *, data_dir: str | Path, false_positive_
     folder: of the model.
     data_dir: where the datasets of its configuration are.
     false_positive_rate: share of real pictures of any source that may be called manipulated.
+    scores: `held_out_scores` of this very model on its validation split, where they are there already.
 
   Returns:
     The calibrations as they were written, by inference.CALIBRATIONS: of examples with faces and of sound
     alone, where the data hold them.
   """
-  detector = Detector(folder, calibrated=False)
-  scores = held_out_scores(detector, data_dir=data_dir, split="validation")
+  if scores is None:
+    detector = Detector(folder, calibrated=False)
+    scores = held_out_scores(detector, data_dir=data_dir, split="validation")
   facts = {k: v for k, v in checkpoints.read_model(folder).items() if k != "sha256"}
   found = {}
   for key, faces in zip(CALIBRATIONS, (True, False), strict=True):

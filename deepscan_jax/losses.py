@@ -9,10 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepscan_jax.models.interface import DetectorOutput
-
-# Whose label a branch learns: that of the faces, unless it stands here.
-_LABEL_OF = {"audio": "sound_label", "lipsync": "label", "provenance": "label"}
+from deepscan_jax.models.interface import FACE_LABEL, LABEL_OF, DetectorOutput
 
 
 class Sum(NamedTuple):
@@ -23,22 +20,34 @@ class Sum(NamedTuple):
 
 
 def focal_loss(
-  logits: jax.Array, labels: jax.Array, weights: jax.Array, *, gamma: float, label_smoothing: float = 0.0
+  logits: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  *,
+  gamma: float,
+  alpha: float = 0.0,
+  label_smoothing: float = 0.0,
 ) -> Sum:
-  """Binary focal loss, -(1 - p_t)^gamma log p_t (Lin et al. 2017, arXiv:1708.02002); gamma 0: cross entropy.
+  """Binary focal loss, -alpha_t (1 - p_t)^gamma log p_t (Lin et al. 2017, arXiv:1708.02002).
+
+  With gamma 0 it is the cross entropy.
 
   Args:
     logits: [batch] float; positive speaks for fake.
     labels: [batch] int, 1 = fake.
     weights: [batch] float, 0 leaves an example out.
     gamma: how much easy examples are played down.
-    label_smoothing: targets become label * (1 - s) + s / 2.
+    alpha: alpha_t of a fake, 1 - alpha that of a real; 0: both are 1. As in the paper it scales the loss and
+      is no part of the weight that the sum is divided by, which is where it differs from `weights`.
+    label_smoothing: targets become label * (1 - s) + s / 2, also in p_t and alpha_t.
   """
   targets = labels * (1.0 - label_smoothing) + 0.5 * label_smoothing
   if gamma:
     each = optax.losses.sigmoid_focal_loss(logits, targets, gamma=gamma)
   else:
     each = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
+  if alpha:
+    each = each * (alpha * targets + (1.0 - alpha) * (1.0 - targets))
   return Sum(jnp.sum(jnp.where(weights > 0, each, 0.0) * weights), weights.sum())
 
 
@@ -60,6 +69,7 @@ def detector_losses(
   *,
   gamma: float,
   smoothing: float,
+  alpha: float = 0.0,
   class_weights: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, Sum]:
   """All losses of a batch by name; those of a branch are weighted by its presence.
@@ -72,8 +82,9 @@ def detector_losses(
     batch: label [batch] int32, 0 real, 1 fake, -1 not known; example_mask [batch] bool; optional face_label
       and sound_label [batch] int32, which else are the label; optional region [batch, frame, rows, columns]
       float32, and region_mask [batch] bool: of which examples it is known.
-    gamma, smoothing: see `focal_loss`.
-    class_weights: of real and of fake examples, in the classification losses.
+    gamma, smoothing, alpha: see `focal_loss`.
+    class_weights: of real and of fake examples, in the classification losses. With alpha too, a fake counts
+      alpha * class_weights[1] against (1 - alpha) * class_weights[0] of a real.
 
   Returns:
     "fused" and "branch_<name>", and where there is something to learn from "region" (all region maps
@@ -84,14 +95,14 @@ def detector_losses(
   def classify(logit: jax.Array, kind: str, present: jax.Array) -> Sum:
     label = batch.get(kind, batch["label"])
     weights = valid * present * jnp.where(label == 0, *class_weights) * (label >= 0)
-    return focal_loss(logit, label, weights, gamma=gamma, label_smoothing=smoothing)
+    return focal_loss(logit, label, weights, gamma=gamma, alpha=alpha, label_smoothing=smoothing)
 
   any_present = jnp.stack([branch.present for branch in output.branches.values()]).any(axis=0)
   losses = {"fused": classify(output.logit, "label", any_present)}
   face_label = batch.get("face_label", batch["label"])
   regions = []
   for name, branch in output.branches.items():
-    kind = _LABEL_OF.get(name, "face_label")
+    kind = LABEL_OF.get(name, FACE_LABEL)
     losses[f"branch_{name}"] = classify(branch.logit, kind, branch.present)
     frames = valid[:, None] * branch.token_mask
     if "region" in batch and "region" in branch.maps:

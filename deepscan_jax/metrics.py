@@ -34,6 +34,15 @@ def accuracy(labels: np.ndarray, scores: np.ndarray, *, threshold: float = 0.0) 
   return float(np.mean((np.asarray(scores) >= threshold) == np.asarray(labels, bool)))
 
 
+def thinned_curve(x: np.ndarray, y: np.ndarray, *, points: int = 128) -> tuple[np.ndarray, np.ndarray]:
+  """A rising curve from (0, 0) to (1, 1) by at most so many of its points, evenly spread along it."""
+  if len(x) <= points:
+    return x, y
+  along = x + y
+  chosen = np.unique(np.searchsorted(along, np.linspace(along[0], along[-1], points)))
+  return x[chosen], y[chosen]
+
+
 def false_positive_rate(real_scores: np.ndarray, *, threshold: float) -> float:
   """Share of real examples at or above the threshold."""
   return float(np.mean(np.asarray(real_scores) >= threshold))
@@ -233,6 +242,11 @@ class Confusion:
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     cases = (labels & called, ~labels & called, ~labels & ~called, labels & ~called)
     return cls(*(weights @ case.astype(np.float64) for case in cases))
+
+  def table(self) -> list[list[int]]:
+    """Whole counts: rows are real and fake, columns what they are called, real and fake."""
+    cells = [[self.true_negatives, self.false_positives], [self.false_negatives, self.true_positives]]
+    return [[round(float(cell)) for cell in row] for row in cells]
 
   @property
   def accuracy(self) -> np.ndarray:

@@ -649,7 +649,7 @@ def _chart(
   ]
   levels.append(tag("span", percent(high), class_="level limit", style=f"bottom:{100 * high:.2f}%"))
   ticks = [
-    tag("span", _tick(t), style=f"left:{axis.across(t):.2f}%") for t in _ticks(axis.start_s, axis.end_s)
+    tag("span", _tick(t), style=f"left:{axis.across(t):.2f}%") for t in round_ticks(axis.start_s, axis.end_s)
   ]
   key_words = [tag("span", words, class_="key") for words in keys]
   key_words.insert(1, tag("span", tag("i", f"{DASH} {DASH}"), " threshold", class_="key limit"))
@@ -966,13 +966,14 @@ def _judged_runs(sightings: Sequence[Sighting]) -> Iterator[list[Sighting]]:
     yield run
 
 
-def _ticks(start: float, end: float) -> list[float]:
-  """Four to eight round times between start and end."""
+def round_ticks(start: float, end: float, *, least: int = 4) -> list[float]:
+  """Round numbers between start and end, `least` to two and a half times as many of them."""
   span = end - start
-  power = 10.0 ** np.floor(np.log10(span / 4))
-  step = power * max(m for m in (1, 2, 5) if span / (m * power) >= 4 or m == 1)
+  power = 10.0 ** np.floor(np.log10(span / least))
+  step = power * max(m for m in (1, 2, 5) if span / (m * power) >= least or m == 1)
   first = np.ceil(start / step - 1e-9)
-  return [float(step * abs(n)) for n in np.arange(first, np.floor(end / step + 1e-9) + 1)]
+  # No negative zero.
+  return [float(step * n) + 0.0 for n in np.arange(first, np.floor(end / step + 1e-9) + 1)]
 
 
 def _tick(time_s: float) -> str:

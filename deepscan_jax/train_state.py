@@ -26,7 +26,8 @@ from deepscan_jax.models.backbones import backbone, measured_statistics
 from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
 from deepscan_jax.models.freezing import frozen_layers, layers_in_order, restore_frozen, stop_gradients
 from deepscan_jax.models.pretrained import load_imagenet
-from deepscan_jax.optimizer import create_optimizer
+from deepscan_jax.optimizer import check_schedule, create_optimizer
+from deepscan_jax.parallel import device_count
 
 _DROPOUT, _MODALITY = 0, 1
 
@@ -67,6 +68,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Sum]]:
   """One optimiser step; the same under jit (axis_name None) and under pmap.
 
+  With train.accumulate the batch is gone through in parts, with the gradient of the whole. With train.sam_rho
+  the gradient is that at the place where the loss is the highest within that radius, to first order
+  (sharpness-aware minimisation, Foret et al. 2021, arXiv:2010.01412): a second pass with the same dropout.
+  The place is found by the gradient of the whole batch over all devices; the losses are those before it.
+
   Args:
     state: before.
     batch: of this device.
@@ -77,41 +83,64 @@ def train_step(
   Returns:
     The state after, and the losses and the accuracy as sums over all devices, with the gradient's norm before
     it is clipped.
+
+  Raises:
+    ValueError: train.accumulate does not divide the examples of a device.
   """
+  parts, examples_here = config.train.accumulate, batch["example_mask"].shape[0]
+  if examples_here % parts:
+    raise ValueError(
+      f"train.accumulate={parts} must divide the {examples_here} examples of a batch that each device has; "
+      "choose another train.accumulate or data.batch_size."
+    )
   base = jax.random.fold_in(jax.random.key(config.seed), state.step)
   if axis_name is not None:
     # Else every device would draw the same dropout mask.
     base = jax.random.fold_in(base, jax.lax.axis_index(axis_name))
-  rngs = {"dropout": jax.random.fold_in(base, _DROPOUT), "modality": jax.random.fold_in(base, _MODALITY)}
+  streams = {"dropout": jax.random.fold_in(base, _DROPOUT), "modality": jax.random.fold_in(base, _MODALITY)}
 
   def total(values):
     return values if axis_name is None else jax.lax.psum(values, axis_name)
 
-  def loss_fn(params):
+  def losses_of(params, part, rngs):
     variables = {"params": stop_gradients(params, frozen), "batch_stats": state.batch_stats}
-    output = model.apply(variables, batch, train=True, rngs=rngs)
+    output = model.apply(variables, part, train=True, rngs=rngs)
     losses = detector_losses(
       output,
-      batch,
+      part,
       gamma=config.train.focal_gamma,
+      alpha=config.train.focal_alpha,
       smoothing=config.train.label_smoothing,
       class_weights=config.train.class_weights,
     )
-    # Divided by the weight of all devices, so that the devices' gradients add up to that of the whole batch.
-    scale = {
-      name: _loss_weight(name, config) / jnp.maximum(total(loss.weight), 1e-6)
-      for name, loss in losses.items()
-    }
-    return sum(scale[name] * loss.total for name, loss in losses.items()), (losses, output.logit)
+    return losses, output.logit
 
-  gradients, (losses, logit) = jax.grad(loss_fn, has_aux=True)(state.params)
+  def objective(params, part, rngs, weights=None):
+    losses, logit = losses_of(params, part, rngs)
+    weights = weights or {name: total(loss.weight) for name, loss in losses.items()}
+    # Divided by the weight of all devices, so that the devices' gradients add up to that of the whole batch.
+    scale = {name: _loss_weight(name, config) / jnp.maximum(weight, 1e-6) for name, weight in weights.items()}
+    valid = (part["example_mask"] & (part["label"] >= 0)).astype(jnp.float32)
+    right = ((logit > 0) == (part["label"] > 0)) * valid
+    sums = {**losses, "train_accuracy": Sum(right.sum(), valid.sum())}
+    return sum(scale[name] * loss.total for name, loss in losses.items()), sums
+
+  if parts == 1:
+    gradient = functools.partial(jax.grad(objective, has_aux=True), part=batch, rngs=streams)
+  else:
+    gradient = _gradient_by_parts(
+      objective, losses_of, total, batch, streams, parts=parts, params=state.params
+    )
+  gradients, sums = gradient(state.params)
   gradients = total(gradients)
+  if config.train.sam_rho:
+    stretch = config.train.sam_rho / jnp.maximum(optax.tree.norm(gradients), 1e-12)
+    gradients, _ = gradient(jax.tree.map(lambda p, g: p + stretch * g, state.params, gradients))
+    gradients = total(gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = restore_frozen(optax.apply_updates(state.params, updates), state.params, frozen)
   decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-  valid = (batch["example_mask"] & (batch["label"] >= 0)).astype(jnp.float32)
-  right = ((logit > 0) == (batch["label"] > 0)) * valid
-  sums = total({**losses, "train_accuracy": Sum(right.sum(), valid.sum())})
+  sums = total(sums)
   sums["gradient_norm"] = Sum(optax.tree.norm(gradients), jnp.ones(()))
   average = optax.incremental_update(params, state.ema, step_size=1.0 - decay)
   state = state.replace(
@@ -122,6 +151,53 @@ def train_step(
     opt_state=opt_state,
   )
   return state, sums
+
+
+def _gradient_by_parts(objective, losses_of, total, batch, streams, *, parts: int, params):
+  """The gradient function of a whole batch that is gone through in parts; see `train_step`.
+
+  A loss is divided by its weight in the whole batch, which has to be known before the first part. Weights
+  depend on labels and masks, and on which examples a branch hides from itself, but on no number that the
+  network computes: of the pass below XLA keeps nothing but those, and its cost is next to nothing.
+  """
+
+  def parted(x):
+    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+  numbered = jnp.arange(parts), jax.tree.map(parted, batch)
+
+  def rngs_of(number):
+    return {name: jax.random.fold_in(key, number) for name, key in streams.items()}
+
+  def weights_of(numbered_part):
+    number, part = numbered_part
+    losses, _ = losses_of(params, part, rngs_of(number))
+    return {name: loss.weight for name, loss in losses.items()}
+
+  weights = total(jax.tree.map(lambda x: x.sum(), jax.lax.map(weights_of, numbered)))
+
+  def gradient(params):
+    def add_part(gradients, numbered_part):
+      number, part = numbered_part
+      more, sums = jax.grad(objective, has_aux=True)(params, part, rngs_of(number), weights)
+      return jax.tree.map(jnp.add, gradients, more), sums
+
+    gradients, sums = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), numbered)
+    return gradients, jax.tree.map(lambda x: x.sum(), sums)
+
+  return gradient
+
+
+def check_config(config: Config) -> None:
+  """Raises ValueError where settings of a run contradict each other; before anything is written."""
+  trained_part(config)
+  check_schedule(config.train)
+  parts, size, devices = config.train.accumulate, config.data.batch_size, device_count()
+  if parts > 1 and size % (parts * devices):
+    raise ValueError(
+      f"data.batch_size={size} must be divisible by train.accumulate={parts} times {devices} devices; choose "
+      f"a multiple of {parts * devices}."
+    )
 
 
 def create_state(config: Config) -> TrainState:
@@ -135,7 +211,8 @@ def create_state(config: Config) -> TrainState:
     ValueError: a parameter of both differs in shape.
   """
   networks = image_networks(config.model) if config.train.pretrained and not config.train.start_from else {}
-  imagenet = {branch: load_imagenet(network) for branch, network in networks.items()}
+  folder = config.train.imagenet_dir
+  imagenet = {branch: load_imagenet(network, folder=folder) for branch, network in networks.items()}
   inputs = abstract_batch(1, config)
 
   def initialise(key: jax.Array) -> dict:

@@ -1,12 +1,14 @@
-"""Times detect, builds, training, loading, networks, compiling or pseudo-fakes beside their measures.
+"""Times detect, builds, training, loading, networks, compiling or pseudo-fakes; kills training, and compares.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
     deepscan benchmark train --output_json=train.json
+    deepscan benchmark train --part=around --part=scaling
     deepscan benchmark models
     deepscan benchmark compile
     deepscan benchmark pairs
     deepscan benchmark data --data_dir=data --loader_workers=0 --loader_workers=2 --batches=10000
+    deepscan benchmark resume --kills=20
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -15,7 +17,9 @@ PyTorch (the `benchmark` extra) for the network, with the layout that is faster 
 where there is a promise. Memory stands in rows of its own, {benchmark, case, ours_gb, limit_gb, device,
 threads}: the most that the command and the process that decodes for it held resident at one time, the pages
 that both see counted twice. Pairs are counted by the second of one processor, {benchmark, case, ours_per_s,
-least_per_s, device, threads}: `least_per_s` is the promise.
+least_per_s, device, threads}: `least_per_s` is the promise. What stands around the training step is told as a
+share of a run, {benchmark, case, ours_share, limit_share, device, threads}. What is counted when training is
+killed is {benchmark, case, count, promised, device, threads}.
 """
 
 import concurrent.futures
@@ -37,7 +41,8 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "build", "train", "models", "compile", "pairs", "data")
+CASES = ("detect", "build", "train", "models", "compile", "pairs", "data", "resume")
+PARTS = ("step", "around", "scaling", "memory")
 
 _MEDIA = flags.DEFINE_string(
   "media",
@@ -55,10 +60,17 @@ _BATCH = flags.DEFINE_multi_integer(
   lower_bound=2,
   allow_override=True,
 )
+_PART = flags.DEFINE_multi_enum(
+  "part",
+  PARTS,
+  PARTS,
+  "train: what is measured; may be given several times. `memory` compiles the preset full.",
+  allow_override=True,
+)
 _DATA_DIR = flags.DEFINE_string(
   "data_dir",
   None,
-  "data: where the default preset's dataset is; without it one of made pictures is built.",
+  "data, train, resume: where the default preset's dataset is; without it one of made pictures is built.",
   allow_override=True,
 )
 _WORKERS = flags.DEFINE_multi_integer(
@@ -75,6 +87,12 @@ _BATCHES = flags.DEFINE_integer(
   lower_bound=1,
   allow_override=True,
 )
+_KILLS = flags.DEFINE_integer(
+  "kills", 20, "resume: how often training is killed.", lower_bound=1, allow_override=True
+)
+_KILL_SEED = flags.DEFINE_integer(
+  "kill_seed", 0, "resume: of the moments of the kills.", lower_bound=0, allow_override=True
+)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each side.", lower_bound=1, allow_override=True)
 _COLD = flags.DEFINE_boolean(
   "cold", True, "detect: also time the command from its start.", allow_override=True
@@ -84,7 +102,7 @@ _OUTPUT_JSON = flags.DEFINE_string("output_json", None, "Write the rows to this 
 # Promises, in seconds or as a multiple of the reference.
 _TOTAL_OVER_DECODE = 2.2
 _COLD_FIRST_S, _COLD_CACHED_S = 15.0, 6.0
-_FORWARD_RATIO, _TRAIN_RATIO = 1.0, 1.2
+_FORWARD_RATIO, _TRAIN_RATIO = 1.0, 1.0
 _PEAK_MEMORY_GB = 1.5
 _COMPILE_FORWARD_S, _COMPILE_STEP_S = 10.0, 30.0
 
@@ -127,6 +145,30 @@ class RateRow:
   threads: int
 
 
+@dataclasses.dataclass(frozen=True)
+class CountRow:
+  """How often something was so; `promised` is None where nothing is."""
+
+  benchmark: str
+  case: str
+  count: int
+  promised: int | None
+  device: str
+  threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ShareRow:
+  """A part of a training run, 0 to 1; `limit_share` is None where nothing is promised."""
+
+  benchmark: str
+  case: str
+  ours_share: float
+  limit_share: float | None
+  device: str
+  threads: int
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs the benchmark named by argv[1]; returns the exit code."""
   if len(argv) != 2 or argv[1] not in CASES:
@@ -142,6 +184,7 @@ def main(argv: Sequence[str]) -> int:
     "compile": benchmark_compile,
     "pairs": benchmark_pairs,
     "data": benchmark_data,
+    "resume": benchmark_resume,
   }
   rows = runs[argv[1]]()
   print(table(rows))
@@ -217,16 +260,67 @@ def benchmark_build() -> list[Row]:
   )
 
 
-def benchmark_train() -> list[Row]:
-  """One step of the default preset for each batch size, against the same step in PyTorch."""
-  # Measured before a row asks for the device: on an accelerator that takes the memory the workers need.
-  seconds = {size: _step_seconds(size) for size in _BATCH.value}
-  rows = []
-  for size, (ours, *others) in seconds.items():
-    case = f"step of the default preset, batch {size} (reference: PyTorch)"
-    best = min(others, default=None)
-    rows.append(_row("train", case, ours, best, limit_s=best and _TRAIN_RATIO * best))
+def benchmark_train() -> list[Row | ShareRow | MemoryRow]:
+  """Training steps against PyTorch's, what stands around them, virtual devices, and memory."""
+  from deepscan_jax.config import load_preset
+
+  from . import benchmark_train
+
+  # Asked elsewhere: on an accelerator, asking takes the memory that the processes which measure need.
+  device, threads = benchmark_train.in_own_process(_device), len(os.sched_getaffinity(0))
+  row = functools.partial(_row_of, device=device)
+  rows, parts = [], set(_PART.value)
+  if "step" in parts:
+    rows += _steps_against_torch(row)
+  if "around" in parts:
+    config = load_preset("default")
+    (alone,) = _step_seconds(config.data.batch_size, with_torch=False)
+    with tempfile.TemporaryDirectory() as folder:
+      rows += benchmark_train.around_rows(
+        config,
+        _default_data(Path(folder)),
+        alone_s=alone,
+        row=row,
+        share_row=lambda case, share, limit: ShareRow("train", case, share, limit, device, threads),
+      )
+  if "scaling" in parts:
+    rows += benchmark_train.scaling_rows(
+      make=_our_steps, in_turns=in_turns, row=functools.partial(_row_of, device="cpu"), repeats=_REPEATS.value
+    )
+  if "memory" in parts:
+    rows += benchmark_train.memory_rows(
+      memory_row=lambda case, gb: MemoryRow("train", case, gb, None, device, threads)
+    )
   return rows
+
+
+def _steps_against_torch(row: Callable[..., Row]) -> list[Row]:
+  """A step of the default preset for each batch size, and of EfficientNet-B3."""
+  from . import benchmark_models
+
+  seconds = {f"step of the default preset, batch {size}": _step_seconds(size) for size in _BATCH.value}
+  sides = {"ours": benchmark_models.our_step}
+  if _reference_torch() is not None:
+    sides["PyTorch"] = benchmark_models.torch_step
+  for case in benchmark_models.TRAINING:
+    timed = benchmark_models.timings(sides, case, in_turns=in_turns, repeats=_REPEATS.value)
+    seconds[f"step of {case.title}"] = [timed[side] for side in sides]
+  rows = []
+  for title, (ours, *others) in seconds.items():
+    best = min(others, default=None)
+    title += " (reference: PyTorch)" if others else ""
+    rows.append(row("train", title, ours, best, limit_s=best and _TRAIN_RATIO * best))
+  return rows
+
+
+def _default_data(folder: Path) -> Path:
+  """Where the default preset's dataset is: what --data_dir says, or one of made pictures in the folder."""
+  if _DATA_DIR.value:
+    return Path(_DATA_DIR.value)
+  from . import benchmark_data
+
+  with contextlib.redirect_stdout(sys.stderr):
+    return benchmark_data.make_dataset(folder)
 
 
 def benchmark_models() -> list[Row]:
@@ -296,14 +390,9 @@ def benchmark_data() -> list[Row | RateRow | MemoryRow]:
   config = load_preset("default")
   threads = len(os.sched_getaffinity(0))
   with tempfile.TemporaryDirectory() as folder:
-    if _DATA_DIR.value:
-      data_dir = Path(_DATA_DIR.value)
-    else:
-      with contextlib.redirect_stdout(sys.stderr):
-        data_dir = benchmark_data.make_dataset(Path(folder))
     return benchmark_data.data_rows(
       config,
-      data_dir,
+      _default_data(Path(folder)),
       workers=_WORKERS.value,
       batches=_BATCHES.value,
       with_torch=with_torch,
@@ -314,6 +403,28 @@ def benchmark_data() -> list[Row | RateRow | MemoryRow]:
       resident_bytes=_resident_bytes,
       consumption=_consumption,
       repeats=_REPEATS.value,
+    )
+
+
+def benchmark_resume() -> list[CountRow]:
+  """Training that is killed at random moments and goes on, against training that is left alone."""
+  # Both run on the CPU, and so does what compares them.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  from . import benchmark_data, benchmark_resume
+
+  threads = len(os.sched_getaffinity(0))
+  with tempfile.TemporaryDirectory() as folder:
+    if _DATA_DIR.value:
+      data_dir = Path(_DATA_DIR.value)
+    else:
+      with contextlib.redirect_stdout(sys.stderr):
+        data_dir = benchmark_data.make_dataset(Path(folder))
+    return benchmark_resume.resume_rows(
+      data_dir.absolute(),
+      kills=_KILLS.value,
+      seed=_KILL_SEED.value,
+      row=lambda case, count, promised: CountRow("resume", case, count, promised, "cpu", threads),
+      tell=functools.partial(print, file=sys.stderr, flush=True),
     )
 
 
@@ -349,7 +460,7 @@ def in_turns(
   return best
 
 
-def table(rows: Sequence[Row | MemoryRow | RateRow]) -> str:
+def table(rows: Sequence[Row | MemoryRow | RateRow | CountRow | ShareRow]) -> str:
   """The rows for people."""
   width = max(len(row.case) for row in rows)
   lines = [f"{'':<{width}}  {'ours':>9}  {'reference':>9}  {'ratio':>6}  {'limit':>9}"]
@@ -357,6 +468,14 @@ def table(rows: Sequence[Row | MemoryRow | RateRow]) -> str:
     if isinstance(row, MemoryRow):
       limit = f"{row.limit_gb:6.2f} GB" if row.limit_gb is not None else f"{'-':>9}"
       lines.append(f"{row.case:<{width}}  {row.ours_gb:6.2f} GB  {'-':>9}  {'-':>6}  {limit}")
+      continue
+    if isinstance(row, CountRow):
+      promised = f"{row.promised:9d}" if row.promised is not None else f"{'-':>9}"
+      lines.append(f"{row.case:<{width}}  {row.count:9d}  {'-':>9}  {'-':>6}  {promised}")
+      continue
+    if isinstance(row, ShareRow):
+      limit = f"{row.limit_share:9.2%}" if row.limit_share is not None else f"{'-':>9}"
+      lines.append(f"{row.case:<{width}}  {row.ours_share:9.2%}  {'-':>9}  {'-':>6}  {limit}")
       continue
     if isinstance(row, RateRow):
       least = f"{row.least_per_s:7.0f}/s" if row.least_per_s is not None else f"{'-':>9}"
@@ -371,10 +490,7 @@ def table(rows: Sequence[Row | MemoryRow | RateRow]) -> str:
 
 
 def _row(benchmark: str, case: str, ours: float, reference: float | None = None, *, limit_s=None) -> Row:
-  import jax
-
-  device = jax.devices()[0].device_kind
-  return _row_of(benchmark, case, ours, reference, limit_s=limit_s, device=device)
+  return _row_of(benchmark, case, ours, reference, limit_s=limit_s, device=_device())
 
 
 def _row_of(
@@ -390,6 +506,12 @@ def _row_of(
     device=device,
     threads=len(os.sched_getaffinity(0)),
   )
+
+
+def _device() -> str:
+  import jax
+
+  return jax.devices()[0].device_kind
 
 
 def _rate_row(benchmark: str, case: str, ours: float, *, least_per_s: float | None = None) -> RateRow:

@@ -53,7 +53,7 @@ FORWARD = tuple(
 # Whether the 3D convolutions are split into space and time.
 CLIP_NETWORKS = {"R(2+1)D": True, "R3D": False}
 CLIPS = tuple(Case(name, 112, batch, 1.2, frames=16) for name in CLIP_NETWORKS for batch in (1, 8))
-TRAINING = (Case("b3", 224, 8, 1.2),)
+TRAINING = (Case("b3", 224, 8, 1.0),)
 
 
 def model_rows(*, in_turns: Callable, row: Callable, repeats: int, with_torch: bool) -> list:

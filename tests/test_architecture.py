@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "deepscan_jax"
-LOOP = {"training", "train_state"}
+LOOP = {"training", "train_state", "cross_validation", "run_watch"}
 TRAINING = LOOP | {"evaluation", "losses", "optimizer", "data"}
 SERVING = {"inference", "report", "verdict", "calibration", "doctor"}
 # Modules (or packages) of the library, and what none of their files may import from the library.
@@ -35,6 +35,11 @@ FORBIDDEN = {
   "report": TRAINING | {"inference", "models", "media", "faces"},
   "audit": TRAINING | SERVING | {"models", "faces", "examples", "config", "checkpoints"},
   "audit_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "audit"},
+  "run_watch": {"training", "train_state", "inference"},
+  "training_pictures": (TRAINING - {"data"}) | SERVING,
+  "training_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "examples", "data"},
+  "logs": {""},
+  "event_files": {""},
   "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
   "protocols": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "card"},
   "levels": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "faces", "card"},
@@ -42,7 +47,9 @@ FORBIDDEN = {
   "card_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "examples", "faces", "scoring"},
   "scoring": LOOP | {"losses", "optimizer", "report", "card_report", "parallel"},
   "copies": {""},
+  "folds": {""},
   "speech": {""},
+  "stopping": {""},
   "inference": {
     "training",
     "train_state",
@@ -62,6 +69,7 @@ ONLY = {
   "tensorflow_datasets": {"data"},
   "av": {"media_decoder", "augment", "augment_audio", "doctor"},
   "PIL": {"media_decoder"},
+  "tensorboardX": {"event_files"},
   "torch": set(),
   "tensorflow": set(),
 }

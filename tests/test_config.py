@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from deepscan_jax.config import Config, from_dict, load_preset, override, preset_names, to_dict
+from deepscan_jax.config import Config, differences, from_dict, load_preset, override, preset_names, to_dict
 from deepscan_jax.models.detector import BRANCHES
 from deepscan_jax.models.efficientnet import family_member
 
@@ -76,6 +76,17 @@ def test_an_override_changes_one_field_and_keeps_its_type(assignment, value):
     ("train.learning_rate=true", "must be float, got True"),
     ("train.pretrained=1", "must be bool, got 1"),
     ("data.blend.hull_scale=[1]", "must have 2 values"),
+    ("model.dtype=float16", r"Unknown model\.dtype 'float16'; there are float32, bfloat16\."),
+    ("train.schedule=step", r"Unknown train\.schedule 'step'; there are cosine, plateau\."),
+    ("train.plateau_factor=1", r"train\.plateau_factor must be between 0 and 1, got 1\.0\."),
+    ("train.plateau_factor=0", r"train\.plateau_factor must be between 0 and 1, got 0\.0\."),
+    ("train.plateau_patience=0", r"train\.plateau_patience must be 1 validation or more, got 0\."),
+    ("train.plateau_min=-1", r"train\.plateau_min must be 0 or more, got -1\.0\."),
+    ("train.sam_rho=-0.1", r"train\.sam_rho must be 0 \(off\) or more, got -0\.1\."),
+    ("train.sam_rho=NaN", r"train\.sam_rho must be 0 \(off\) or more, got nan\."),
+    ("train.accumulate=0", r"train\.accumulate must be 1 \(the whole batch at once\) or more, got 0\."),
+    ("train.focal_alpha=1", r"train\.focal_alpha must be 0 \(off\) or between 0 and 1, got 1\.0\."),
+    ("train.focal_gamma=-2", r"train\.focal_gamma must be 0 \(cross entropy\) or more, got -2\.0\."),
   ],
 )
 def test_a_wrong_override_is_refused_with_what_is_accepted(assignment, message):
@@ -94,3 +105,26 @@ def test_from_dict_fills_what_is_missing_and_refuses_what_is_unknown():
   )
   with pytest.raises(ValueError, match="Unknown fields of TrainConfig: stepps"):
     from_dict({"train": {"stepps": 7}})
+
+
+def test_differences_are_told_by_their_dotted_paths():
+  one = to_dict(Config())
+  other = to_dict(override(override(Config(), "train.steps=7"), 'model.branches=["audio"]'))
+  assert list(differences(one, other)) == [
+    ("model.branches", ["spatial"], ["audio"]),
+    ("train.steps", 1000, 7),
+  ]
+  assert list(differences(one, one)) == [] and list(differences({"a": {"b": 1}}, {})) == [
+    ("a", {"b": 1}, None)
+  ]
+
+
+def test_a_configuration_from_before_there_were_these_fields_means_what_it_meant():
+  stored = to_dict(Config())
+  for field in ("schedule", "plateau_factor", "plateau_patience", "plateau_min", "sam_rho", "accumulate"):
+    del stored["train"][field]
+  del stored["train"]["focal_alpha"], stored["model"]["dtype"]
+  assert from_dict(stored) == Config()
+  train = Config().train
+  assert (train.schedule, train.sam_rho, train.accumulate, train.focal_alpha) == ("cosine", 0.0, 1, 0.0)
+  assert Config().model.dtype == "float32"

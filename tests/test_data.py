@@ -1,7 +1,12 @@
 import dataclasses
+import signal
+import subprocess
+import sys
+import time
 
 import face_media
 import numpy as np
+import psutil
 import pytest
 import voices
 from face_media import COUNTS, SOURCES
@@ -73,6 +78,46 @@ def test_an_iterator_goes_on_where_its_state_was_taken(prepared_dataset):
     assert_same(next(fresh), batch)
   iterator.close()
   fresh.close()
+
+
+# Draws a batch from two workers, tells their ids and is killed.
+KILLED = """
+import dataclasses, os, signal, sys
+import psutil
+from absl import flags
+from deepscan_jax import data
+from deepscan_jax.config import DataConfig
+
+if __name__ == "__main__":
+  flags.FLAGS.mark_as_parsed()
+  batches = iter(data.train_dataset(DataConfig(batch_size=4, workers=2), data_dir=sys.argv[1], seed=0))
+  next(batches)
+  print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(prepared_dataset, tmp_path):
+  script = tmp_path / "killed.py"
+  script.write_text(KILLED)
+  ended = subprocess.run(
+    [sys.executable, script, prepared_dataset], stdout=subprocess.PIPE, text=True, timeout=300
+  )
+  assert ended.returncode == -signal.SIGKILL
+  workers = [int(number) for number in ended.stdout.split()]
+  assert len(workers) >= 2
+  deadline = time.monotonic() + 60
+  while alive := [number for number in workers if running(number)]:
+    assert time.monotonic() < deadline, alive
+    time.sleep(0.1)
+
+
+def running(process: int) -> bool:
+  """Whether a process is there and not merely waits for its parent to be told of its end."""
+  try:
+    return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+  except psutil.NoSuchProcess:
+    return False
 
 
 def test_labelled_data_keep_their_labels(prepared_dataset):
@@ -339,8 +384,8 @@ def labels_drawn(
   """Batches of tiny examples in place of prepared datasets: {name: [(label, number)]}."""
 
   class Listed:
-    def __init__(self, names, split, data_dir, *, inputs, labels, source_weights=()):
-      del split, data_dir, inputs, source_weights
+    def __init__(self, names, split, data_dir, *, inputs, labels, source_weights=(), fold=None):
+      del split, data_dir, inputs, source_weights, fold
       self.rows = [row for name in names for row in sources[name] if row[0] in labels]
 
     def __len__(self):
@@ -353,6 +398,7 @@ def labels_drawn(
         **dict.fromkeys(("mouths", "sound"), ()), "mouth_mask": np.zeros(0, bool), "faces": side,
         "face_mask": np.ones(1, bool), "landmarks": np.zeros((1, 468, 2), np.float32),
         "frame_times_s": np.zeros(1, np.float32), "face_label": label, "sound_label": -1,
+        "id": str(number), "group": "g", "source": "s", "method": "",
       }  # fmt: skip
 
   monkeypatch.setattr(data, "ExampleSource", Listed)
@@ -370,6 +416,66 @@ def labels_drawn(
 
 def numbers(batches: list[dict]) -> list[int]:
   return [int(crop.mean()) for batch in batches for crop in batch["crops"]]
+
+
+@pytest.mark.parametrize(
+  ("changes", "processes"),
+  [
+    ({}, 1),
+    ({}, 2),
+    ({"balance_classes": True}, 1),
+    ({"dataset_weights": (3.0, 1.0), "balance_classes": True}, 3),
+  ],
+)
+def test_the_examples_of_a_batch_are_found_again(monkeypatch, changes, processes):
+  sources = {"a": [(0, 10 + i) for i in range(8)] + [(1, 30)] * 2, "b": [(1, 50)] * 4 + [(0, 60)] * 2}
+  config = DataConfig(datasets=("a", "b"), batch_size=6, **changes)
+  parts = [
+    labels_drawn(config, sources, monkeypatch, shard=(index, processes), count=9)
+    for index in range(processes)
+  ]
+  config = dataclasses.replace(config, pseudofakes=False)
+  for step in (1, 2, 9):
+    facts = data.batch_facts(config, data_dir="", seed=0, step=step)
+    assert len(facts) == config.batch_size
+    for index, batches in enumerate(parts):
+      rows = facts[index::processes]
+      assert [int(row["id"]) for row in rows] == numbers(batches[step - 1 : step])
+      assert [row["label"] for row in rows] == batches[step - 1]["label"].tolist()
+    assert all(row["pseudofake"] == "" and row["not_finite"] == [] for row in facts)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_examples_of_a_batch_of_pairs_are_found_again(prepared_dataset, workers):
+  config = dataclasses.replace(CONFIG, plain_probability=1.0, workers=workers)
+  (*_, batch) = first_batches(prepared_dataset, count=3, config=config)
+  facts = data.batch_facts(config, data_dir=prepared_dataset, seed=0, step=3)
+  source = data.ExampleSource(config.datasets, "train", prepared_dataset)
+  plain = {
+    e["id"]: examples.model_inputs(e, window=WINDOW)["crops"]
+    for e in map(source.__getitem__, range(len(source)))
+  }
+  assert [row["label"] for row in facts] == [0, 1, 0, 1]
+  for row, crops in zip(facts[::2], batch["crops"][::2], strict=True):
+    # Blending shifts the colours of the real twin as well, but not as far as to another picture's.
+    far = {name: np.abs(other - crops.astype(float)).mean() for name, other in plain.items()}
+    assert min(far, key=far.get) == row["id"]
+    assert row["source"] in SOURCES and row["pseudofake"] == ""
+  for real, fake in zip(facts[::2], facts[1::2], strict=True):
+    assert fake["id"] == real["id"] and fake["pseudofake"].startswith("face (")
+
+
+def test_a_known_forgery_is_named_beside_its_real_example(talking):
+  config = dataclasses.replace(WINDOW_CONFIG, labelled_share=0.5)
+  talking = {**talking, "id": "real", "method": ""}
+  maker = data.PairMaker(config, ("waveform", "waveform_mask"), reals=Elements([talking]))
+  rows = data._Described(maker).random_map(talking, np.random.default_rng(0))
+  assert [row["id"] for row in rows] == ["real", "real"] and rows[1]["pseudofake"].startswith("voice (")
+  rows = data._Described(maker).random_map(other_voice(talking) | {"id": "forged"}, np.random.default_rng(0))
+  assert [(row["id"], row["sound_label"], row["pseudofake"]) for row in rows] == [
+    ("real", 0, ""),
+    ("forged", 1, ""),
+  ]
 
 
 def test_classes_and_datasets_are_drawn_as_often_as_they_weigh(monkeypatch):
@@ -397,9 +503,23 @@ def test_processes_share_a_pass_without_overlap(monkeypatch):
   config = DataConfig(datasets=("a",), batch_size=4)
   alone = numbers(labels_drawn(config, sources, monkeypatch, count=6))
   assert sorted(alone) == list(range(10, 34))
-  parts = [numbers(labels_drawn(config, sources, monkeypatch, shard=(i, 2), count=3)) for i in (0, 1)]
-  assert sorted(parts[0] + parts[1]) == sorted(alone)
-  assert [n for pair in zip(*parts, strict=True) for n in pair] == alone
+  parts = [labels_drawn(config, sources, monkeypatch, shard=(i, 2), count=6) for i in (0, 1)]
+  # Step by step the batch of both together is the batch of one process alone.
+  for step, ours in enumerate(zip(*parts, strict=True)):
+    assert sorted(numbers(list(ours))) == sorted(alone[4 * step : 4 * step + 4])
+    assert [len(batch["label"]) for batch in ours] == [2, 2]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+  config = DataConfig(datasets=("a",), batch_size=6)
+  for pseudofakes, count, message in (
+    (True, 2, "Batch size 6 must be a multiple of 4, so that each of 2 processes reads whole pairs"),
+    (False, 4, "Batch size 6 must be a multiple of 4, so that each of 4 processes reads as many examples"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      data.train_dataset(
+        dataclasses.replace(config, pseudofakes=pseudofakes), data_dir="", seed=0, shard=(0, count)
+      )
 
 
 def other_voice(talking: dict, *, seconds: float = 2.0) -> dict:
@@ -450,3 +570,14 @@ def test_shares_of_known_forgeries_that_make_no_sense_are_refused():
   ):
     with pytest.raises(ValueError, match=message):
       data.train_dataset(dataclasses.replace(CONFIG, **changes), data_dir="", seed=0)
+
+
+def test_the_sizes_of_all_splits_are_told_without_opening_one(prepared_dataset, monkeypatch):
+  monkeypatch.setattr(data, "_open", None)
+  sizes = data.split_sizes(CONFIG, data_dir=prepared_dataset)
+  expected = {split: len(SOURCES) * count for split, count in COUNTS.items()}
+  # With the clip's examples.
+  expected[face_media.CLIP_SPLIT] += face_media.CLIP_SAMPLES
+  assert sizes == {"real_only": expected}
+  with pytest.raises(FileNotFoundError, match=r"build it with"):
+    data.split_sizes(dataclasses.replace(CONFIG, datasets=("nothing",)), data_dir=prepared_dataset)

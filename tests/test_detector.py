@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tiny import TinyBranch, random_variables, tiny_branch
 
-from deepscan_jax import examples
+from deepscan_jax import examples, losses
 from deepscan_jax.config import Config, ModelConfig, WindowConfig
+from deepscan_jax.models import detector
 from deepscan_jax.models.detector import BRANCHES, Detector, detector_inputs
 from deepscan_jax.models.interface import BranchOutput, DetectorOutput
 
@@ -259,3 +260,42 @@ def test_the_temporal_branch_reads_what_the_spatial_branch_saw_whatever_their_or
 def test_a_missing_key_is_named():
   with tiny_branch(), pytest.raises(ValueError, match="Branch 'tiny' reads crop_mask; the batch has crops"):
     Detector(ModelConfig(branches=("tiny",))).apply({}, {"crops": np.zeros((1, 1, 28, 28, 3))}, train=False)
+
+
+def test_a_branch_of_ones_own_learns_the_label_that_it_names(monkeypatch):
+  for registry in ("BRANCHES", "LABEL_OF"):
+    monkeypatch.setattr(detector, registry, dict(getattr(detector, registry)))
+  monkeypatch.setattr(losses, "LABEL_OF", detector.LABEL_OF)
+  for label, learnt in (("face_label", 0), ("sound_label", 1), ("label", 2)):
+    # Registered again, the name stands for the new one.
+    detector.register_branch(
+      "mine", lambda config, axis_name: TinyBranch(config.features, name="mine"), label=label
+    )
+    config = ModelConfig(branches=("mine",), features=8)
+    assert detector.detector_inputs(config) == TinyBranch.INPUTS
+    logit = jnp.array([3.0])
+    output = BranchOutput(jnp.zeros((1, 1, 8)), jnp.ones((1, 1), bool), logit)
+    batch = {"label": 2, "face_label": 0, "sound_label": 1}
+    # Each label is known in turn.
+    batch = {key: jnp.array([1 if value == learnt else -1]) for key, value in batch.items()}
+    found = losses.detector_losses(
+      DetectorOutput(logit, {"mine": output}, jnp.ones((1, 1))),
+      {**batch, "example_mask": jnp.ones(1, bool)},
+      gamma=0.0,
+      smoothing=0.0,
+    )
+    assert float(found["branch_mine"].weight) == 1
+
+
+@pytest.mark.parametrize(
+  ("name", "label", "message"),
+  [
+    ("spatial", "label", "'spatial' is a branch of deepscan_jax already"),
+    ("my branch", "label", "letters, digits and _, from a letter on; got 'my branch'"),
+    ("mine", "voice", "cannot learn 'voice'; there are face_label, sound_label, label"),
+  ],
+)
+def test_a_branch_that_cannot_be_registered_is_refused(name, label, message):
+  with pytest.raises(ValueError, match=message):
+    detector.register_branch(name, lambda config, axis_name: None, label=label)
+  assert "mine" not in detector.BRANCHES and detector.BRANCHES["spatial"] is not None

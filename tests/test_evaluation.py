@@ -1,5 +1,6 @@
 import functools
 
+import face_media
 import numpy as np
 import pytest
 from tiny import tiny_branch, write_model
@@ -46,6 +47,60 @@ def test_scores_do_not_depend_on_the_batch_size(prepared_dataset):
   assert not many.paired and "paired_accuracy" not in many.summary()
 
 
+def test_a_video_scores_as_the_mean_of_its_examples():
+  rng = np.random.default_rng(0)
+  videos = np.array(["a", "a", "b", "c", "c", "c", "d", "a", "a", "b", "d"])
+  labels = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
+  # The voice of d is judged by itself.
+  has_faces = np.array([True] * 10 + [False])
+  logits = rng.normal(size=len(videos))
+  columns = dict.fromkeys(("group", "source", "kind", "id"), videos)
+  scores = evaluation.Scores(
+    labels=labels, logits=logits, has_faces=has_faces, video=videos, paired=False, **columns
+  )
+  expected = {}
+  for video, label, faces in sorted(set(zip(videos, labels, has_faces, strict=True))):
+    own = (videos == video) & (labels == label) & (has_faces == faces)
+    expected[video, label, faces] = logits[own].sum() / own.sum()
+  found = scores.videos()
+  np.testing.assert_allclose(
+    sorted(zip(*found, strict=True)), sorted((label, logit) for (_, label, _), logit in expected.items())
+  )
+  wins = [
+    (fake > real) + 0.5 * (fake == real)
+    for (_, a, _), fake in expected.items()
+    for (_, b, _), real in expected.items()
+    if a == 1 and b == 0
+  ]
+  assert scores.summary()["video_auc"] == pytest.approx(np.mean(wins))
+  right = [(logit >= 0) == label for (_, label, _), logit in expected.items()]
+  assert scores.summary()["video_accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_twins_of_a_clip_are_a_video_and_pictures_are_one_each(prepared_dataset):
+  def summary(split: str, *, degraded: bool) -> tuple[int, int]:
+    held = data.held_out(CONFIG, split, data_dir=prepared_dataset, degraded=degraded)
+    scores = evaluation.score(brightness, held, limit=0, batch_size=8)
+    return scores, len(scores.videos()[0])
+
+  scores, videos = summary("validation", degraded=False)
+  assert videos == len(scores.labels)
+  assert scores.summary()["video_auc"] == scores.summary()["auc"]
+  again, _ = summary("validation", degraded=True)
+  # Plain and degraded ones are two.
+  assert len((scores + again).videos()[0]) == 2 * videos
+  scores, videos = summary("test", degraded=False)
+  clips = {name for name in scores.video if ".mp4" in name}
+  assert len(clips) == 1 and videos == len(scores.labels) - 2 * (face_media.CLIP_SAMPLES - 1)
+
+
+def test_a_model_is_evaluated_by_its_folder_or_loaded(prepared_dataset, tmp_path):
+  folder = write_model(tmp_path / "best")
+  by_folder = evaluation.evaluate(folder, data_dir=prepared_dataset)
+  assert by_folder == evaluation.evaluate(load_detector(folder), data_dir=prepared_dataset)
+  assert by_folder["split"] == "test" and set(by_folder["pairs"]) == {"plain", "degraded", "all"}
+
+
 def test_scores_can_be_joined_and_chosen_from():
   def scores(logits: list[float], name: str) -> evaluation.Scores:
     names = np.array([name] * 2)
@@ -54,7 +109,9 @@ def test_scores_can_be_joined_and_chosen_from():
     )
 
   both = scores([0.1, 0.9], "a") + scores([0.5, 0.4], "b")
-  assert both.summary() == {"auc": 0.75, "accuracy": 0.5, "paired_accuracy": 0.5}
+  figures = {"auc": 0.75, "accuracy": 0.5, "paired_accuracy": 0.5}
+  # Of files that are not known, each example is one.
+  assert both.summary() == figures | {"video_auc": 0.75, "video_accuracy": 0.5}
   np.testing.assert_array_equal(both.rows(both.source == "b").logits, [0.5, 0.4])
 
 

@@ -1,5 +1,6 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,28 +13,55 @@ def sigmoid(x: float) -> float:
   return 1 / (1 + math.exp(-x))
 
 
-def plain_focal(logits, labels, weights, *, gamma, smoothing) -> float:
+def plain_focal(logits, labels, weights, *, gamma, smoothing, alpha=0.0) -> float:
   total = 0.0
   for logit, label, weight in zip(logits, labels, weights, strict=True):
     p = sigmoid(logit)
     target = label * (1 - smoothing) + smoothing / 2
     p_target = p * target + (1 - p) * (1 - target)
     entropy = -(target * math.log(p) + (1 - target) * math.log(1 - p))
-    total += weight * (1 - p_target) ** gamma * entropy
+    alpha_target = alpha * target + (1 - alpha) * (1 - target) if alpha else 1.0
+    total += weight * alpha_target * (1 - p_target) ** gamma * entropy
   return total
 
 
-@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_focal_loss_is_its_formula(gamma, smoothing):
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.9])
+def test_focal_loss_is_its_formula(gamma, smoothing, alpha):
   rng = np.random.default_rng(0)
   logits, labels, weights = rng.normal(size=9) * 2, rng.integers(0, 2, 9), rng.random(9)
   got = losses.focal_loss(
-    jnp.array(logits), jnp.array(labels), jnp.array(weights), gamma=gamma, label_smoothing=smoothing
+    jnp.array(logits),
+    jnp.array(labels),
+    jnp.array(weights),
+    gamma=gamma,
+    alpha=alpha,
+    label_smoothing=smoothing,
   )
-  expected = plain_focal(logits, labels, weights, gamma=gamma, smoothing=smoothing)
+  expected = plain_focal(logits, labels, weights, gamma=gamma, smoothing=smoothing, alpha=alpha)
   np.testing.assert_allclose(got.total, expected, rtol=1e-5)
   np.testing.assert_allclose(got.weight, weights.sum(), rtol=1e-6)
+
+
+def test_alpha_is_the_share_of_a_fake_as_in_the_paper():
+  """At logit 0 and gamma 2 each example's loss is log 2 / 4, times alpha or 1 - alpha."""
+  got = losses.focal_loss(jnp.zeros(4), jnp.array([1, 0, 0, 0]), jnp.ones(4), gamma=2.0, alpha=0.25)
+  np.testing.assert_allclose(got.total, (0.25 + 3 * 0.75) * math.log(2) / 4, rtol=1e-6)
+  assert got.weight == 4
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_surest_logits_have_a_finite_gradient(gamma, smoothing):
+  logits, labels = jnp.array([-200.0, -30.0, 30.0, 200.0, 0.0]), jnp.array([0, 1, 1, 0, 1])
+
+  def total(logits):
+    kind = {"gamma": gamma, "alpha": 0.25, "label_smoothing": smoothing}
+    return losses.focal_loss(logits, labels, jnp.ones(5), **kind).total
+
+  value, gradient = jax.value_and_grad(total)(logits)
+  assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_an_example_of_no_weight_does_not_count_even_if_it_is_nan():
@@ -80,6 +108,65 @@ def test_each_branch_counts_where_it_is_present_and_padding_never():
   np.testing.assert_allclose(found["region"].total, 2 * math.log(2), rtol=1e-5)
   del batch["region"]
   assert "region" not in losses.detector_losses(output, batch, gamma=0.0, smoothing=0.0)
+
+
+def test_every_loss_of_a_batch_is_what_a_loop_over_its_examples_finds():
+  """Labels of face and sound, unknown ones, class weights, alpha, absent branches, known regions, padding."""
+  rng, size = np.random.default_rng(0), 12
+  kind = {"gamma": 1.5, "smoothing": 0.1, "alpha": 0.3}
+  class_weights = (1.0, 2.5)
+  batch = {
+    "label": rng.integers(-1, 2, size),
+    "face_label": rng.integers(-1, 2, size),
+    "sound_label": rng.integers(-1, 2, size),
+    "example_mask": rng.random(size) < 0.8,
+    "region": rng.random((size, 2, 3, 3)),
+    "region_mask": rng.random(size) < 0.6,
+  }
+  masks = {name: rng.random((size, 2)) < 0.6 for name in ("spatial", "cnn3d", "audio", "lipsync")}
+  logits = {name: np.where(mask.any(axis=1), rng.normal(size=size) * 2, 0.0) for name, mask in masks.items()}
+  regions = {name: rng.normal(size=(size, 2, 3, 3)) for name in ("spatial", "cnn3d")}
+  fused = rng.normal(size=size)
+  branches = {
+    name: BranchOutput(
+      jnp.zeros((size, 2, 1)),
+      jnp.array(mask),
+      jnp.array(logits[name]),
+      {"region": jnp.array(regions[name])} if name in regions else {},
+    )
+    for name, mask in masks.items()
+  }
+  output = DetectorOutput(jnp.array(fused), branches, jnp.zeros((size, 4)))
+  arrays = {key: jnp.array(value) for key, value in batch.items()}
+  found = losses.detector_losses(output, arrays, class_weights=class_weights, **kind)
+
+  def classified(logit, labels, present) -> tuple[float, float]:
+    total = weight = 0.0
+    for i in range(size):
+      if batch["example_mask"][i] and present[i] and labels[i] >= 0:
+        share = class_weights[labels[i]]
+        total += plain_focal([logit[i]], [labels[i]], [share], **kind)
+        weight += share
+    return total, weight
+
+  label_of = {"spatial": "face_label", "cnn3d": "face_label", "audio": "sound_label", "lipsync": "label"}
+  present = {name: mask.any(axis=1) for name, mask in masks.items()}
+  expected = {f"branch_{n}": classified(logits[n], batch[label_of[n]], present[n]) for n in masks}
+  expected["fused"] = classified(fused, batch["label"], np.any(list(present.values()), axis=0))
+  total = weight = 0.0
+  for name, values in regions.items():
+    for i in range(size):
+      for frame in range(2):
+        if batch["example_mask"][i] and batch["region_mask"][i] and masks[name][i, frame]:
+          pairs = zip(values[i, frame].ravel(), batch["region"][i, frame].ravel(), strict=True)
+          total += sum(-t * math.log(sigmoid(x)) - (1 - t) * math.log(1 - sigmoid(x)) for x, t in pairs) / 9
+          weight += 1
+  expected["region"] = (total, weight)
+  assert set(found) == set(expected)
+  for name, (total, weight) in expected.items():
+    np.testing.assert_allclose(found[name].total, total, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(found[name].weight, weight, rtol=1e-6, err_msg=name)
+  assert len({weight for _, weight in expected.values()}) > 3
 
 
 def test_reconstruction_counts_real_faces_only():

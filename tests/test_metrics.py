@@ -154,7 +154,7 @@ def test_counts_at_a_threshold_are_those_of_scikit_learn():
   cases = metrics.Confusion.of(labels, called, weights=weights)
   (tn, fp), (fn, tp) = sklearn.metrics.confusion_matrix(labels, called, sample_weight=weights)
   found = (cases.true_negatives, cases.false_positives, cases.false_negatives, cases.true_positives)
-  assert found == (tn, fp, fn, tp)
+  assert found == (tn, fp, fn, tp) and cases.table() == [[tn, fp], [fn, tp]]
   for name, theirs in (
     ("accuracy", sklearn.metrics.accuracy_score),
     ("balanced_accuracy", sklearn.metrics.balanced_accuracy_score),
@@ -248,3 +248,22 @@ def test_a_difference_on_one_side_of_nought_is_no_chance():
   assert metrics.two_sided_p(np.full(999, 0.1)) == pytest.approx(2 / 1000)
   assert metrics.two_sided_p(np.array([-1.0, 1.0] * 500)) == 1.0
   assert np.isnan(metrics.two_sided_p(np.array([np.nan])))
+
+
+def upright_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  ranking = metrics.Ranking.of(labels, scores)
+  return ranking.false_positive_rates, ranking.true_positive_rates
+
+
+def test_a_thinned_curve_keeps_its_ends_and_its_area():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 2, 5000)
+  whole = upright_curve(labels, rng.normal(size=5000) + labels)
+  thin = metrics.thinned_curve(*whole, points=100)
+  assert len(thin[0]) <= 100 < len(whole[0])
+  for full, few in zip(whole, thin, strict=True):
+    assert (few[0], few[-1]) == (0, 1) and set(few) <= set(full)
+  assert np.trapezoid(thin[1], thin[0]) == pytest.approx(np.trapezoid(whole[1], whole[0]), abs=2e-3)
+  few = upright_curve(labels[:20], np.arange(20))
+  for one, other in zip(metrics.thinned_curve(*few), few, strict=True):
+    np.testing.assert_array_equal(one, other)

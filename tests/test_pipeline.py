@@ -10,7 +10,7 @@ from pathlib import Path
 import face_media
 from media_files import picture
 
-from deepscan_jax import verdict
+from deepscan_jax import logs, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,9 +33,7 @@ def deepscan(*arguments: str, cache: Path) -> subprocess.CompletedProcess:
 def trained(run: Path) -> tuple[list[dict], dict]:
   """What a run has logged, without times, and the facts of its best model."""
   rows = [json.loads(line) for line in (run / "scalars.jsonl").read_text().splitlines()]
-  return [{k: v for k, v in row.items() if k != "time_s"} for row in rows], json.loads(
-    (run / "best" / "model.json").read_text()
-  )
+  return [logs.untimed(row) for row in rows], json.loads((run / "best" / "model.json").read_text())
 
 
 def test_pictures_become_a_dataset_a_model_and_a_verdict(tmp_path, pytestconfig):

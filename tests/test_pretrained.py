@@ -166,6 +166,28 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
     pretrained.load_imagenet("lite0")
 
 
+def test_weight_files_are_found_in_a_folder_by_their_beginnings(tmp_path):
+  names = ("efficientnet-b3-5fb5a3c3.pth", "efficientnetb3_notop.h5", "EfficientNetB3.weights.h5", "b3.h5",
+           "efficientnet-lite0-57934424.pth", "densenet121_notop.h5", "efficientnetb4.txt")  # fmt: skip
+  for name in names:
+    (tmp_path / name).touch()
+  for network, expected in (
+    ("b3", "EfficientNetB3.weights.h5"),
+    ("lite0", "efficientnet-lite0-57934424.pth"),
+    ("densenet121", "densenet121_notop.h5"),
+  ):
+    assert pretrained.weight_file(network, tmp_path) == tmp_path / expected
+  (tmp_path / "EfficientNetB3.weights.h5").unlink()
+  assert pretrained.weight_file("b3", tmp_path).name == "efficientnetb3_notop.h5"
+  for network, beginning in (("b4", "efficientnetb4"), ("xception", "xception")):
+    with pytest.raises(
+      FileNotFoundError, match=f"no ImageNet weights of {network}.* begins with {beginning} "
+    ):
+      pretrained.weight_file(network, tmp_path)
+  with pytest.raises(FileNotFoundError, match="absent has no ImageNet weights of b3"):
+    pretrained.weight_file("b3", tmp_path / "absent")
+
+
 def test_tensors_left_over_and_parameters_not_filled_are_both_named():
   tensors = {
     "_conv_stem.weight": np.zeros((8, 3, 3, 3), np.float32),

@@ -476,11 +476,13 @@ def test_percent_never_claims_certainty(probability, words):
   assert report.percent(probability) == f"{words}\u00a0%"
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 10), (0.3, 0.9), (5, 3700), (0, 0.01)])
-def test_ticks_are_few_and_inside(start, end):
-  ticks = report._ticks(start, end)
-  assert 3 <= len(ticks) <= 11
+@pytest.mark.parametrize(("least", "most"), [(4, 11), (2, 6)])
+@pytest.mark.parametrize(("start", "end"), [(0, 10), (0.3, 0.9), (5, 3700), (0, 0.01), (-0.5, 0.2)])
+def test_ticks_are_few_and_inside(start, end, least, most):
+  ticks = report.round_ticks(start, end, least=least)
+  assert least - 1 <= len(ticks) <= most
   assert ticks == sorted(ticks) and start - 1e-6 <= ticks[0] and ticks[-1] <= end + 1e-6
+  assert "-0.0," not in str(ticks)
 
 
 def test_json_is_one_object_for_one_file_and_a_list_for_several(tmp_path):

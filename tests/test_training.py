@@ -1,9 +1,16 @@
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import logging
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +23,7 @@ from deepscan_jax import checkpoints, compilation_cache, data, train_state, trai
 from deepscan_jax.config import Config, ModelConfig, override, to_dict
 from deepscan_jax.inference import load_detector
 from deepscan_jax.launch import train
+from deepscan_jax.logs import untimed
 from deepscan_jax.models.backbones import backbone, measured_statistics
 from deepscan_jax.models.detector import BRANCHES, Detector
 
@@ -28,8 +36,12 @@ def tiny():
 
 def scalars(workdir) -> list[dict]:
   """The rows of scalars.jsonl without the times."""
-  rows = [json.loads(line) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
-  return [{key: value for key, value in row.items() if key != "time_s"} for row in rows]
+  return [untimed(json.loads(line)) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
+
+
+def logged_rates(workdir) -> dict[int, float]:
+  """The learning rate of each step that was logged."""
+  return {row["step"]: row["learning_rate"] for row in scalars(workdir) if "learning_rate" in row}
 
 
 def assert_same_state(a: train_state.TrainState, b: train_state.TrainState) -> None:
@@ -41,17 +53,25 @@ def assert_same_state(a: train_state.TrainState, b: train_state.TrainState) -> N
 def whole_run(prepared_dataset, tmp_path_factory):
   """Four steps in one go: (result, workdir, names of what was compiled)."""
   workdir = tmp_path_factory.mktemp("whole")
+  with tiny_branch(), compilations() as compiled:
+    result = training.fit(tiny_config(), workdir=workdir, data_dir=prepared_dataset)
+  return result, workdir, compiled
+
+
+@contextlib.contextmanager
+def compilations():
+  """Yields a list to which a line is added for each program that is compiled inside."""
   compiled = []
   handler = logging.Handler()
+  handler.addFilter(lambda record: "Finished XLA compilation" in record.getMessage())
   handler.emit = lambda record: compiled.append(record.getMessage())
   logger = logging.getLogger("jax._src.dispatch")
   logger.addHandler(handler)
   try:
-    with tiny_branch(), jax.log_compiles():
-      result = training.fit(tiny_config(), workdir=workdir, data_dir=prepared_dataset)
+    with jax.log_compiles():
+      yield compiled
   finally:
     logger.removeHandler(handler)
-  return result, workdir, [line for line in compiled if "Finished XLA compilation" in line]
 
 
 def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
@@ -77,6 +97,182 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
   assert scalars(tmp_path) == scalars(workdir)
   ours, theirs = (checkpoints.read_model(folder / "best") for folder in (tmp_path, workdir))
   assert ours["training"] == theirs["training"]
+
+
+# A process of its own, that kills itself while it shows the step.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import jax
+from absl import flags
+from tiny import tiny_branch, tiny_config
+from deepscan_jax import training
+
+flags.FLAGS.mark_as_parsed()
+
+class Progress(training.Progress):
+  def show(self, step, text):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+training.Progress = Progress
+with tiny_branch():
+  training.fit(tiny_config(), workdir=sys.argv[2], data_dir=sys.argv[3])
+"""
+
+
+def next_batch(workdir, data_dir) -> dict:
+  """What a run goes on with after its last checkpoint."""
+  run, config = training.RunCheckpoints(workdir), tiny_config()
+  batches = iter(data.train_dataset(config.data, data_dir=data_dir, seed=config.seed))
+  state = train_state.create_state(config)
+  training._restore(run, run.latest_step(), state, batches)
+  batch = next(batches)
+  for open_thing in (batches, run):
+    open_thing.close()
+  return batch
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(whole_run, prepared_dataset, tmp_path):
+  whole, workdir, _ = whole_run
+  arguments = [str(Path(__file__).parent), str(tmp_path), str(prepared_dataset)]
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+  ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=os.environ | cache, timeout=300)
+  assert ended.returncode == -signal.SIGKILL
+  with (tmp_path / "scalars.jsonl").open("a") as log:
+    log.write('{"step": 3, "time_s": 1.0, "train/fused": 0.5}\n{"step": 3, "tra')
+  resumed = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert_same_state(resumed.state, whole.state)
+  assert scalars(tmp_path) == scalars(workdir)
+  ours, theirs = (training.RunCheckpoints(folder) for folder in (tmp_path, workdir))
+  assert ours.latest_step() == theirs.latest_step() == 4
+  for one, other in zip(
+    *(jax.tree_util.tree_leaves_with_path(run.read(4)) for run in (ours, theirs)), strict=True
+  ):
+    np.testing.assert_array_equal(one[1], other[1], err_msg=jax.tree_util.keystr(one[0]))
+  for key, value in next_batch(tmp_path, prepared_dataset).items():
+    np.testing.assert_array_equal(value, next_batch(workdir, prepared_dataset)[key], err_msg=key)
+  models = [checkpoints.read_params(folder / "best") for folder in (tmp_path, workdir)]
+  jax.tree.map(np.testing.assert_array_equal, *models)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(whole_run, prepared_dataset, tmp_path, caplog):
+  whole, workdir, _ = whole_run
+  shutil.copytree(workdir, tmp_path / "run")
+  largest = max((tmp_path / "run" / "checkpoints" / "4" / "train").rglob("*"), key=lambda p: p.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  (tmp_path / "run" / "best").rename(tmp_path / "run" / "best.old")
+  resumed = training.fit(tiny_config(), workdir=tmp_path / "run", data_dir=prepared_dataset)
+  told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+  assert any("step 4" in text and "step 2 is used instead" in text for text in told)
+  assert_same_state(resumed.state, whole.state)
+  assert scalars(tmp_path / "run") == scalars(workdir)
+  assert (
+    checkpoints.read_model(tmp_path / "run" / "best")["training"]
+    == (checkpoints.read_model(workdir / "best")["training"])
+  )
+
+
+def test_a_configuration_that_was_cut_off_is_told(prepared_dataset, tmp_path):
+  (tmp_path / "config.json").write_text('{"name": "ti')
+  with pytest.raises(ValueError, match=r"config\.json is damaged .* choose another --workdir"):
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+
+
+def asked_to_stop(monkeypatch, where: str) -> None:
+  """Sends this process SIGTERM once, where its name says."""
+  asked = itertools.count()
+
+  def ask():
+    if next(asked) == 0:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def when(number: int, function):
+    calls = itertools.count(1)
+
+    def called(*args, **kwargs):
+      if next(calls) == number:
+        ask()
+      return function(*args, **kwargs)
+
+    return called
+
+  place, number = where.split()
+  number = int(number)
+  if place == "start":
+    monkeypatch.setattr(training, "create_state", when(number, training.create_state))
+  elif place == "step":
+    step = training.parallel_step
+    monkeypatch.setattr(training, "parallel_step", lambda *args: when(number, step(*args)))
+  elif place == "validation":
+    monkeypatch.setattr(training.Predict, "__call__", when(number, training.Predict.__call__))
+  elif place == "save":
+    monkeypatch.setattr(training.RunCheckpoints, "save", when(number, training.RunCheckpoints.save))
+
+
+@pytest.mark.parametrize(
+  ("where", "step", "validated"),
+  [
+    ("start 1", 0, []),
+    # While it is compiled.
+    ("step 1", 1, []),
+    ("step 3", 3, [2]),
+    # Two batches are predicted at each validation: before the second of them, and at the end of the run.
+    ("validation 1", 2, []),
+    ("validation 3", 4, [2, 4]),
+    ("save 1", 2, [2]),
+  ],
+)
+def test_a_run_that_is_asked_to_stop_goes_on_to_the_bit(
+  where, step, validated, whole_run, prepared_dataset, tmp_path, monkeypatch, capfd
+):
+  whole, workdir, _ = whole_run
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with monkeypatch.context() as patch:
+    asked_to_stop(patch, where)
+    result = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+  assert (result.signal, result.stopped) == ("SIGTERM", f"stopped by SIGTERM at step {step}")
+  assert "deepscan: SIGTERM: the run is saved" in capfd.readouterr().err
+  kept = training.RunCheckpoints(tmp_path)
+  assert kept.latest_step() == (step or None) and int(result.state.step) == step
+  kept.close()
+  log = tmp_path / "scalars.jsonl"
+  assert [row["step"] for row in scalars(tmp_path) if "validation/auc" in row] == validated, log.read_text()
+  resumed = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert (resumed.signal, resumed.stopped) == ("", "all steps done")
+  assert_same_state(resumed.state, whole.state)
+  assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
+  assert scalars(tmp_path) == scalars(workdir)
+  ours, theirs = (checkpoints.read_model(folder / "best") for folder in (tmp_path, workdir))
+  assert ours["training"] == theirs["training"]
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_by_a_signal_either(prepared_dataset, tmp_path, monkeypatch):
+  asked_to_stop(monkeypatch, "step 1")
+  step = training.parallel_step
+
+  def poisoned(*args):
+    take = step(*args)
+    return lambda state, batch: take(state, {**batch, "region": batch["region"] * np.float32(math.nan)})
+
+  monkeypatch.setattr(training, "parallel_step", poisoned)
+  with pytest.raises(training.TrainingError, match="not finite at step 1"):
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  kept = training.RunCheckpoints(tmp_path)
+  assert kept.latest_step() is None
+  kept.close()
+
+
+def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_written(prepared_dataset, tmp_path):
+  message = "Batch size 12 must be divisible by the number of devices, 8; try 8 or 16."
+  with pytest.raises(ValueError, match=message):
+    training.fit(
+      override(tiny_config(), "data.batch_size=12"), workdir=tmp_path / "run", data_dir=prepared_dataset
+    )
+  assert not (tmp_path / "run").exists()
 
 
 def test_statistics_are_measured_once_where_no_imagenet_weights_bring_them(
@@ -141,6 +337,14 @@ def test_a_run_trains_and_keeps_its_best_model(whole_run):
   assert json.loads((workdir / "config.json").read_text()) == to_dict(tiny_config())
 
 
+def test_the_model_of_the_last_step_is_kept_too(whole_run):
+  whole, workdir, _ = whole_run
+  assert checkpoints.read_model(workdir / "last")["training"]["step"] == 4
+  last = checkpoints.read_params(workdir / "last")
+  for a, b in zip(*map(jax.tree.leaves, (last["params"], whole.state.ema)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_the_step_is_compiled_once(whole_run):
   """pmap calls what it maps _fun: here the step, and the prediction of validation."""
   _, _, compiled = whole_run
@@ -152,6 +356,31 @@ def test_a_workdir_of_another_configuration_is_refused(whole_run, prepared_datas
   other = override(override(tiny_config(), "train.learning_rate=0.1"), "data.batch_size=16")
   with pytest.raises(ValueError, match=r"data\.batch_size: 8 -> 16, train\.learning_rate: 0\.0005 -> 0\.1"):
     training.fit(other, workdir=workdir, data_dir=prepared_dataset)
+  other = override(tiny_config(), 'train.start_from="runs/first"')
+  with pytest.raises(ValueError, match=r"\(train\.start_from: '' -> 'runs/first'\); give the same settings"):
+    training.fit(other, workdir=workdir, data_dir=prepared_dataset)
+
+
+def test_a_damaged_configuration_in_the_workdir_is_named(prepared_dataset, tmp_path):
+  (tmp_path / "config.json").write_text('{"name": "ti')
+  with pytest.raises(ValueError, match=r"config\.json is damaged \(.*put it back from a copy, or choose"):
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+
+
+def test_a_workdir_of_before_a_field_was_there_goes_on(whole_run, prepared_dataset, tmp_path):
+  whole, workdir, _ = whole_run
+  shutil.copytree(workdir, tmp_path / "run")
+  there = json.loads((workdir / "config.json").read_text())
+  del there["data"]["folds"], there["data"]["fold"], there["train"]["imagenet_dir"]
+  (tmp_path / "run" / "config.json").write_text(json.dumps(there))
+  again = training.fit(tiny_config(), workdir=tmp_path / "run", data_dir=prepared_dataset)
+  assert_same_state(again.state, whole.state)
+
+
+def test_a_single_checkpoint_would_be_too_few(prepared_dataset, tmp_path):
+  with pytest.raises(ValueError, match=r"train\.keep_checkpoints must be 2 or more"):
+    training.fit(tiny_config(keep_checkpoints=1), workdir=tmp_path, data_dir=prepared_dataset)
+  assert not list(tmp_path.iterdir())
 
 
 def test_training_stops_when_validation_no_longer_gets_better(prepared_dataset, tmp_path, monkeypatch):
@@ -161,6 +390,64 @@ def test_training_stops_when_validation_no_longer_gets_better(prepared_dataset, 
   result = training.fit(config, workdir=tmp_path, data_dir=prepared_dataset)
   assert (result.best, result.best_step, int(result.state.step)) == (0.7, 2, 4)
   assert result.stopped == "no better auc in 2 validations"
+  # What stopped is finished: it is not trained again, though no step was due to be saved.
+  again = training.fit(config, workdir=tmp_path, data_dir=prepared_dataset)
+  assert_same_state(again.state, result.state)
+  assert (again.best, again.best_step, again.stopped) == (0.7, 2, result.stopped)
+  assert next(figures) == 0.9
+
+
+def test_on_a_plateau_the_rate_falls_as_worked_out_by_hand_also_in_a_run_that_was_resumed(
+  prepared_dataset, tmp_path, monkeypatch
+):
+  aucs = {1: 0.5, 2: 0.6, 3: 0.6, 4: 0.6, 5: 0.55, 6: 0.6, 7: 0.7, 8: 0.7}
+  rates = {1: 0.0, 2: 0.1, 3: 0.1, 4: 0.1, 5: 0.05, 6: 0.05, 7: 0.025, 8: 0.025}
+  config = tiny_config(
+    steps=8,
+    validate_every=1,
+    schedule="plateau",
+    plateau_patience=2,
+    learning_rate=0.1,
+    optimizer="sgd",
+  )
+  monkeypatch.setattr(training, "_LOG_EVERY", 1)
+  monkeypatch.setattr(
+    training, "validate", lambda _, __, state, **___: {"auc": aucs[int(state.step)], "accuracy": 0.5}
+  )
+  # Its forward pass would be a program of its own.
+  monkeypatch.setattr(training, "sample_sheet", lambda *_, **__: None)
+  with compilations() as compiled:
+    whole = training.fit(config, workdir=tmp_path / "whole", data_dir=prepared_dataset)
+  assert len([line for line in compiled if "(_fun)" in line]) == 1, compiled
+  assert logged_rates(tmp_path / "whole") == pytest.approx(rates)
+  assert (whole.best, whole.best_step) == (0.7, 7)
+
+  class Interrupted(Exception):
+    pass
+
+  class Progress(training.Progress):
+    def show(self, step, text):
+      if step == 5:
+        raise Interrupted
+
+  with monkeypatch.context() as patch:
+    patch.setattr(training, "Progress", Progress)
+    with pytest.raises(Interrupted):
+      training.fit(config, workdir=tmp_path / "resumed", data_dir=prepared_dataset)
+  resumed = training.fit(config, workdir=tmp_path / "resumed", data_dir=prepared_dataset)
+  assert_same_state(resumed.state, whole.state)
+  assert float(resumed.state.opt_state[-1].scale) == 0.25
+  assert logged_rates(tmp_path / "resumed") == pytest.approx(rates)
+
+
+def test_settings_that_contradict_each_other_are_refused_before_anything_is_written(tmp_path):
+  for config, message in (
+    (tiny_config(accumulate=3), r"data\.batch_size=8 must be divisible by train\.accumulate=3 times 8"),
+    (tiny_config(schedule="plateau", restarts=(2,)), r"train\.restarts is \(2,\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      training.fit(config, workdir=tmp_path / "run", data_dir=tmp_path)
+  assert not (tmp_path / "run").exists()
 
 
 def test_training_stops_at_its_target(prepared_dataset, tmp_path, monkeypatch):
@@ -198,8 +485,13 @@ def test_what_broke_between_two_saves_is_not_saved(prepared_dataset, tmp_path, m
 
   monkeypatch.setattr(training, "parallel_step", poisoned)
   message = r"not finite at step 3 \(gradient_norm, region\); nothing of steps 3 to 4 was saved"
-  with pytest.raises(training.TrainingError, match=message):
+  with pytest.raises(training.TrainingError, match=message) as raised:
     training.fit(tiny_config(steps=6), workdir=tmp_path, data_dir=prepared_dataset)
+  noted = json.loads((tmp_path / "non_finite_step_3.json").read_text())
+  assert noted["step"] == 3 and noted["not_finite"] == ["gradient_norm", "region"]
+  drawn = data.batch_facts(tiny_config().data, data_dir=prepared_dataset, seed=0, step=3)
+  assert noted["examples"] == drawn and len(drawn) == 8
+  assert f"made of {drawn[0]['id']}, " in str(raised.value) and "non_finite_step_3.json" in str(raised.value)
   kept = training.RunCheckpoints(tmp_path)
   assert kept.latest_step() == checkpoints.read_model(tmp_path / "best")["training"]["best_step"] == 2
   kept.close()
@@ -237,7 +529,7 @@ def test_imagenet_weights_go_into_the_backbone_and_nowhere_else(monkeypatch):
   fake = random_variables(Detector(config.model), train_state.abstract_batch(1, config), train=False)
   imagenet = {kind: dict(fake[kind]["spatial"]["backbone"], classifier=np.ones(3)) for kind in fake}
   asked = []
-  monkeypatch.setattr(train_state, "load_imagenet", lambda name: asked.append(name) or imagenet)
+  monkeypatch.setattr(train_state, "load_imagenet", lambda name, folder: asked.append(name) or imagenet)
   state = train_state.create_state(override(config, "train.pretrained=true"))
   assert asked == ["pico"]
   for ours, kind in ((state.params, "params"), (state.batch_stats, "batch_stats")):
@@ -268,6 +560,18 @@ def test_the_verb_trains_calibrates_and_says_where_the_model_is(
     assert train.main(["train"]) == 0
   assert f"the model: {run}/best" in capsys.readouterr().out
   assert load_detector(run / "best").config == tiny_config(steps=2)
+
+
+def test_the_verb_says_how_a_stopped_run_goes_on(monkeypatch, tmp_path, capsys):
+  stopped = training.FitResult(
+    state=None, best=0.5, best_step=2, stopped="stopped by SIGINT at step 3", signal="SIGINT"
+  )
+  monkeypatch.setattr(compilation_cache, "switch_on", lambda: "")
+  monkeypatch.setattr(training, "fit", lambda *_, **__: stopped)
+  # Calibrating would fail, for there is no model.
+  with flagsaver.flagsaver(workdir=str(tmp_path)):
+    assert train.main(["train"]) == 0
+  assert capsys.readouterr().out == "stopped by SIGINT at step 3; the same command goes on.\n"
 
 
 @pytest.mark.parametrize(

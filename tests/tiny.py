@@ -130,6 +130,7 @@ def tiny_branch():
 def tiny_config(**train) -> Config:
   """A run of the tiny branch; train changes fields of its TrainConfig."""
   settings = {"steps": 4, "warmup_steps": 1, "validate_every": 2, "save_every": 2, "pretrained": False}
+  settings["metric"] = "auc"
   return Config(
     name="tiny",
     model=ModelConfig(branches=("tiny",), features=8, dropout=0.2),

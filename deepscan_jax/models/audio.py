@@ -17,6 +17,7 @@ from deepscan_jax.models.audio_features import (
 )
 from deepscan_jax.models.convnext import ConvNextBlock, Reduce, halve_mask, with_height
 from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
+from deepscan_jax.models.layers import Conv, Dense, LayerNorm
 from deepscan_jax.models.time_windows import time_windows
 
 _HIDDEN_SCORE = -1e9
@@ -38,6 +39,7 @@ class AudioBranch(nn.Module):
     least_s: seconds of sound without which the branch is absent.
     window_s, window_hop_s: of the windows in time.
     sound: frames and bands.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   INPUTS = ("waveform", "waveform_mask")
@@ -51,6 +53,7 @@ class AudioBranch(nn.Module):
   window_s: float = 1.0
   window_hop_s: float = 0.5
   sound: FeatureConfig = FeatureConfig()
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
@@ -73,7 +76,7 @@ class AudioBranch(nn.Module):
     heard = audio_features(waveform, mask, self.sound)
     steps, step_mask = self._spectrogram_steps(heard, train=train)
     series = self._feature_steps(heard, len(self.widths))
-    steps = nn.gelu(nn.Dense(self.features, name="join")(jnp.concatenate([steps, series], axis=-1)))
+    steps = nn.gelu(Dense(self.features, name="join")(jnp.concatenate([steps, series], axis=-1)))
 
     frame_s = self.sound.hop_length / self.sound.sample_rate_hz
     step_s = frame_s * 2 ** len(self.widths)
@@ -98,7 +101,7 @@ class AudioBranch(nn.Module):
   def _spectrogram_steps(self, heard: AudioFeatures, *, train: bool) -> tuple[jax.Array, jax.Array]:
     """The spectrogram through the stages: [batch, step, feature] and which steps are sound."""
     mask = heard.frame_mask
-    x = hide(with_height(standardise(heard.log_mel, mask)), mask)
+    x = hide(with_height(standardise(heard.log_mel, mask)), mask).astype(self.dtype)
     block, blocks = 0, sum(self.depths)
     for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       mask = halve_mask(mask)
@@ -112,16 +115,16 @@ class AudioBranch(nn.Module):
     x = MaskedChannelAttention(name="channel_attention")(x, mask)
     # Which band a trace lies in matters, so bands are not averaged.
     x = x.reshape(*x.shape[:2], -1)
-    return hide(nn.gelu(nn.Dense(self.features, name="bands")(x)), mask), mask
+    return hide(nn.gelu(Dense(self.features, name="bands")(x)), mask), mask
 
   def _feature_steps(self, heard: AudioFeatures, stages: int) -> jax.Array:
     """The hand-made features of frames, reduced to the same steps: [batch, step, feature]."""
     mask = heard.frame_mask
-    x = _scaled_features(heard, self.sound)
+    x = _scaled_features(heard, self.sound).astype(self.dtype)
     for stage in range(stages):
       mask = halve_mask(mask)
-      x = nn.Conv(64, (5,), 2, padding=2, name=f"series{stage}")(x)
-      x = hide(nn.gelu(nn.LayerNorm(epsilon=1e-6, name=f"series_norm{stage}")(x)), mask)
+      x = Conv(64, (5,), 2, padding=2, name=f"series{stage}")(x)
+      x = hide(nn.gelu(LayerNorm(epsilon=1e-6, name=f"series_norm{stage}")(x)), mask)
     return x
 
 
@@ -136,14 +139,15 @@ class AttentivePooling(nn.Module):
 
   @nn.compact
   def __call__(self, steps: jax.Array, mask: jax.Array, member: np.ndarray) -> jax.Array:
-    """Returns [batch, window, 2 * feature]; zeros for a window without a valid step.
+    """Returns [batch, window, 2 * feature] float32; zeros for a window without a valid step.
 
     Args:
       steps: [batch, step, feature].
       mask: [batch, step] bool.
       member: [window, step] bool, which steps each window holds.
     """
-    scores = nn.Dense(1, name="score")(jnp.tanh(nn.Dense(self.hidden, name="hidden")(steps)))[..., 0]
+    scores = Dense(1, name="score")(jnp.tanh(Dense(self.hidden, name="hidden")(steps)))[..., 0]
+    steps = steps.astype(jnp.float32)
     inside = mask[:, None] & member
     scores = jnp.where(inside, scores[:, None].astype(jnp.float32), _HIDDEN_SCORE)
     weights = jnp.where(inside, nn.softmax(scores, axis=-1), 0.0)
@@ -167,8 +171,8 @@ class MaskedChannelAttention(nn.Module):
       mask: [batch, rows] bool.
     """
     channels = x.shape[-1]
-    reduce = nn.Dense(max(1, channels // self.reduction), use_bias=False, name="reduce")
-    expand = nn.Dense(channels, use_bias=False, name="expand")
+    reduce = Dense(max(1, channels // self.reduction), use_bias=False, name="reduce")
+    expand = Dense(channels, use_bias=False, name="expand")
     highest = jnp.where(mask[..., None], x.max(axis=2), -jnp.inf).max(axis=1)
     highest = jnp.where(mask.any(axis=1, keepdims=True), highest, 0.0)
     pooled = jnp.stack([masked_mean(x.mean(axis=2), mask), highest], axis=1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from deepscan_jax.models.crops import reduce_crops
 from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
-from deepscan_jax.models.layers import ConvNorm
+from deepscan_jax.models.layers import Conv, ConvNorm, Dense
 
 # Where the scale starts: the logarithm of a usual error, and how steeply the logit rises from there.
 _USUAL_LOG_ERROR = -2.5
@@ -37,6 +37,7 @@ class AutoencoderBranch(nn.Module):
     features: width of a token.
     dropout: of the tokens, in training.
     axis_name: the pmap axis.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   INPUTS = ("crops", "crop_mask")
@@ -47,6 +48,7 @@ class AutoencoderBranch(nn.Module):
   features: int = 256
   dropout: float = 0.2
   axis_name: str | None = None
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
@@ -67,9 +69,9 @@ class AutoencoderBranch(nn.Module):
     crops = reduce_crops(batch["crops"], mask, reduction=self.reduction)
     images = einops.rearrange(crops, "batch frame ... -> (batch frame) ...")
     rebuilt = Autoencoder(self.widths, self.code, axis_name=self.axis_name, name="autoencoder")(
-      images, train=train
+      images.astype(self.dtype), train=train
     )
-    rebuilt = rebuilt.reshape(crops.shape)
+    rebuilt = rebuilt.reshape(crops.shape).astype(jnp.float32)
     error = hide(jnp.abs(rebuilt - crops).mean(axis=-1), mask)
 
     seen = jax.lax.stop_gradient(error)
@@ -119,12 +121,12 @@ class Autoencoder(nn.Module):
       x = ConvNorm(
         width, kernel_size=3, stride=2, activation=nn.silu, axis_name=self.axis_name, name=f"down{level}"
       )(x, train=train)
-    x = nn.Dense(self.code, name="encode")(x)
-    x = nn.silu(nn.Dense(self.widths[-1], name="decode")(x))
+    x = Dense(self.code, name="encode")(x)
+    x = nn.silu(Dense(self.widths[-1], name="decode")(x))
     for level, width in reversed(list(enumerate((3, *self.widths[:-1])))):
       # Four times the channels at half the size, then spread over the pixels (Shi et al. 2016,
       # arXiv:1609.05158).
-      x = nn.Conv(4 * width, (3, 3), name=f"up{level}")(x)
+      x = Conv(4 * width, (3, 3), name=f"up{level}")(x)
       x = einops.rearrange(
         x,
         "batch row column (rows columns channel) -> batch (row rows) (column columns) channel",

@@ -39,6 +39,7 @@ class CNN3DBranch(nn.Module):
     features: width of a token.
     dropout: of the pooled description, in training.
     axis_name: the pmap axis.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   INPUTS = ("crops", "crop_mask")
@@ -50,6 +51,7 @@ class CNN3DBranch(nn.Module):
   features: int = 256
   dropout: float = 0.2
   axis_name: str | None = None
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
@@ -66,7 +68,7 @@ class CNN3DBranch(nn.Module):
       and "frame_logit" [batch, frame].
     """
     mask = batch["crop_mask"]
-    clips = reduce_crops(batch["crops"], mask, reduction=self.reduction)
+    clips = reduce_crops(batch["crops"], mask, reduction=self.reduction).astype(self.dtype)
     frames = clips.shape[1]
     maps = ResNet3D(
       self.widths, self.depths, factorised=self.factorised, axis_name=self.axis_name, name="backbone"
@@ -227,10 +229,11 @@ class ConvNorm3D(nn.Module):
     kernel = self.param("kernel", _fan_out_normal, (taps, size, size, x.shape[-1], self.features))
     norm = BatchNorm(frozen=self.frozen_norm, axis_name=self.axis_name, name="norm")
     if train and not self.frozen_norm:
-      x = norm(conv3d(x, kernel, stride=self.stride), train=True)
+      x = norm(conv3d(x, kernel.astype(x.dtype), stride=self.stride), train=True)
     else:
       scale, shift = norm.affine(self.features)
-      x = conv3d(x, kernel * scale, stride=self.stride) + shift
+      kernel = (kernel * scale).astype(x.dtype)
+      x = conv3d(x, kernel, stride=self.stride) + shift.astype(x.dtype)
     return x if self.activation is None else self.activation(x)
 
 

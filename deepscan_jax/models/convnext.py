@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from deepscan_jax.models.interface import hide
-from deepscan_jax.models.layers import DepthwiseConv, DropPath
+from deepscan_jax.models.layers import Conv, Dense, DepthwiseConv, DropPath, LayerNorm
 
 
 class ConvNextBlock(nn.Module):
@@ -39,11 +39,11 @@ class ConvNextBlock(nn.Module):
       train: whether the block is left out at times.
     """
     channels = x.shape[-1]
-    y = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+    y = LayerNorm(epsilon=1e-6, name="norm")(x)
     y = y if mask is None else hide(y, mask)
     y = DepthwiseConv(self.kernel_size, use_bias=True, name="depthwise")(y)
-    y = nn.gelu(nn.Dense(self.expansion * channels, name="expand")(y))
-    y = nn.Dense(channels, name="reduce")(y)
+    y = nn.gelu(Dense(self.expansion * channels, name="expand")(y))
+    y = Dense(channels, name="reduce")(y)
     y = DropPath(self.drop_path, name="drop_path")(y, train=train)
     return x + (y if mask is None else hide(y, mask))
 
@@ -67,8 +67,8 @@ class Reduce(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [batch, rows, columns, channel] to [batch, rows / stride, columns / stride, features]."""
     size = self.kernel_size
-    x = nn.Conv(self.features, (size, size), self.strides, padding=size // 2, name="conv")(x)
-    return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+    x = Conv(self.features, (size, size), self.strides, padding=size // 2, name="conv")(x)
+    return LayerNorm(epsilon=1e-6, name="norm")(x)
 
 
 def halve_mask(mask: jax.Array) -> jax.Array:

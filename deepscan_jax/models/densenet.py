@@ -111,7 +111,7 @@ class DenseLayer(nn.Module):
     x = layers.ConvNorm(
       _BOTTLENECK * self.growth, activation=nn.relu, epsilon=NORM_EPSILON, name="bottleneck", **norm
     )(x, train=train)
-    return nn.Conv(self.growth, (3, 3), use_bias=False, name="grow")(x)
+    return layers.Conv(self.growth, (3, 3), use_bias=False, name="grow")(x)
 
 
 class Transition(nn.Module):
@@ -125,7 +125,7 @@ class Transition(nn.Module):
     """Returns [batch, height / 2, width / 2, channel / 2] for x [batch, height, width, channel]."""
     channels = x.shape[-1]
     kernel = self.param("kernel", _fan_in_normal, (channels, channels // _COMPRESSION))
-    return layers.pointwise_conv(layers.average_pool(x), kernel)
+    return layers.pointwise_conv(layers.average_pool(x), kernel.astype(x.dtype))
 
 
 class NormRelu(nn.Module):

@@ -1,7 +1,8 @@
 """The detector: the branches that a configuration names, and their fusion."""
 
 import functools
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ from deepscan_jax.models.audio import AudioBranch
 from deepscan_jax.models.autoencoder import AutoencoderBranch
 from deepscan_jax.models.cnn3d import CNN3DBranch
 from deepscan_jax.models.fusion import AttentionFusion, weighted_ensemble
-from deepscan_jax.models.interface import DetectorOutput
+from deepscan_jax.models.interface import FACE_LABEL, LABEL_OF, LABELS, DetectorOutput
 from deepscan_jax.models.lipsync import LipSyncBranch
 from deepscan_jax.models.provenance import ProvenanceBranch
 from deepscan_jax.models.spatial import SpatialBranch
@@ -36,7 +37,7 @@ def _spatial(config: ModelConfig, axis_name: str | None, *, name: str, network: 
 
 
 def _widths(config: ModelConfig) -> dict:
-  return {"features": config.features, "dropout": config.dropout}
+  return {"features": config.features, "dropout": config.dropout, "dtype": config.dtype}
 
 
 BRANCHES = {
@@ -54,9 +55,39 @@ BRANCHES = {
   ),
   "audio": lambda config, axis_name: AudioBranch(name="audio", **_widths(config)),
   "lipsync": lambda config, axis_name: LipSyncBranch(name="lipsync", **_widths(config)),
-  "provenance": lambda config, axis_name: ProvenanceBranch(features=config.features, name="provenance"),
+  "provenance": lambda config, axis_name: ProvenanceBranch(
+    features=config.features, dtype=config.dtype, name="provenance"
+  ),
 }
 FUSIONS = ("attention", "weighted")
+_OWN = frozenset(BRANCHES)
+
+
+def register_branch(
+  name: str, make: Callable[[ModelConfig, str | None], nn.Module], *, label: str = FACE_LABEL
+) -> None:
+  """Adds a branch of your own, which configurations then name in model.branches.
+
+  To be called before a configuration that names it is used, in every program that trains it or loads a model
+  that has it: best in the module that holds the branch. A name that was registered may be registered again,
+  and then stands for the new branch.
+
+  Args:
+    name: letters, digits and "_".
+    make: f(config, axis_name) -> a Flax module of that name (name=...) which keeps the contract of
+      models/interface.py. axis_name, for batch statistics, is that of the devices while training, or None.
+    label: whose label its own loss has: "face_label", "sound_label", or "label" of all that the model reads.
+
+  Raises:
+    ValueError: the name is none, or is that of a branch of this package; there is no such label.
+  """
+  if not re.fullmatch(r"[A-Za-z]\w*", name):
+    raise ValueError(f"A branch is called by letters, digits and _, from a letter on; got {name!r}.")
+  if name in _OWN:
+    raise ValueError(f"{name!r} is a branch of deepscan_jax already; choose another name for yours.")
+  if label not in LABELS:
+    raise ValueError(f"Branch {name!r} cannot learn {label!r}; there are {', '.join(LABELS)}.")
+  BRANCHES[name], LABEL_OF[name] = make, label
 
 
 def make_branch(name: str, config: ModelConfig, axis_name: str | None = None) -> nn.Module:
@@ -134,7 +165,7 @@ class Detector(nn.Module):
       logit, weights = weighted_ensemble(branches)
     else:
       fusion = AttentionFusion(
-        config.fusion_heads, config.modality_dropout, config.bottlenecks, name="fusion"
+        config.fusion_heads, config.modality_dropout, config.bottlenecks, config.dtype, name="fusion"
       )
       logit, weights = fusion(branches, train=train)
     return DetectorOutput(logit=logit, branches=branches, weights=weights)

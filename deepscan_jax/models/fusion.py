@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepscan_jax.models.interface import BranchOutput, hide
+from deepscan_jax.models.layers import Dense, DenseGeneral
 
 # The fixed ensemble: what is seen in single frames, over time, and heard. The branches of one kind that are
 # present share its weight; a branch of no kind counts as a kind of its own.
@@ -51,11 +52,13 @@ class AttentionFusion(nn.Module):
     modality_dropout: probability of hiding a present branch in training (rng "modality"), never the last one.
     bottlenecks: tokens through which the branches tell each other what they see, before the probe asks; 0:
       they do not.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   heads: int = 4
   modality_dropout: float = 0.0
   bottlenecks: int = 0
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, branches: dict[str, BranchOutput], *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -72,7 +75,7 @@ class AttentionFusion(nn.Module):
       masks.append(mask)
       owner += [index] * branch.tokens.shape[1]
     if self.bottlenecks:
-      exchange = BottleneckExchange(self.heads, self.bottlenecks, name="exchange")
+      exchange = BottleneckExchange(self.heads, self.bottlenecks, dtype=self.dtype, name="exchange")
       tokens = exchange(tokens, masks)
     probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, width))
     probe = jnp.broadcast_to(probe, (present.shape[0], 1, width))
@@ -80,9 +83,9 @@ class AttentionFusion(nn.Module):
     valid = jnp.concatenate([jnp.ones((present.shape[0], 1), bool), *masks], axis=1)
 
     project = {"features": (self.heads, width // self.heads), "axis": -1}
-    query = nn.DenseGeneral(**project, name="query")(probe)
-    key = nn.DenseGeneral(**project, name="key")(keys)
-    value = nn.DenseGeneral(**project, name="value")(keys)
+    query = DenseGeneral(**project, name="query")(probe.astype(self.dtype))
+    key = DenseGeneral(**project, name="key")(keys.astype(self.dtype))
+    value = DenseGeneral(**project, name="value")(keys.astype(self.dtype)).astype(jnp.float32)
     scores = einops.einsum(query, key, "batch one head depth, batch token head depth -> batch head token")
     scores = jnp.where(valid[:, None], scores.astype(jnp.float32) * (width // self.heads) ** -0.5, -1e9)
     attention = nn.softmax(scores, axis=-1)
@@ -110,11 +113,13 @@ class BottleneckExchange(nn.Module):
     heads: attention heads; must divide the token width.
     bottlenecks: number of shared tokens.
     layers: at least 2.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   heads: int
   bottlenecks: int
   layers: int = 2
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, tokens: list[jax.Array], masks: list[jax.Array]) -> list[jax.Array]:
@@ -129,7 +134,7 @@ class BottleneckExchange(nn.Module):
     shared = jnp.broadcast_to(start, (batch, self.bottlenecks, width))
     present = jnp.stack([mask.any(axis=1) for mask in masks]).astype(jnp.float32)[..., None, None]
     for layer in range(self.layers):
-      block = _AttentionBlock(self.heads, name=f"layer{layer}")
+      block = _AttentionBlock(self.heads, self.dtype, name=f"layer{layer}")
       seen, heard = [], []
       for own, mask in zip(tokens, masks, strict=True):
         valid = jnp.concatenate([jnp.ones((batch, self.bottlenecks), bool), mask], axis=1)
@@ -143,17 +148,21 @@ class BottleneckExchange(nn.Module):
 
 
 class _AttentionBlock(nn.Module):
-  """A pre-norm transformer block over the valid tokens."""
+  """A pre-norm transformer block over the valid tokens; what is added up stays float32."""
 
   heads: int
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
     mask = valid[:, None, None, :]
-    attended = nn.MultiHeadAttention(self.heads, name="attention")(nn.LayerNorm(name="norm")(x), mask=mask)
-    x = x + attended
-    hidden = nn.gelu(nn.Dense(2 * x.shape[-1], name="widen")(nn.LayerNorm(name="norm_wide")(x)))
-    return x + nn.Dense(x.shape[-1], name="narrow")(hidden)
+    attention = nn.MultiHeadAttention(
+      self.heads, dtype=jnp.dtype(self.dtype), force_fp32_for_softmax=True, name="attention"
+    )
+    x = x + attention(nn.LayerNorm(name="norm")(x), mask=mask)
+    hidden = nn.LayerNorm(name="norm_wide")(x).astype(self.dtype)
+    hidden = nn.gelu(Dense(2 * x.shape[-1], name="widen")(hidden))
+    return x + Dense(x.shape[-1], name="narrow")(hidden)
 
 
 def drop_modalities(key: jax.Array, present: jax.Array, *, rate: float) -> jax.Array:

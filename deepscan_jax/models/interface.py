@@ -3,6 +3,11 @@
 A branch reads only the keys in its INPUTS, never writes into the batch, returns the same type in train and
 eval, and zeroes what its mask hides before the first multiplication: a mask alone lets NaN through (0 * NaN =
 NaN). A missing modality is data, not an error: zeros and a False mask.
+
+A branch has a `dtype`, "float32" or "bfloat16": what the convolutions and dense layers of its network compute
+in (mixed precision, Micikevicius et al. 2018, arXiv:1710.03740). Parameters and their gradients stay float32,
+and so do norms, softmax, spectra, errors and distances, and all from a branch's pooled description on: its
+tokens and its logits. bfloat16 has the range of float32, so losses need no scale.
 """
 
 import dataclasses
@@ -10,6 +15,10 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+# Whose label a branch learns: that of the faces, unless LABEL_OF has another for its name.
+FACE_LABEL, SOUND_LABEL, LABEL = LABELS = ("face_label", "sound_label", "label")
+LABEL_OF = {"audio": SOUND_LABEL, "lipsync": LABEL, "provenance": LABEL}
 
 
 @flax.struct.dataclass

@@ -1,6 +1,10 @@
 """Layers of the image networks: convolutions that are quick on CPUs too, norms that can be frozen, attention.
 
 Axis order is batch, height, width, channel. Everything is a pure flax.linen module or function.
+
+Mixed precision follows the data: parameters are float32, and a layer computes in the type of what it is
+given, so that a branch chooses by casting what its network reads. Norms compute in float32 whatever they
+read, and answer in its type.
 """
 
 from __future__ import annotations
@@ -23,6 +27,25 @@ _BLOCK_CHANNELS = 128
 
 # The EfficientNet initialisation: a normal with variance 2 / (kernel height x kernel width x out channels).
 _fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _in_the_type_of_the_first(x, *params, dtype=None):
+  return [x, *(param if param is None else param.astype(x.dtype) for param in params)]
+
+
+# flax's own compute in the wider type of input and parameters, which would always be float32.
+Dense = functools.partial(nn.Dense, promote_dtype=_in_the_type_of_the_first)
+DenseGeneral = functools.partial(nn.DenseGeneral, promote_dtype=_in_the_type_of_the_first)
+Conv = functools.partial(nn.Conv, promote_dtype=_in_the_type_of_the_first)
+
+
+class LayerNorm(nn.LayerNorm):
+  """Layer norm in float32 (Ba et al. 2016, arXiv:1607.06450) that answers in the type of its input."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns x [..., feature] normalised over the last axis."""
+    return super().__call__(x).astype(x.dtype)
 
 
 class ConvNorm(nn.Module):
@@ -60,10 +83,11 @@ class ConvNorm(nn.Module):
       x = norm(self._convolve(x, kernel), train=True)
     else:
       scale, shift = norm.affine(self.features)
-      x = self._convolve(x, kernel * scale) + shift
+      x = self._convolve(x, kernel * scale) + shift.astype(x.dtype)
     return x if self.activation is None else self.activation(x)
 
   def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    kernel = kernel.astype(x.dtype)
     if kernel.ndim == 2:
       return pointwise_conv(x, kernel)
     pads = explicit_padding(x.shape[1:3], self.kernel_size, stride=self.stride, padding=self.padding)
@@ -89,11 +113,14 @@ class DepthwiseConvNorm(nn.Module):
     kernel = self.param("kernel", _depthwise_normal, (self.kernel_size, self.kernel_size, channels))
     norm = BatchNorm(frozen=self.frozen_norm, axis_name=self.axis_name, name="norm")
     if train and not self.frozen_norm:
-      x = norm(depthwise_conv(x, kernel, stride=self.stride, padding=self.padding), train=True)
+      x = norm(self._convolve(x, kernel), train=True)
     else:
       scale, shift = norm.affine(channels)
-      x = depthwise_conv(x, kernel * scale, stride=self.stride, padding=self.padding) + shift
+      x = self._convolve(x, kernel * scale) + shift.astype(x.dtype)
     return x if self.activation is None else self.activation(x)
+
+  def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
 
 
 class DepthwiseConv(nn.Module):
@@ -116,8 +143,10 @@ class DepthwiseConv(nn.Module):
     """Maps [batch, height, width, channel] to [batch, height / stride, width / stride, channel]."""
     channels = x.shape[-1]
     kernel = self.param("kernel", _depthwise_normal, (self.kernel_size, self.kernel_size, channels))
-    x = depthwise_conv(x, kernel, stride=self.stride, padding=self.padding)
-    return x + self.param("bias", nn.initializers.zeros, (channels,)) if self.use_bias else x
+    x = depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
+    if not self.use_bias:
+      return x
+    return x + self.param("bias", nn.initializers.zeros, (channels,)).astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -141,9 +170,10 @@ class BatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Returns x [..., channel] normalised over all other axes."""
+    dtype, x = x.dtype, x.astype(jnp.float32)
     if not train or self.frozen:
       scale, shift = self.affine(x.shape[-1])
-      return x * scale + shift
+      return (x * scale + shift).astype(dtype)
     scale, bias, mean, var = self._variables(x.shape[-1])
     axes = tuple(range(x.ndim - 1))
     batch_mean = x.mean(axes)
@@ -155,7 +185,7 @@ class BatchNorm(nn.Module):
       mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
       var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
     factor = scale * jax.lax.rsqrt(batch_var + self.epsilon)
-    return x * factor + (bias - batch_mean * factor)
+    return (x * factor + (bias - batch_mean * factor)).astype(dtype)
 
   @nn.compact
   def affine(self, channels: int) -> tuple[jax.Array, jax.Array]:
@@ -187,8 +217,8 @@ class SqueezeExcite(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns x [batch, height, width, channel], each channel multiplied by its weight in 0..1."""
     means = x.mean(axis=(1, 2), keepdims=True)
-    hidden = self.activation(nn.Dense(self.reduced, name="reduce")(means))
-    return x * nn.sigmoid(nn.Dense(x.shape[-1], name="expand")(hidden))
+    hidden = self.activation(Dense(self.reduced, name="reduce")(means))
+    return x * nn.sigmoid(Dense(x.shape[-1], name="expand")(hidden))
 
 
 class ChannelAttention(nn.Module):
@@ -206,8 +236,8 @@ class ChannelAttention(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns x [batch, height, width, channel], each channel multiplied by its weight in 0..1."""
     channels = x.shape[-1]
-    reduce = nn.Dense(max(1, channels // self.reduction), use_bias=False, name="reduce")
-    expand = nn.Dense(channels, use_bias=False, name="expand")
+    reduce = Dense(max(1, channels // self.reduction), use_bias=False, name="reduce")
+    expand = Dense(channels, use_bias=False, name="expand")
     pooled = jnp.stack([x.mean(axis=(1, 2)), x.max(axis=(1, 2))], axis=1)
     weights = nn.sigmoid(expand(nn.relu(reduce(pooled))).sum(axis=1))
     return x * weights[:, None, None, :]
@@ -226,7 +256,7 @@ class SpatialAttention(nn.Module):
     """Returns (x weighted [batch, height, width, channel], the weights [batch, height, width] in 0..1)."""
     pooled = jnp.stack([x.mean(axis=-1), x.max(axis=-1)], axis=-1)
     size = self.kernel_size
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, 2, 1))
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, 2, 1)).astype(x.dtype)
     weights = nn.sigmoid(
       jax.lax.conv_general_dilated(pooled, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     )
@@ -440,8 +470,13 @@ def _shifted_sum(x, kernel, *, stride, pads):
   x = jnp.pad(x, ((0, 0), rows, (left, right + stride), (0, 0)))
   windows = _windows(x, size, stride)
   taps = kernel.reshape(-1, kernel.shape[-1])
-  total = functools.reduce(jnp.add, [window * tap for window, tap in zip(windows, taps, strict=True)])
-  return total[:, :, :-1]
+  total = functools.reduce(jnp.add, [_product(*pair) for pair in zip(windows, taps, strict=True)])
+  return total[:, :, :-1].astype(x.dtype)
+
+
+def _product(one, other):
+  """As a term of a sum: in float32, for a sum in bfloat16 rounds after each of its terms."""
+  return one.astype(jnp.float32) * other.astype(jnp.float32)
 
 
 def _input_gradient(kernel, cotangent, shape, stride, pads):
@@ -457,12 +492,12 @@ def _input_gradient(kernel, cotangent, shape, stride, pads):
   padded = jnp.pad(cotangent, ((0, 0), (top, bottom), (left, right + 1), (0, 0)))
 
   def phase(row_taps, column_taps):
-    total = jnp.zeros((batch, rows, columns + 1, channels), cotangent.dtype)
+    total = jnp.zeros((batch, rows, columns + 1, channels), jnp.float32)
     for i, row in row_taps:
       for j, column in column_taps:
         window = padded[:, top + row : top + row + rows, left + column : left + column + columns + 1]
-        total = total + window * kernel[i, j]
-    return total[:, :, :columns]
+        total = total + _product(window, kernel[i, j])
+    return total[:, :, :columns].astype(cotangent.dtype)
 
   parts = [jnp.stack([phase(r, c) for c in column_phases], axis=3) for r in row_phases]
   interleaved = jnp.stack(parts, axis=2).reshape(batch, rows * stride, columns * stride, channels)
@@ -519,17 +554,17 @@ def _kernel_gradient(x, cotangent, size, stride, pads):
     for j, total in enumerate(totals):
       columns = slice(j, j + stride * (out_width - 1) + 1, stride)
       for row in range(rows):
-        total = total + window[row * stride : row * stride + size, columns] * weights[row]
+        total = total + _product(window[row * stride : row * stride + size, columns], weights[row])
       sums.append(total)
     return (load(step + 1), tuple(sums)), None
 
   def sum_group(block, index):
-    zeros = tuple(jnp.zeros((size, out_width, group), x.dtype) for _ in range(size))
+    zeros = tuple(jnp.zeros((size, out_width, group), jnp.float32) for _ in range(size))
     (block, totals), _ = jax.lax.scan(add_block, (block, zeros), index * steps + jnp.arange(steps))
     return block, jnp.stack(totals, axis=1).sum(2)
 
   _, sums = jax.lax.scan(sum_group, load(0), jnp.arange(channels // group))
-  return sums.transpose(1, 2, 0, 3).reshape(size, size, channels)
+  return sums.transpose(1, 2, 0, 3).reshape(size, size, channels).astype(x.dtype)
 
 
 def _largest_divisor(number, limit):

@@ -29,7 +29,7 @@ from deepscan_jax.models.audio_features import (
 )
 from deepscan_jax.models.convnext import ConvNextBlock, Reduce, with_height
 from deepscan_jax.models.interface import BranchOutput, hide
-from deepscan_jax.models.layers import ChannelAttention
+from deepscan_jax.models.layers import ChannelAttention, Conv, Dense, LayerNorm
 from deepscan_jax.models.time_windows import TimeWindows, time_windows
 
 PICTURES_PER_SECOND = 25
@@ -57,6 +57,7 @@ class LipSyncBranch(nn.Module):
     window_s, window_hop_s: of the windows in time that are judged on their own.
     dropout: of a token, in training.
     sound: frames and bands; 100 frames a second.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   INPUTS = ("mouth_crops", "mouth_mask", "waveform", "waveform_mask")
@@ -71,6 +72,7 @@ class LipSyncBranch(nn.Module):
   window_hop_s: float = 0.5
   dropout: float = 0.2
   sound: FeatureConfig = FeatureConfig()
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
@@ -146,6 +148,7 @@ class LipSyncBranch(nn.Module):
     pictures = mask.shape[1]
     fine, middle, coarse = self.video_widths
     x = einops.rearrange((crops - 127.0) / 128.0, "batch picture ... -> (batch picture) ...")
+    x = x.astype(self.dtype)
     x = nn.gelu(Reduce(fine, kernel_size=7, strides=(4, 4), name="video_stem")(x))
     x = nn.gelu(Reduce(middle, name="video_reduce1")(x))
     # Motion: the five pictures of a moment together, at a stride where that is affordable.
@@ -153,17 +156,17 @@ class LipSyncBranch(nn.Module):
     x = einops.rearrange(
       x, "(batch picture) row column channel -> batch picture (row column) channel", picture=pictures
     )
-    x = nn.Conv(middle, (MOMENT, 1), padding="VALID", name="video_join")(x)
+    x = Conv(middle, (MOMENT, 1), padding="VALID", name="video_join")(x)
     moments = x.shape[1]
     x = einops.rearrange(
       x, "batch moment (row column) channel -> (batch moment) row column channel", row=rows
     )
-    x = nn.LayerNorm(epsilon=1e-6, name="video_join_norm")(x)
+    x = LayerNorm(epsilon=1e-6, name="video_join_norm")(x)
     x = ConvNextBlock(name="video_block1")(x, train=train)
     x = Reduce(coarse, name="video_reduce2")(x)
     x = ConvNextBlock(name="video_block2")(x, train=train)
     x = ChannelAttention(name="video_channel_attention")(x)
-    x = nn.Dense(self.embedding, name="video_embed")(x.mean(axis=(1, 2)))
+    x = Dense(self.embedding, name="video_embed")(x.mean(axis=(1, 2)))
     x = einops.rearrange(_unit(x), "(batch moment) feature -> batch moment feature", moment=moments)
     return x, sliding(mask, length=MOMENT, hop=1, count=moments).all(axis=2)
 
@@ -175,6 +178,7 @@ class LipSyncBranch(nn.Module):
     heard = sliding(frame_mask(mask, self.sound), **cut).all(axis=2)
     x = sliding(standard_log_mel(waveform, mask, self.sound), **cut)
     x = with_height(einops.rearrange(x, "batch moment frame band -> (batch moment) frame band"))
+    x = x.astype(self.dtype)
     for stage, width in enumerate(self.audio_widths):
       size, strides = (3, (2, 2)) if stage else (5, (2, 4))
       x = Reduce(width, kernel_size=size, strides=strides, name=f"audio_reduce{stage}")(x)
@@ -183,7 +187,7 @@ class LipSyncBranch(nn.Module):
     x = ChannelAttention(name="audio_channel_attention")(x)
     # Bands stay apart, time is averaged: it is one moment.
     x = einops.rearrange(x.mean(axis=1), "moments band channel -> moments (band channel)")
-    x = nn.Dense(self.embedding, name="audio_embed")(x)
+    x = Dense(self.embedding, name="audio_embed")(x)
     return einops.rearrange(_unit(x), "(batch moment) feature -> batch moment feature", moment=moments), heard
 
   def _describe(self, curve: DistanceCurves, summary: dict[str, jax.Array], drift: jax.Array) -> jax.Array:
@@ -304,4 +308,5 @@ def _drift(offset, confidence, present):
 
 
 def _unit(x):
+  x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-8)

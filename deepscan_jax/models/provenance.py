@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from deepscan_jax.models.interface import BranchOutput, hide
+from deepscan_jax.models.layers import Dense
 
 # Where deepscan_jax.provenance.FACT_NAMES holds the valid declaration of generation.
 DECLARATION = 0
@@ -30,6 +31,7 @@ class ProvenanceBranch(nn.Module):
     branch_dropout: the probability, 0..1, that an example loses the branch in training (rng "dropout").
     declaration_logit: what the declaration, with value 1, adds to the logit before training; 3 is odds of 20
       to 1. Not more, as a signature tells who signed, not that it is true.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   INPUTS = ("file_facts", "file_facts_mask")
@@ -38,6 +40,7 @@ class ProvenanceBranch(nn.Module):
   hidden: int = 64
   branch_dropout: float = 0.5
   declaration_logit: float = 3.0
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
@@ -67,14 +70,14 @@ class ProvenanceBranch(nn.Module):
     facts = hide(facts, mask).astype(jnp.float32)
     # A fact known to be zero differs from an unknown one, so which are known goes in beside the values.
     known = jnp.concatenate([facts, mask.astype(jnp.float32)], axis=1)
-    x = nn.Dense(
+    x = Dense(
       self.hidden,
       kernel_init=nn.initializers.zeros,
       bias_init=nn.initializers.normal(0.5),  # not all alike, or a zero kernel would learn one feature only
       name="mix",
-    )(known)
-    x = nn.Dense(self.features, name="describe")(nn.gelu(x))
-    token = nn.gelu(x)
+    )(known.astype(self.dtype))
+    x = Dense(self.features, name="describe")(nn.gelu(x))
+    token = nn.gelu(x).astype(jnp.float32)
     prior = self.param("declaration", nn.initializers.constant(self.declaration_logit), ())
     logit = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="classify")(token)[:, 0]
     logit = logit + prior * facts[:, DECLARATION]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from deepscan_jax.models.backbones import backbone
 from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
-from deepscan_jax.models.layers import ChannelAttention, SpatialAttention
+from deepscan_jax.models.layers import ChannelAttention, Dense, SpatialAttention
 
 _REGION_FEATURES = 128
 
@@ -20,6 +20,7 @@ class SpatialBranch(nn.Module):
     features: width of a token.
     dropout: of the pooled description, in training.
     axis_name: the pmap axis.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   INPUTS = ("crops", "crop_mask")
@@ -28,6 +29,7 @@ class SpatialBranch(nn.Module):
   features: int = 256
   dropout: float = 0.2
   axis_name: str | None = None
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
@@ -46,6 +48,7 @@ class SpatialBranch(nn.Module):
     frames = crops.shape[1]
     network = backbone(self.backbone)
     images = network.normalise(einops.rearrange(crops, "batch frame ... -> (batch frame) ..."))
+    images = images.astype(self.dtype)
     maps = network.make(axis_name=self.axis_name, name="backbone")(images, train=train)
     description, region = RegionHead(name="region_head")(maps)
     description = nn.relu(nn.Dense(self.features, name="describe")(description))
@@ -75,22 +78,26 @@ class RegionHead(nn.Module):
 
   @nn.compact
   def __call__(self, maps: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Returns the description [batch, feature] and the region logits [batch, rows, columns] at stride 16."""
+    """Returns the description [batch, feature] and the region logits [batch, rows, columns] at stride 16.
+
+    Both are float32, whatever the type of the maps.
+    """
     middle = maps["stride16"]
     rows, columns = middle.shape[1:3]
     fine = nn.avg_pool(_fitted(maps["stride8"], 2 * rows, 2 * columns), (2, 2), strides=(2, 2))
     coarse = _fitted(maps["stride32"].repeat(2, axis=1).repeat(2, axis=2), rows, columns)
     x = jnp.concatenate([fine, middle, coarse], axis=-1)
-    x = nn.relu(nn.Dense(_REGION_FEATURES, name="mix")(x))
+    x = nn.relu(Dense(_REGION_FEATURES, name="mix")(x))
     x = ChannelAttention(name="channel_attention")(x)
     x, _ = SpatialAttention(name="spatial_attention")(x)
+    x = x.astype(jnp.float32)
     region = nn.Dense(1, name="region")(x)
     inside = nn.sigmoid(region)
     flat = (1, 2)
     strongest = jax.lax.top_k(einops.rearrange(region, "batch rows columns 1 -> batch (rows columns)"), 16)[0]
     description = jnp.concatenate(
       [
-        maps["head"].mean(flat),
+        maps["head"].mean(flat, dtype=jnp.float32),
         (inside * x).sum(flat) / (inside.sum(flat) + 1e-3),
         ((1 - inside) * x).sum(flat) / ((1 - inside).sum(flat) + 1e-3),
         strongest.mean(axis=1, keepdims=True),

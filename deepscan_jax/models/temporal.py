@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from deepscan_jax.models.crops import reduce_crops
 from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
+from deepscan_jax.models.layers import Dense
 
 # Points of the 468-point mesh: an opening is three distances between lids (or lips) over that of the corners.
 # Two of an eye's pairs are those of Soukupova and Cech 2016; the third lies between them.
@@ -40,6 +41,7 @@ class TemporalBranch(nn.Module):
     reduction: crops are reduced by this factor before their differences are taken.
     features: width of a token.
     dropout: of the tokens, in training.
+    dtype: what the network computes in; see models/interface.py.
   """
 
   frame_features: bool = True
@@ -48,6 +50,7 @@ class TemporalBranch(nn.Module):
   reduction: int = 4
   features: int = 256
   dropout: float = 0.2
+  dtype: str = "float32"
 
   @property
   def INPUTS(self) -> tuple[str, ...]:
@@ -73,11 +76,12 @@ class TemporalBranch(nn.Module):
     """
     mask = batch["crop_mask"]
     mask = mask & (mask.sum(axis=1, keepdims=True) >= 2)
-    read = [nn.relu(nn.Dense(self.hidden, name="read_motion")(self._motion(batch, mask)))]
+    motion = self._motion(batch, mask).astype(self.dtype)
+    read = [nn.relu(Dense(self.hidden, name="read_motion")(motion))]
     if self.frame_features:
       seen = hide(batch["frame_features"].astype(jnp.float32), mask)
-      seen = nn.LayerNorm(name="norm_features")(seen)
-      read.append(nn.relu(nn.Dense(self.hidden, name="read_features")(seen)))
+      seen = nn.LayerNorm(name="norm_features")(seen).astype(self.dtype)
+      read.append(nn.relu(Dense(self.hidden, name="read_features")(seen)))
     x = jnp.concatenate(read, axis=-1)
     for layer in range(self.layers):
       x = BiLSTM(self.hidden, name=f"lstm{layer}")(x, mask)
@@ -108,7 +112,7 @@ class BiLSTM(nn.Module):
   """Two LSTMs (Hochreiter and Schmidhuber 1997), one from each end; hidden frames are stepped over.
 
   A hidden frame leaves the state as it was, so each direction reads the frames that are there as if there
-  were no others.
+  were no others. Products are computed in the type of what is read, gates and states in float32.
 
   Attributes:
     hidden: units of each direction.
@@ -121,7 +125,7 @@ class BiLSTM(nn.Module):
     """Reads x [batch, time, feature] where mask [batch, time] is True.
 
     Returns:
-      [batch, time, 2 * hidden] float, the forward state and the backward state; 0 where mask is False.
+      [batch, time, 2 * hidden] float32, the forward state and the backward state; 0 where mask is False.
     """
     gates = 4 * self.hidden  # input, forget, cell, output
     kernel = self.param(
@@ -131,12 +135,15 @@ class BiLSTM(nn.Module):
     bias = self.param("bias", _remembering, (2, gates), jnp.float32)
     # Both directions in one scan; the backward one reads the reversed series.
     both = jnp.stack([hide(x, mask), hide(x, mask)[:, ::-1]])
-    inputs = jnp.einsum("dbtf,dfg->tdbg", both, kernel) + bias[:, None]
+    products = jnp.einsum("dbtf,dfg->tdbg", both, kernel.astype(x.dtype))
+    inputs = products.astype(jnp.float32) + bias[:, None]
+    recurrent = recurrent.astype(x.dtype)
     there = jnp.stack([mask, mask[:, ::-1]]).transpose(2, 0, 1)[..., None]
 
     def step(state, now):
       (h, c), (values, there) = state, now
-      values = values + jnp.einsum("dbh,dhg->dbg", h, recurrent)
+      products = jnp.einsum("dbh,dhg->dbg", h.astype(x.dtype), recurrent)
+      values = values + products.astype(jnp.float32)
       write, keep, cell, show = jnp.split(values, 4, axis=-1)
       new_c = nn.sigmoid(keep) * c + nn.sigmoid(write) * jnp.tanh(cell)
       new_h = nn.sigmoid(show) * jnp.tanh(new_c)
