@@ -372,6 +372,8 @@ def _score_held_out(
           "logits": logit,
           **{key: fact[key] for key in ("group", "source", "kind")},
           "has_faces": part == FACES,
+          "id": f"{dataset}:{fact['id']}",
+          "video": f"{dataset}:{levels.file_of(fact['id'])}" + "#degraded" * (condition == "degraded"),
         }
       )
       calibration = _calibration(detector, part)
