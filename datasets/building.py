@@ -387,6 +387,10 @@ def _compute_carefully(worker: "_Worker", part: Part, work: Path) -> None:
       "id": file.id,
       "reason": _CRASHED,
       "message": f"The decoder crashed on this file, also when it was alone: {death}.",
+      "split": part.split,
+      "label": file.label,
+      "method": file.method,
+      "source": file.source,
     }
     for file, death in deaths
     if death

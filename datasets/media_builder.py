@@ -211,7 +211,10 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
   RELEASE_NOTES: ClassVar = {
     "1.0.0": "Single faces.",
     "2.0.0": "Windows of faces, mouths and sound, facts of the file, a label for faces and for sound.",
-    "2.1.0": "Who is seen (identities), so that training can divide it into folds that share nobody.",
+    "2.1.0": (
+      "Who is seen (identities), so that training can divide it into folds that share nobody; sizes of "
+      "faces in their files."
+    ),
   }
 
   def __init__(
@@ -348,6 +351,7 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
           "face_mask": array(None, dtype=np.bool_),
           "landmarks": array(None, 468, 2, dtype=np.float32),
           "frame_times_s": array(None, dtype=np.float32),
+          "face_sizes_px": array(None, dtype=np.float32),
           "mouths": pictures(examples.MOUTH_SIZE),
           "mouth_mask": array(None, dtype=np.bool_),
           # As bytes: one by one, samples would take eight bytes each.
@@ -489,6 +493,10 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
 
   def _reject(self, file: MediaFile, reason: str, message: str) -> None:
     self.leave_out(file.id, reason, message)
+    # Evaluation counts the files of a split that get no score, real and fake ones apart.
+    split = file.split or split_of(file.group, self.splits)
+    facts = {"split": split, "label": file.label, "method": file.method, "source": file.source}
+    self._rejected[-1] |= facts
 
   def prepare(self, *, overwrite: bool = False, workers: int = 0, beam_options: str | None = None) -> None:
     """Builds the dataset, with rejected.jsonl and manifest.json beside it; arguments as of building.build."""

@@ -8,6 +8,8 @@ draws what an uninterrupted one would have drawn, and every validation sees the 
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 import multiprocessing
 import os
@@ -38,7 +40,7 @@ REGION_SIZE = 14
 FACE_INPUTS = ("crops", "crop_mask")
 PSEUDOFAKES = ("face", "voice", "sync")
 _TEXT_KEYS = ("id", "group", "source", "method")
-_FACT_KEYS = (*_TEXT_KEYS, "dataset", "kind")
+_FACT_KEYS = (*_TEXT_KEYS, "dataset", "kind", "face_size_px")
 _ENCODED_KEYS = ("faces", "mouths")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 # The splits that folds divide.
@@ -517,7 +519,7 @@ class HeldOutPairs:
       inputs=self.source.inputs,
       degraded=self.degraded,
     )
-    return {**pair, **_text_facts(element)}
+    return {**pair, **_facts(element)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -543,12 +545,13 @@ class HeldOutExamples:
     kind = "face" if len(element["face_mask"]) else "voice"
     return {k: np.asarray(v)[None] for k, v in inputs.items()} | {
       "kind": kind,
-      **_text_facts(element),
+      **_facts(element),
     }
 
 
-def _text_facts(element: dict) -> dict[str, str]:
-  return {"dataset": element.get("dataset", ""), **{key: element[key] for key in _TEXT_KEYS}}
+def _facts(element: dict) -> dict[str, str | float]:
+  texts = {key: element[key] for key in _TEXT_KEYS}
+  return {"dataset": element.get("dataset", ""), **texts, "face_size_px": _face_size(element)}
 
 
 def held_out(
@@ -594,8 +597,8 @@ def held_out_batches(
 
   Yields:
     A batch as `train_dataset` gives them (example_mask False on padding), and for each pair or example in it
-    a dict of its dataset, id, group, source, method and kind (what is forged in the twin, or what the example
-    holds).
+    a dict of its dataset, id, group, source, method, kind (what is forged in the twin, or what the example
+    holds) and face_size_px, the median size of its faces in the file, NaN where not known.
   """
   at_once = batch_size // held_out.rows
   count = min(limit, len(held_out)) if limit else len(held_out)
@@ -614,6 +617,38 @@ def held_out_batches(
         batch = examples.stack(waiting, size=at_once)
         yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
         waiting = []
+
+
+def listed_examples(
+  name: str, split: str, *, data_dir: str | Path, inputs: Sequence[str] = FACE_INPUTS
+) -> list[dict]:
+  """Every example of a split, whether or not a model can use it.
+
+  Returns:
+    By example id, group, source and method as str; label, what the file is; read_label, what a model of these
+    inputs would get to see (examples.labels); held: whether it holds anything that such a model looks at.
+  """
+  listed = []
+  for facts, origin in _index(name, split, Path(data_dir)):
+    row = {key: facts[key].decode() for key in ("id", "group", "method")} | {"source": origin}
+    read = int(examples.labels(facts, keys=inputs)["label"])
+    row |= {"label": int(facts["label"]), "read_label": read, "held": bool(_held(facts, inputs))}
+    listed.append(row)
+  return listed
+
+
+def fingerprint(name: str, *, data_dir: str | Path) -> str | None:
+  """SHA-256 of a prepared dataset's manifest, which holds that of each of its files; None of old builds."""
+  file = _directory(name, Path(data_dir)) / "manifest.json"
+  return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def left_out_files(name: str, *, data_dir: str | Path) -> list[dict]:
+  """What the builder of a prepared dataset could not use, as rejected.jsonl beside it says."""
+  file = _directory(name, Path(data_dir)) / "rejected.jsonl"
+  if not file.is_file():
+    return []
+  return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _parts(
@@ -902,6 +937,13 @@ def _held(facts: dict, inputs: Sequence[str]) -> tuple[str, ...]:
   return tuple(word for word in _kinds(inputs) if there[word])
 
 
+def _face_size(element: dict) -> float:
+  """The median size of an example's faces; datasets that were built before sizes were stored have none."""
+  sizes = np.asarray(element.get("face_sizes_px", ()), np.float64)
+  sizes = sizes[sizes > 0]
+  return float(np.median(sizes)) if len(sizes) else float("nan")
+
+
 def _name(label: int) -> str:
   return {examples.REAL: "real", examples.FAKE: "fake"}.get(label, "unknown")
 
@@ -964,6 +1006,7 @@ def _index_of(name: str, split: str, data_dir: Path, state: int) -> list[tuple[d
   del state
   source = _open(name, split, data_dir, kept=("faces", "mouths", "landmarks", "sound"))
   kept = ("face_mask", "mouth_mask", "face_label", "sound_label", "file_facts_mask")
+  kept += ("id", "group", "method", "label")
   index = []
   for row in source:
     facts = {key: row[key] for key in kept}

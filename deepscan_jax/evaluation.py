@@ -235,7 +235,12 @@ def measure_model(detector: Detector, *, data_dir: str | Path, split: str = "tes
     {source: {"rate", "interval", "count"}}, "detected": {kind: rate}}: kinds are plain, degraded and all;
     false alarms are untouched real pictures at or above the shipped threshold.
   """
-  scores = held_out_scores(detector, data_dir=data_dir, split=split)
+  return measure_scores(held_out_scores(detector, data_dir=data_dir, split=split), detector, split=split)
+
+
+def measure_scores(scores: dict[str, Scores], detector: Detector, *, split: str) -> dict:
+  """`measure_model` of what `held_out_scores` found."""
+  scores = dict(scores)
   real = scores.pop("untouched")
   figures: dict = {
     "split": split,

@@ -9,6 +9,7 @@ of sound alone. As it is cut and stored:
 | face_mask       | [frame]                    | bool    | whether the crop is there                     |
 | landmarks       | [frame, 468, 2]            | float32 | mesh points x, y in pixels of the stored crop |
 | frame_times_s   | [frame]                    | float32 | from the file's timestamps; 0 where hidden    |
+| face_sizes_px   | [frame]                    | float32 | of the faces in the file; 0 where hidden      |
 | mouths          | [mouth_frame, 96, 96, 3]   | uint8   | at 25 a second from start_s on; 0 where hidden |
 | mouth_mask      | [mouth_frame]              | bool    | whether the mouth is there                    |
 | sound           | [sample]                   | int16   | mono, 16 kHz, from start_s on, what there is  |
@@ -379,6 +380,7 @@ def _face_window(
   example["faces"][places] = subject.crops[members[taken]]
   example["landmarks"][places] = subject.landmarks[members[taken]]
   example["frame_times_s"][places] = times[taken]
+  example["face_sizes_px"][places] = [subject.quality[index].size_px for index in members[taken]]
   return {**example, **heard, **_file_facts(clip), **_unlabelled()}
 
 
@@ -399,6 +401,7 @@ def _empty_faces(frames: int, mouth_frames: int) -> dict[str, np.ndarray]:
     "face_mask": np.zeros((frames,), bool),
     "landmarks": np.zeros((frames, faces.N_LANDMARKS, 2), np.float32),
     "frame_times_s": np.zeros((frames,), np.float32),
+    "face_sizes_px": np.zeros((frames,), np.float32),
     "mouths": np.zeros((mouth_frames, MOUTH_SIZE, MOUTH_SIZE, 3), np.uint8),
     "mouth_mask": np.zeros((mouth_frames,), bool),
   }

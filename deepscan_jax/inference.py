@@ -381,7 +381,8 @@ class Detector:
             )
       whole = float(self.calibration.probability(judged.logits[rows].mean())) if len(rows) else None
       people.append(_person(number, subject, by_sighting, whole))
-    deciding = _deciding(rows_of, judged.logits)
+    means = np.array([judged.logits[own].mean() if len(own) else np.nan for own in rows_of])
+    deciding = deciding_person(np.array([len(own) for own in rows_of]), means)
     rows, person = rows_of[deciding], people[deciding]
     outcome = self.calibration.outcome(float(judged.logits[rows].mean()))
     seen = np.array([s.probability for s in person.sightings if s.probability is not None])
@@ -536,13 +537,18 @@ def _person(
   return Person(id=number, deepfake_probability=probability, sightings=sightings, quality=quality)
 
 
-def _deciding(rows_of: list[np.ndarray], logits: np.ndarray) -> int:
+def deciding_person(counts: np.ndarray, mean_logits: np.ndarray) -> int:
   """The index of the person with the highest mean logit among those who are seen enough to decide for the
-  file."""
-  most = max(len(rows) for rows in rows_of)
+  file.
+
+  Args:
+    counts: [person] windows in which each was judged; not all 0.
+    mean_logits: [person] of these; of no account where there are none.
+  """
+  most = max(counts)
   needed = max(min(_DECIDING_FRAMES, most), _DECIDING_SHARE * most)
-  candidates = [i for i, rows in enumerate(rows_of) if len(rows) >= needed]
-  return max(candidates, key=lambda i: logits[rows_of[i]].mean())
+  candidates = [i for i, count in enumerate(counts) if count >= needed]
+  return max(candidates, key=lambda i: mean_logits[i])
 
 
 def _most_suspicious_first(person: Person) -> tuple[float, int]:

@@ -143,12 +143,16 @@ class SamplingPlan:
 
   spans_s: (start, end) in seconds since the clip's start; where any frame lies in one, those outside are only
   taken to fill a run around one that does.
+
+  ends: spread single frames from the first to the last, as many published protocols do, and not over the
+  middles of equal parts.
   """
 
   frame_count: int = 32
   window_frames: int = 1
   rate_hz: float = 0.0
   spans_s: tuple[tuple[float, float], ...] = ()
+  ends: bool = False
 
   def __post_init__(self):
     if not 1 <= self.window_frames <= self.frame_count:
@@ -165,6 +169,11 @@ class SamplingPlan:
 
   def choose(self, available: int) -> list[int]:
     """Returns the indices, in order and distinct, of the frames to take out of `available` frames."""
+    if self.ends and self.window_frames == 1 and min(self.frame_count, available) > 1:
+      count = min(self.frame_count, available)
+      # Rounded as a list of evenly spaced floats that is cut off to whole numbers, its last one exact.
+      step = (available - 1) / (count - 1)
+      return [*(int(i * step) for i in range(count - 1)), available - 1]
     window = min(self.window_frames, available)
     windows = min(self.frame_count // self.window_frames, available // window) if window else 0
     return [

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from deepscan_jax import data, metrics, training_pictures, training_report
 from deepscan_jax.checkpoints import folder_bytes
@@ -105,13 +106,16 @@ class RunWatch:
     row = {f"validation/{name}": value for name, value in figures.items()}
     if self._scores is not None and len(self._scores.real) and len(self._scores.fake):
       labels, logits = self._scores.labels, self._scores.logits
-      counts, curve = metrics.confusion(labels, logits), metrics.roc_curve(labels, logits)
+      counts, ranking = metrics.Confusion.of(labels, logits >= 0).table(), metrics.Ranking.of(labels, logits)
+      curve = ranking.false_positive_rates, ranking.true_positive_rates
       thin = metrics.thinned_curve(*curve)
-      row["validation/confusion"] = counts.tolist()
+      row["validation/confusion"] = counts
       row["validation/roc"] = [[round(float(x), 4) for x in rates] for rates in thin]
       if self.draws:
         words = "fake from logit 0 on"
-        self._events.draw(step, "confusion", training_pictures.confusion_picture(counts, threshold=words))
+        self._events.draw(
+          step, "confusion", training_pictures.confusion_picture(np.array(counts), threshold=words)
+        )
         self._events.draw(step, "roc", training_pictures.roc_picture(curve, auc=figures["auc"]))
     self._write(step, row | {f"{TIMING}validation_s": self._validation_s})
 

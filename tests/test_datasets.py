@@ -73,6 +73,8 @@ def test_an_example_follows_the_schema(built):
   assert row["landmarks"].dtype == row["frame_times_s"].dtype == np.float32
   assert row["face_mask"].all() and row["label"] == examples.REAL and row["method"] == ""
   assert row["landmarks"].min() > 0 and row["landmarks"].max() < 256
+  # A face fills about half of these pictures of 224 px.
+  assert 80 < row["face_sizes_px"][0] < 180
 
 
 def test_a_clip_gives_an_example_for_each_frame(built):
@@ -88,6 +90,9 @@ def test_what_cannot_be_used_is_listed_with_the_reason(prepared_dataset):
   assert set(found) == {"nobody.png", "letter.jpg"}
   assert found["nobody.png"]["reason"] == "no_face"
   assert found["letter.jpg"]["reason"] in ("not_media", "unsupported_type", "unreadable")
+  for name, row in found.items():
+    assert row["label"] == examples.REAL and row["source"] == "street"
+    assert row["split"] == media_builder.split_of(f"street/street/{name}")
   assert found["letter.jpg"]["message"].endswith(".")
 
 

@@ -49,6 +49,7 @@ def test_single_frames_are_the_usable_sightings_in_order():
     "face_mask": ("bool", (1,)),
     "landmarks": ("float32", (1, 468, 2)),
     "frame_times_s": ("float32", (1,)),
+    "face_sizes_px": ("float32", (1,)),
     "mouths": ("uint8", (0, 96, 96, 3)),
     "mouth_mask": ("bool", (0,)),
     "sound": ("int16", (0,)),

@@ -485,3 +485,15 @@ def test_outlines_lie_where_their_names_say():
 
 if __name__ == "__main__":
   write_golden()
+
+
+def test_the_sharpness_of_a_crop_falls_with_blur_and_looks_at_its_middle_alone():
+  crop = np.ascontiguousarray(coffee()[90:314, 150:374])
+  blurred = cv2.GaussianBlur(crop, (0, 0), 6)
+  sharp = faces.crop_sharpness(crop)
+  assert sharp > 5 * faces.crop_sharpness(blurred) > 0
+  # 0.15 of the face on each side of it is 26 px here.
+  framed = crop.copy()
+  framed[:24], framed[-24:], framed[:, :24], framed[:, -24:] = 0, 255, 0, 255
+  assert faces.crop_sharpness(framed) == sharp
+  assert faces.crop_sharpness(np.full((224, 224, 3), 80, np.uint8)) == 0

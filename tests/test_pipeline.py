@@ -67,11 +67,17 @@ def test_pictures_become_a_dataset_a_model_and_a_verdict(tmp_path, pytestconfig)
   rows_of_both, again = trained(run)
   assert rows_of_both == rows + rows and again == model
 
-  figures = tmp_path / "figures.json"
-  deepscan(
-    "evaluate", f"--model_path={run}/best", f"--data_dir={data_dir}", f"--output_json={figures}", cache=cache
-  )
-  assert json.loads(figures.read_text())["pairs"]["all"]["count"] == 8
+  figures, cards = tmp_path / "figures.json", tmp_path / "cards"
+  of_model = ("evaluate", f"--checkpoint={run}/best", f"--data_dir={data_dir}", "--draws=100")
+  told = deepscan(*of_model, f"--output_json={figures}", f"--workdir={cards}", cache=cache).stdout
+  card = json.loads(figures.read_text())
+  assert card["pairs"]["all"]["count"] == 8 and "| plain | 4 |" in told and "| studio | 2 |" in told
+  assert json.loads((cards / "card.json").read_text()) == card
+  assert "<bdi>testing " in (cards / "card.html").read_text()
+  assert (cards / "card.md").read_text().splitlines()[2].startswith("| testing ")
+  told = deepscan("evaluate", "--compare", f"{cards}/card.json", str(figures), cache=cache).stdout
+  # Two people are too few to tell anything apart.
+  assert "Not distinguishable: too few groups" in told and "| real_only | " in told
 
   answer = tmp_path / "answer.json"
   image = next((pictures / "studio").iterdir())

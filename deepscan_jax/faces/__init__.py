@@ -13,7 +13,7 @@ from deepscan_jax.faces.align import (
   mouth_crop,
 )
 from deepscan_jax.faces.detection import Face, find_faces, prepare
-from deepscan_jax.faces.quality import FaceQuality, measure_quality, quality_problems
+from deepscan_jax.faces.quality import FaceQuality, crop_sharpness, measure_quality, quality_problems
 from deepscan_jax.faces.regions import N_LANDMARKS
 from deepscan_jax.faces.tracks import Track, find_shots, group_tracks
 
@@ -27,6 +27,7 @@ __all__ = [
   "FaceQuality",
   "Track",
   "crop_face",
+  "crop_sharpness",
   "eval_crop",
   "eval_points",
   "face_size",

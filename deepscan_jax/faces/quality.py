@@ -6,7 +6,15 @@ import math
 import cv2
 import numpy as np
 
-from deepscan_jax.faces.align import STORED_MARGIN, STORED_SIZE, apply, face_size, face_transform, resize
+from deepscan_jax.faces.align import (
+  EVAL_MARGIN,
+  STORED_MARGIN,
+  STORED_SIZE,
+  apply,
+  face_size,
+  face_transform,
+  resize,
+)
 
 # Below, too few pixels of the face are its own: the model's 224 px would be almost all interpolation.
 MIN_SIZE_PX = 48
@@ -92,6 +100,21 @@ def quality_problems(quality: FaceQuality) -> tuple[str, ...]:
     or quality.clipped > MAX_CLIPPED,
   }
   return tuple(code for code, fails in checks.items() if fails)
+
+
+def crop_sharpness(crop: np.ndarray) -> float:
+  """Sharpness of a crop whose landmarks and size in the picture are not known: of the square in its middle.
+
+  A face that was smaller than 96 px in its picture comes out as blurred, which it is at this size.
+
+  Args:
+    crop: uint8 [size, size, 3], an evaluation crop of align.py or one like it.
+  """
+  size = crop.shape[0]
+  edge = round(size * EVAL_MARGIN / (1 + 2 * EVAL_MARGIN))
+  grey = cv2.cvtColor(crop[edge : size - edge, edge : size - edge], cv2.COLOR_RGB2GRAY)
+  small = resize(grey, width=SHARPNESS_SIZE, height=SHARPNESS_SIZE).astype(np.float32)
+  return float(cv2.Laplacian(small, cv2.CV_32F).var() / max(small.var(), 1.0))
 
 
 def head_angles(landmarks: np.ndarray) -> tuple[float, float, float]:
