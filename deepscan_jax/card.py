@@ -20,7 +20,7 @@ from deepscan_jax import levels, metrics, protocols
 from deepscan_jax.levels import Rows
 from deepscan_jax.version import __version__
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 DRAWS = 1000
 # What is read off the curve for the headline.
 TPR, FPR = 0.95, 0.01
@@ -81,6 +81,7 @@ def make_card(
   prevalences: Sequence[float] = (0.01,),
   missing_score: float | None = None,
   cost: Mapping | None = None,
+  faithfulness: Mapping | None = None,
   legacy: Mapping | None = None,
   draws: int = DRAWS,
   created: datetime.datetime | None = None,
@@ -97,6 +98,7 @@ def make_card(
     prevalences: shares of fakes for which the worth of a call is worked out, each above 0 and below 1.
     missing_score: what a published protocol gives to videos without a face; adds a figure beside the others.
     cost: peak_memory_bytes and the like.
+    faithfulness: faithfulness.figures of region maps; None where there are none.
     legacy: evaluation.measure_scores; its tables stand at the top of the card.
     draws: resamples of the bootstrap.
     created: the time that the card names as its own; None is now.
@@ -140,6 +142,7 @@ def make_card(
     "deployment": [_deployment(main, prevalence) for prevalence in prevalences],
     "cost": {**(cost or {}), "latency": _latency(scored.timings)},
     "as_published": _as_published(scored, missing_score),
+    "faithfulness": dict(faithfulness) if faithfulness else None,
     "notes": [*scored.notes, *_notes(main, headline)],
     "settings": {"draws": draws, "reliability_bins": metrics.RELIABILITY_BINS},
     "scores": {

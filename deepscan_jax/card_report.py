@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 from deepscan_jax.card import FIGURES, markdown_header, markdown_row, percent, with_interval
-from deepscan_jax.report import Html, colophon, masthead, page, printable, tag
+from deepscan_jax.report import Html, colophon, masthead, page, printable, round_ticks, tag
 
 _SETS = {
   "labelled": "labelled files",
@@ -52,6 +52,8 @@ _STYLE = """
 .curves .at { fill: var(--red); stroke: var(--card); stroke-width: 1.5; }
 .curves .bin { fill: var(--link); opacity: .75; }
 .curves .gap { stroke: var(--red); stroke-width: 1.5; }
+.curves .random { stroke: var(--soft); stroke-dasharray: 6 4; }
+.curves .other { stroke: var(--red); stroke-dasharray: 2 3; }
 .numbers { font-size: .875rem; }
 .numbers td, .numbers th { padding-right: .7rem; }
 .numbers tbody th { min-width: 5rem; }
@@ -79,6 +81,8 @@ def summary(card: Mapping) -> str:
     lines.append(f"| {' | '.join([*cells, *(with_interval(figures[name]) for name in _LEVEL_TABLE)])} |")
   if "pairs" in card:
     lines += ["", legacy_tables(card)]
+  if card.get("faithfulness"):
+    lines += ["", _faithfulness_sentence(card["faithfulness"])]
   lines += ["", _coverage_sentence(card["coverage"])]
   lines += [_deployment_sentence(row) for row in card["deployment"]]
   lines += [printable(note) for note in card["notes"]]
@@ -135,6 +139,7 @@ def render_html(card: Mapping, *, created: datetime.datetime | None = None) -> s
     _curves_card(result["curves"].get(where["level"]), card, main),
     _figures_card(card, main),
     _levels_card(card),
+    _faithfulness_card(card.get("faithfulness")),
     *(_breakdown_card(name, parts) for name, parts in result["by"].items()),
     _cross_card(card["cross_dataset"]),
     _coverage_card(card["coverage"]),
@@ -259,6 +264,79 @@ def _levels_card(card: Mapping) -> Html:
       )
     )
   return _card("By level", *inside)
+
+
+def _faithfulness_sentence(found: Mapping) -> str:
+  """What deletion and insertion say of the region maps."""
+  told = [
+    f"{words} by {_gain(found, 'deletion', order)} and {_gain(found, 'insertion', order)}"
+    for order, words in (("random", "a random order"), ("other", "another face's map"))
+    if order in found["gain"]["deletion"]
+  ]
+  return (
+    f"Region maps of {found['pairs']} held-out pseudo-fakes, by deletion and insertion: on the way between the "
+    f"fake (mean logit {found['logit_fake']:.2f}) and its real twin ({found['logit_real']:.2f}), the most "
+    f"marked places first, the logit is ahead of {', of '.join(told)}."
+  )
+
+
+def _gain(found: Mapping, way: str, order: str) -> str:
+  return with_interval(found["gain"][way][order], digits=2)
+
+
+# Of an order of places: (how its line is drawn, words).
+_ORDERS = {
+  "map": ("solid", "the order of the map"),
+  "random": ("dashed", "random order"),
+  "other": ("dotted", "the order of another face's map"),
+}
+
+
+def _faithfulness_card(found: Mapping | None) -> Html | str:
+  """Both curves, how far the map is ahead of other orders, and what that means."""
+  if not found:
+    return ""
+  heights = [y for way in ("deletion", "insertion") for curve in found[way].values() for y in curve]
+  low, high = min(heights), max(heights)
+  span = high - low or 1.0
+  ticks = [((tick - low) / span, f"{tick:g}") for tick in round_ticks(low, low + span)]
+  shares = [(tick, f"{100 * tick:g} %") for tick in (0, 0.25, 0.5, 0.75, 1)]
+  figures = []
+  for way, x_words in (("deletion", "of the fake replaced by its twin"), ("insertion", "of the fake put in")):
+    lines = [
+      _line(zip(found["shares"], ((y - low) / span for y in curve), strict=True), order=order)
+      for order, curve in found[way].items()
+    ]
+    area = found["area"][way]
+    caption = (
+      f"{way.capitalize()}: mean logit "
+      + ", ".join(f"{area[order]:.2f} in {_ORDERS[order][1]} ({_ORDERS[order][0]})" for order in area)
+      + f". The map should be the {'lowest' if way == 'deletion' else 'highest'}."
+    )
+    # Nothing is guessed here; the line lies on the axis.
+    nothing = ((0, 0), (0, 0))
+    figures.append(
+      _plot(way, lines, x_words, "fused logit", shares, y_ticks=ticks, guess=nothing, caption=caption)
+    )
+  rows = [
+    (way, _ORDERS[order][1], with_interval(gain, digits=3))
+    for way in ("deletion", "insertion")
+    for order, gain in found["gain"][way].items()
+  ]
+  return _card(
+    "Do the region maps show what the model goes by?",
+    tag("div", *figures, class_="curves"),
+    _table(("", "The map against", "Ahead by, in logits, and 95 %"), rows),
+    tag(
+      "p",
+      f"Of {found['pairs']} held-out pseudo-fakes of {found['groups']} groups, plain as the detector crops "
+      "them. A pseudo-fake and its real twin differ in the blend alone; places of the map, in its order, are "
+      "exchanged between them. Above 0 the map is better than that order. Another face's map knows where "
+      "faces are blended as a rule, and nothing of the picture. What holds of pseudo-fakes may not hold of "
+      "other forgeries.",
+      class_="fine",
+    ),
+  )
 
 
 def _breakdown_card(name: str, parts: Mapping) -> Html:
@@ -521,9 +599,9 @@ def _up(y: float) -> str:
   return f"{_TOP + _SIDE * (1 - y):.1f}"
 
 
-def _line(points) -> Html:
+def _line(points, *, order: str = "") -> Html:
   places = " ".join(f"{_across(x)},{_up(y)}" for x, y in points)
-  return tag("polyline", points=places, class_="line")
+  return tag("polyline", points=places, class_=f"line {order}".rstrip())
 
 
 def _point(x: float | None, y: float | None) -> Html:
@@ -555,13 +633,17 @@ def _plot(
   *,
   guess: tuple[tuple[float, float], tuple[float, float]],
   caption: str,
+  y_ticks: Sequence[tuple[float, str]] | None = None,
 ) -> Html:
   drawn = []
   for place, words in ticks:
     drawn += [
       tag("line", x1=_across(place), x2=_across(place), y1=_up(0), y2=_up(1), class_="grid"),
-      tag("line", x1=_across(0), x2=_across(1), y1=_up(place), y2=_up(place), class_="grid"),
       tag("text", words, x=_across(place), y=_TOP + _SIDE + 17, text_anchor="middle"),
+    ]
+  for place, words in ticks if y_ticks is None else y_ticks:
+    drawn += [
+      tag("line", x1=_across(0), x2=_across(1), y1=_up(place), y2=_up(place), class_="grid"),
       tag("text", words, x=_LEFT - 7, y=f"{float(_up(place)) + 4:.1f}", text_anchor="end"),
     ]
   (x1, y1), (x2, y2) = guess

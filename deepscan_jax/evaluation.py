@@ -184,6 +184,7 @@ def calibrate_model(
   *,
   data_dir: str | Path,
   false_positive_rate: float = 0.05,
+  method: str = "platt",
   scores: dict[str, Scores] | None = None,
 ) -> dict:
   """Fits a model's probabilities and thresholds on the validation split and writes them into the model.
@@ -194,6 +195,7 @@ def calibrate_model(
     folder: of the model.
     data_dir: where the datasets of its configuration are.
     false_positive_rate: share of real pictures of any source that may be called manipulated.
+    method: of calibration.METHODS, for probabilities; thresholds are of logits and the same with each.
     scores: `held_out_scores` of this very model on its validation split, where they are there already.
 
   Returns:
@@ -208,16 +210,16 @@ def calibrate_model(
   for key, faces in zip(CALIBRATIONS, (True, False), strict=True):
     every, real = (scores[kind].rows(scores[kind].has_faces == faces) for kind in ("all", "untouched"))
     if len(every.labels):
-      found[key] = dataclasses.asdict(
-        calibrate(
-          every.labels,
-          every.logits,
-          real_logits=real.real,
-          real_sources=real.source[real.labels == 0],
-          real_groups=real.group[real.labels == 0],
-          false_positive_rate=false_positive_rate,
-        )
-      )
+      found[key] = calibrate(
+        every.labels,
+        every.logits,
+        real_logits=real.real,
+        real_sources=real.source[real.labels == 0],
+        real_groups=real.group[real.labels == 0],
+        false_positive_rate=false_positive_rate,
+        method=method,
+        groups=every.group,
+      ).to_dict()
   checkpoints.write_model_json(folder, {**{k: v for k, v in facts.items() if k not in CALIBRATIONS}, **found})
   return found
 

@@ -34,7 +34,14 @@ import numpy as np
 from deepscan_jax import faces, provenance
 from deepscan_jax.config import MOUTHS_PER_S, WindowConfig
 from deepscan_jax.media import SAMPLE_RATE_HZ, Clip, SamplingPlan
-from deepscan_jax.speech import LEAST_SOUND_S, speech_problems
+from deepscan_jax.speech import (
+  LEAST_LEVEL,
+  LEAST_SCORE,
+  LEAST_SOUND_S,
+  MOST_CLIPPED,
+  measure_speech,
+  speech_problems,
+)
 
 MOUTH_SIZE = faces.MOUTH_SIZE
 REAL, FAKE, UNKNOWN = 0, 1, -1
@@ -195,6 +202,35 @@ def sound_problem(
     return None
   codes = [codes[0] for codes in found]
   return max(codes, key=codes.count)
+
+
+def sound_numbers(
+  clip: Clip, code: str, *, window: WindowConfig, most: int, spans_s: tuple[tuple[float, float], ...] = ()
+) -> dict[str, float]:
+  """What `sound_problem` measured, of the best of the windows, beside what is needed.
+
+  Args:
+    clip, window, most, spans_s: as for `sound_problem`.
+    code: what that returned.
+  """
+  total = len(clip.waveform)
+  if code == "sound_too_short":
+    return {"found_s": round(total / SAMPLE_RATE_HZ, 3), "needed_s": LEAST_SOUND_S}
+  starts = _sound_starts(total, window.samples, most, spans_s) if code != "no_sound" else ()
+  heard = [clip.waveform[start : start + window.samples] for start in starts]
+  if code == "silent":
+    found = max(float(np.std(x, dtype=np.float64)) for x in heard)
+    return {"found_level": round(found, 7), "needed_level": LEAST_LEVEL}
+  measured = [measure_speech(x) for x in heard if code in _problems(x, window.samples)]
+  if code == "no_speech" and measured:
+    return {
+      "found_speech_score": round(max(m.score for m in measured), 3),
+      "needed_speech_score": LEAST_SCORE,
+    }
+  if code == "clipped" and measured:
+    found = min(m.clipped for m in measured)
+    return {"found_clipped_share": round(found, 4), "most_clipped_share": MOST_CLIPPED}
+  return {}
 
 
 def model_inputs(

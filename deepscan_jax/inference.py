@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepscan_jax import checkpoints, compilation_cache, examples, faces, media, provenance
+from deepscan_jax import checkpoints, compilation_cache, examples, faces, media, provenance, reasons
 from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import Config, WindowConfig, from_dict, to_dict
-from deepscan_jax.faces.quality import MIN_SIZE_PX
 from deepscan_jax.verdict import (
   FACES,
   INCONCLUSIVE,
@@ -27,6 +26,7 @@ from deepscan_jax.verdict import (
   BranchVerdict,
   Evidence,
   Faces,
+  OutcomeRates,
   Person,
   Reason,
   Sighting,
@@ -57,21 +57,6 @@ _FACE_INPUTS = ("crops", "crop_mask")
 _SOUND_INPUTS = ("waveform", "waveform_mask")
 # A file that cannot be opened is refused within this time; a video takes longer to decode.
 _EARLY_FAILURE_S = 0.3
-_REASONS = {
-  "face_too_small": (
-    "The largest face is {size_px:.0f} px across; {min_size} px are needed. Use a larger copy."
-  ),
-  "face_too_blurred": "The faces are too blurred to be judged. Use a sharper copy.",
-  "extreme_pose": "The faces are turned too far away from the camera to be judged.",
-  "bad_exposure": "The faces are too dark or too bright to be judged.",
-  "no_sound": "The file has no sound.",
-  "sound_too_short": (
-    f"The sound is shorter than the {examples.LEAST_SOUND_S:g} s that are needed. Use a longer copy."
-  ),
-  "silent": "The sound is silent throughout.",
-  "no_speech": "No speech was found in the sound; music, noise and the like are not judged.",
-  "clipped": "The sound is overdriven: its peaks are cut off. Use a copy that is not.",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +72,8 @@ class Judgement:
     region: [example, frame, rows, columns] float32 in 0..1; None where no branch draws a map.
     moments: [example, moment, 2] float64, the logit of shorter stretches of the sound and the second of their
       middle, 0 where there is none; None where no branch listens.
+    without: by name of each branch, [example] float64, the fused logit of all the others; empty where the
+      model has only one.
   """
 
   logits: np.ndarray
@@ -95,6 +82,7 @@ class Judgement:
   frame_logits: np.ndarray
   region: np.ndarray | None
   moments: np.ndarray | None
+  without: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Detector:
@@ -114,7 +102,7 @@ class Detector:
       self.metadata = {key: facts[key] for key in ("name", "version", "sha256")}
       self.config: Config = from_dict(facts["config"])
       self.inputs = tuple(facts.get("inputs", _FACE_INPUTS))
-      found = [Calibration(**facts[key]) if facts.get(key) else None for key in CALIBRATIONS]
+      found = [Calibration.from_dict(facts[key]) if facts.get(key) else None for key in CALIBRATIONS]
       self.calibration, self.sound_calibration = found
     except (KeyError, TypeError, ValueError) as error:
       raise checkpoints.CheckpointError(
@@ -242,6 +230,7 @@ class Detector:
       frame_logits=frames.astype(np.float64),
       region=answer.get("region"),
       moments=answer["moments"].astype(np.float64) if "moments" in answer else None,
+      without={name: x.astype(np.float64) for name, x in answer.get("without", {}).items()},
     )
 
   def _wait_for_clip(self, decoding: media.Decoding, frames: int, clock: "_Clock") -> media.Clip:
@@ -309,6 +298,7 @@ class Detector:
       faces=Faces(**parts[FACES].said()) if FACES in parts else None,
       sound=Sound(**parts[SOUND].said(), windows=windows, moments=moments) if SOUND in parts else None,
       decided_by=decided.name if decided else None,
+      rates=decided.rates if decided else None,
     )
 
   @property
@@ -336,8 +326,8 @@ class Detector:
       judged = self._judge_windows([w for own in windows for w in own], self.face_inputs, clock)
       return self._of_faces(subjects, windows, judged)
     people = [_person(i, s, np.full(len(s.boxes), np.nan), None) for i, s in enumerate(subjects, start=1)]
-    reasons = _why_no_faces(subjects, hears=self.judges_sound)
-    return people, [], _Part.unjudged(FACES, reasons, self.calibration)
+    why = _why_no_faces(subjects, hears=self.judges_sound)
+    return people, [], _Part.unjudged(FACES, why, self.calibration)
 
   def _judge_sound(
     self, clip: media.Clip, clock: "_Clock"
@@ -346,7 +336,8 @@ class Detector:
     if windows := examples.sound_windows(clip, **wanted):
       return self._of_sound(windows, self._judge_windows(windows, self.sound_inputs, clock))
     code = examples.sound_problem(clip, **wanted) or "no_speech"
-    return (), (), _Part.unjudged(SOUND, (Reason(code, _REASONS[code]),), self.sound_calibration)
+    why = reasons.unjudged_sound(code, examples.sound_numbers(clip, code, **wanted))
+    return (), (), _Part.unjudged(SOUND, (why,), self.sound_calibration)
 
   def _judge_windows(self, windows: list[dict], keys: tuple[str, ...], clock: "_Clock") -> Judgement:
     inputs = examples.stack([examples.model_inputs(w, window=self.window, keys=keys) for w in windows])
@@ -394,6 +385,7 @@ class Detector:
       reasons=_why(outcome, person, people, self.calibration),
       branches=_branch_verdicts(judged, rows, self.calibration),
       thresholds=self.calibration.thresholds,
+      rates=self.calibration.rates,
     )
     return people, evidence, part
 
@@ -423,6 +415,7 @@ class Detector:
       reasons=_why_sound(outcome, probability, stretches, moments, calibration),
       branches=_branch_verdicts(judged, np.arange(len(windows)), calibration),
       thresholds=calibration.thresholds,
+      rates=calibration.rates,
     )
     return tuple(stretches), tuple(moments), part
 
@@ -438,6 +431,7 @@ class _Part:
   reasons: tuple[Reason, ...]
   branches: dict[str, BranchVerdict]
   thresholds: Thresholds
+  rates: OutcomeRates | None = None
 
   @classmethod
   def unjudged(cls, name: str, reasons: tuple[Reason, ...], calibration: Calibration) -> "_Part":
@@ -478,7 +472,7 @@ def detect(path: str | Path, *, frames: int = 32) -> Verdict:
 def _lower(config: Config, variables: dict, size: int, keys: tuple[str, ...]) -> jax.stages.Lowered:
   # Only where the network has to be traced: a program that was kept runs without Flax.
   from deepscan_jax.models.detector import Detector as Network
-  from deepscan_jax.models.detector import branches_that_read
+  from deepscan_jax.models.detector import branches_that_read, leave_one_out
 
   branches = branches_that_read(config.model, keys)
   network = Network(dataclasses.replace(config.model, branches=branches))
@@ -490,6 +484,8 @@ def _lower(config: Config, variables: dict, size: int, keys: tuple[str, ...]) ->
       "branch_logits": {name: branch.logit for name, branch in output.branches.items()},
       "branch_weights": {name: output.weights[:, i] for i, name in enumerate(branches)},
     }
+    if len(branches) > 1:
+      answer["without"] = leave_one_out(network.config, variables, output)
     maps = [branch.maps for branch in output.branches.values()]
     if drawn := [m["region"] for m in maps if "region" in m]:
       answer["region"] = jax.nn.sigmoid(drawn[0])
@@ -509,13 +505,22 @@ def _lower(config: Config, variables: dict, size: int, keys: tuple[str, ...]) ->
 def _branch_verdicts(
   judged: Judgement, rows: np.ndarray, calibration: Calibration
 ) -> dict[str, BranchVerdict]:
-  return {
-    name: BranchVerdict(
-      probability=float(calibration.probability(logits[rows].mean())),
-      weight=float(judged.branch_weights[name][rows].mean()),
-    )
-    for name, logits in judged.branch_logits.items()
-  }
+  weights = {name: float(x[rows].mean()) for name, x in judged.branch_weights.items()}
+  whole = float(calibration.score(judged.logits[rows].mean()))
+  said = {}
+  for name, logits in judged.branch_logits.items():
+    verdict = BranchVerdict(float(calibration.probability(logits[rows].mean())), weights[name])
+    # Of a branch that was alone with the file nothing is left to compare with; nor did one that was hidden
+    # throughout say anything.
+    if name in judged.without and any(w for other, w in weights.items() if other != name):
+      logit = judged.without[name][rows].mean()
+      verdict = dataclasses.replace(
+        verdict,
+        contribution=whole - float(calibration.score(logit)),
+        probability_without=float(calibration.probability(logit)),
+      )
+    said[name] = verdict
+  return said
 
 
 def _person(
@@ -556,36 +561,19 @@ def _most_suspicious_first(person: Person) -> tuple[float, int]:
 
 
 def _why(outcome: str, person: Person, people: list[Person], calibration: Calibration) -> tuple[Reason, ...]:
-  reasons = []
+  found = []
   thresholds = calibration.thresholds
   if outcome == LIKELY_MANIPULATED:
-    seen = [s for s in person.sightings if s.probability is not None]
-    over = sum(s.probability >= thresholds.manipulated for s in seen)
-    top = max(seen, key=lambda s: s.probability)
-    message = (
-      f"Traces of a blended face in {over} of {len(seen)} judged frames of person {person.id}, strongest at "
-      f"{top.time_s:.2f} s."
-    )
-    reasons.append(Reason("blending_traces", message))
+    found.append(reasons.blending_traces(person, thresholds))
   if outcome == INCONCLUSIVE:
-    message = _between("The faces'", "a face", person.deepfake_probability, thresholds)
-    reasons.append(Reason("between_thresholds", message))
+    found.append(reasons.between_thresholds(person.deepfake_probability, thresholds))
   for other in people:
     suspicious = (other.deepfake_probability or 0.0) >= thresholds.manipulated
     if suspicious and other is not person and outcome != LIKELY_MANIPULATED:
-      message = (
-        f"Person {other.id} scores {other.deepfake_probability:.2f}, but was judged in {other.judged} frames "
-        "only, too few to decide for the file; look at them."
-      )
-      reasons.append(Reason("brief_person_suspicious", message))
+      found.append(reasons.brief_person_suspicious(other))
   if person.judged < 3 <= len(person.sightings):
-    reasons.append(
-      Reason(
-        "few_judged_frames",
-        f"Only {person.judged} of {len(person.sightings)} sightings were good enough to judge.",
-      )
-    )
-  return tuple(reasons)
+    found.append(reasons.few_judged_frames(person))
+  return tuple(found)
 
 
 def _why_sound(
@@ -597,44 +585,22 @@ def _why_sound(
 ) -> tuple[Reason, ...]:
   thresholds = calibration.thresholds
   if outcome == LIKELY_MANIPULATED:
-    top = max(moments or windows, key=lambda w: w.probability)
-    over = sum(w.probability >= thresholds.manipulated for w in windows)
-    message = (
-      f"Traces of a synthetic voice in {over} of {len(windows)} stretches of the sound, strongest at "
-      f"{top.start_s:.1f} to {top.end_s:.1f} s."
-    )
-    return (Reason("synthetic_voice_traces", message),)
+    return (reasons.synthetic_voice_traces(windows, moments, thresholds),)
   if outcome == INCONCLUSIVE:
-    return (Reason("sound_between_thresholds", _between("The sound's", "sound", probability, thresholds)),)
+    return (reasons.between_thresholds(probability, thresholds, sound=True),)
   return ()
-
-
-def _between(whose: str, what: str, probability: float, thresholds: Thresholds) -> str:
-  return (
-    f"{whose} probability {probability:.2f} lies between {thresholds.inconclusive:.2f}, below which {what} "
-    f"is called authentic, and {thresholds.manipulated:.2f}, from which on it is called manipulated."
-  )
 
 
 def _why_no_faces(subjects: list[examples.Subject], *, hears: bool) -> tuple[Reason, ...]:
   if not subjects:
-    alone = "" if hears else "; this model judges faces only"
-    return (Reason("no_face", f"No face was found{alone}."),)
-  codes = sorted({code for subject in subjects for reasons in subject.reasons for code in reasons})
-  size = max(q.size_px for subject in subjects for q in subject.quality)
-  facts = {"size_px": size, "min_size": MIN_SIZE_PX}
-  return tuple(Reason(code, _REASONS[code].format(**facts)) for code in codes)
+    return (reasons.no_face(hears=hears),)
+  codes = sorted({code for subject in subjects for codes in subject.reasons for code in codes})
+  return reasons.unjudged_faces(codes, [q for subject in subjects for q in subject.quality])
 
 
 def _why_nothing(kind: str, parts: dict) -> tuple[Reason, ...]:
   """Why nothing of a file was looked at; no reason where something was."""
-  if parts:
-    return ()
-  if kind == "audio":
-    message = "Sound is not judged by this model; give a video or a picture with a face."
-    return (Reason("audio_not_supported", message),)
-  message = "Pictures are not judged by this model; give a video or a recording with sound."
-  return (Reason("image_not_supported", message),)
+  return () if parts else (reasons.not_supported("audio" if kind == "audio" else "image"),)
 
 
 class _Clock:

@@ -25,7 +25,17 @@ import cv2
 import numpy as np
 
 from deepscan_jax import verdict as verdicts
-from deepscan_jax.verdict import FACES, SOUND, Evidence, Person, Sighting, SoundWindow, Thresholds, Verdict
+from deepscan_jax.verdict import (
+  FACES,
+  SOUND,
+  BranchVerdict,
+  Evidence,
+  Person,
+  Sighting,
+  SoundWindow,
+  Thresholds,
+  Verdict,
+)
 from deepscan_jax.version import __version__
 
 JPEG_QUALITY = 82
@@ -172,12 +182,18 @@ def summary_text(answer: Answer, *, color: bool = False, width: int | None = Non
     seen = f"{score}, {person.judged} of {_sightings(person)} judged"
     if last > first:
       seen += f", {clock(first)} to {clock(last)}"
+    if marked := person.marked(_of_faces(answer)):
+      seen += f"; marked: {_places(marked)}"
     lines.append(_line(f"Person {person.id}", seen, width))
   if answer.sound and answer.sound.deepfake_probability is not None:
     lines.append(_line("Sound", _sound_line(answer), width))
   if answer.frame_consistency_score is not None:
     lines.append(_line("Frames agree", f"{answer.frame_consistency_score:.2f} (1 is full agreement)", width))
-  lines += [_line("Reason", reason.message, width) for reason in answer.reasons]
+  if contributions := _contributions(answer):
+    lines.append(_line("Without a branch", contributions, width))
+  if answer.at_prevalence:
+    lines.append(_line("What it is worth", worth_sentence(answer), width))
+  lines += [_line("Reason", reason.text, width) for reason in answer.reasons]
   lines += [_line("Note", warning, width) for warning in answer.warnings]
   lines.append(_line("What next", answer.recommendation, width))
   name = printable(_name(answer))
@@ -368,11 +384,41 @@ def _band(answer: Verdict) -> Html:
     parts = {FACES: answer.faces, SOUND: answer.sound}
     inside += (tag("p", _called(parts[name].thresholds, name), class_="fine") for name in answer.judged)
   for reason in answer.reasons:
-    inside.append(tag("p", reason.message, class_="reason"))
+    inside.append(tag("p", reason.text, class_="reason"))
+  if answer.at_prevalence:
+    inside.append(tag("p", worth_sentence(answer), class_="reason"))
   inside.append(tag("p", answer.recommendation, class_="advice"))
   for warning in answer.warnings:
     inside.append(tag("p", tag("strong", "Note: "), warning, class_="reason"))
   return tag("section", *inside, class_=f"band {answer.outcome}")
+
+
+def worth_sentence(answer: Verdict) -> str:
+  """What a verdict is worth at the prevalence that was said, in a sentence or two; "" where none was."""
+  worth = answer.at_prevalence
+  if worth is None:
+    return ""
+  told = f"Where {100 * worth['prevalence']:g}\N{NO-BREAK SPACE}% of the files are fakes"
+  if worth["probability"] is None:
+    return f"{told}: nothing was judged, so nothing is known."
+  told += f", the probability of this one is {_small_percent(worth['probability'])}"
+  if worth["share_of_fakes"] is None:
+    return (
+      f"{told}. How often this model calls validation examples what it called this file was not stored with "
+      "it; `deepscan calibrate` does that."
+    )
+  low, high = worth["share_of_fakes_interval"]
+  return (
+    f"{told}, and of all that is called {OUTCOME_WORDS[answer.outcome].lower()} "
+    f"{_small_percent(worth['share_of_fakes'])} ({_small_percent(low)} to {_small_percent(high)}) is fake; "
+    f"of 10,000 files {worth['false_alarms_per_10000']:.0f} are false alarms and "
+    f"{worth['fakes_found_per_10000']:.0f} fakes are found. Measured on single validation examples."
+  )
+
+
+def _small_percent(share: float) -> str:
+  """A share with two significant digits, for those that are near 0."""
+  return percent(share) if share >= 0.095 else f"{100 * share:.2g}\N{NO-BREAK SPACE}%"
 
 
 _KINDS = {FACES: ("A face", "pictures"), SOUND: ("Sound", "stretches of sound")}
@@ -435,7 +481,7 @@ def _score(probability: float, thresholds: Thresholds) -> str:
 def _sound_line(answer: Verdict) -> str:
   sound = answer.sound
   parts = [OUTCOME_WORDS[sound.outcome].lower(), _score(sound.deepfake_probability, sound.thresholds)]
-  marked = _marked(sound.moments or sound.windows, sound.thresholds)
+  marked = sound.marked
   return ", ".join(parts) + (f"; marked: {_places(marked)}" if marked else "")
 
 
@@ -485,6 +531,8 @@ def _person(answer: Verdict, person: Person, key: str) -> Html:
     ),
   ]
   if len({s.time_s for s in person.sightings}) > 1:
+    if marked := person.marked(_of_faces(answer)):
+      inside.append(tag("p", f"Marked as likely manipulated: {_places(marked)}."))
     inside.append(_timeline(answer, person, evidence, key))
   if evidence:
     inside += _strip(answer, person, evidence, key)
@@ -582,10 +630,13 @@ def _timeline(answer: Verdict, person: Person, evidence: dict[float, Evidence], 
   for s in missed:
     text = f"{clock(s.time_s)}: not judged, {', '.join(_words(code).lower() for code in s.reasons)}"
     misses.append(tag("span", class_="miss", style=f"left:{axis.across(s.time_s):.2f}%", title=text))
+  marked = person.marked(_of_faces(answer))
   keys = ["\N{WHITE CIRCLE} judged"] + [f"{TIMES} seen, not judged"] * bool(missed)
+  keys += ["shaded: marked"] * bool(marked)
   if evidence:
     keys.append(tag("span", "Point at a circle to see the face; arrow keys move along.", class_="hint"))
-  return _chart(f"person {person.id}", runs, misses, keys, axis=axis, thresholds=_of_faces(answer))
+  whose = f"person {person.id}"
+  return _chart(whose, runs, misses, keys, axis=axis, thresholds=_of_faces(answer), marked=marked)
 
 
 def _chart(
@@ -690,7 +741,7 @@ def _sound(answer: Verdict, key: str) -> Html:
   thresholds, axis = sound.thresholds, _Axis.of(answer)
   score = tag("span", percent(sound.deepfake_probability), class_=f"score {sound.outcome}")
   told = f"{OUTCOME_WORDS[sound.outcome]}. {_listened(sound.windows)}"
-  marked = _marked(sound.moments or sound.windows, thresholds)
+  marked = sound.marked
   if marked:
     told += f" Marked as likely manipulated: {_places(marked)}."
   inside = [tag("h2", "Sound", score), tag("p", told)]
@@ -729,19 +780,6 @@ def _bar(window: SoundWindow, axis: _Axis, thresholds: Thresholds) -> Html:
 def _heard(stretch: SoundWindow) -> _Point:
   text = f"{_place(stretch.start_s, stretch.end_s)}: {percent(stretch.probability)}"
   return _Point((stretch.start_s + stretch.end_s) / 2, stretch.probability, text)
-
-
-def _marked(stretches: Sequence[SoundWindow], thresholds: Thresholds) -> list[tuple[float, float]]:
-  """(start, end) of where stretches, in order of time, reach the threshold; those that touch are one."""
-  marked: list[tuple[float, float]] = []
-  for stretch in stretches:
-    if stretch.probability < thresholds.manipulated:
-      continue
-    if marked and stretch.start_s <= marked[-1][1] + 1e-3:
-      marked[-1] = marked[-1][0], max(marked[-1][1], stretch.end_s)
-    else:
-      marked.append((stretch.start_s, stretch.end_s))
-  return marked
 
 
 def _joined_runs(stretches: Sequence[SoundWindow]) -> Iterator[list[SoundWindow]]:
@@ -845,22 +883,33 @@ _BRANCHES = {
 def _branches(answer: Verdict) -> Html:
   if not answer.branches:
     return Html("")
+  compared = any(branch.contribution is not None for branch in answer.branches.values())
+  most = max((abs(b.contribution) for b in answer.branches.values() if b.contribution is not None), default=0)
   rows = []
   for name, branch in answer.branches.items():
     score = DASH if branch.probability is None else percent(branch.probability)
     bar = tag(
       "span", tag("span", style=f"width:{100 * branch.weight:.1f}%"), class_="bar", aria_hidden="true"
     )
-    cells = (
+    cells = [
       tag("td", score, class_="number"),
       tag("td", bar, f"{100 * branch.weight:.0f}\N{NO-BREAK SPACE}%"),
       tag("td", "Judged" if branch.status == "ok" else _words(branch.status)),
-    )
+    ]
+    if compared:
+      cells[2:2] = _contribution_cells(branch, most)
     rows.append(tag("tr", tag("th", _BRANCHES.get(name, _words(name)), scope="row"), *cells))
-  names = ("Branch of the model", "Probability", "Share of attention", "Status")
+  names = ["Branch of the model", "Probability", "Share of attention", "Status"]
+  names[3:3] = ["Its effect", "Probability without it"] * compared
   header = tag("tr", *(tag("th", name, scope="col") for name in names))
   table = tag("div", tag("table", tag("thead", header), tag("tbody", *rows)), class_="scroll")
   inside = [tag("h2", "What was looked at"), table]
+  if compared:
+    text = (
+      "Its effect: by how much it moves the log odds of manipulation, found by joining the branches again "
+      "without it. Effects do not add up: what two branches both know, neither moves alone."
+    )
+    inside.append(tag("p", text, class_="fine"))
   if answer.frame_consistency_score is not None:
     text = f"Agreement of the frames: {answer.frame_consistency_score:.2f} (1 is full agreement, 0 is none)."
     inside.append(tag("p", text, class_="fine"))
@@ -868,6 +917,36 @@ def _branches(answer: Verdict) -> Html:
     text = "Faces and sound were judged each by itself, and so a share is one of the faces or of the sound."
     inside.append(tag("p", text, class_="fine"))
   return tag("section", *inside, class_="card")
+
+
+def _contribution_cells(branch: BranchVerdict, most: float) -> tuple[Html, Html]:
+  """The effect of a branch, a bar to the right if it speaks for manipulation, and what is without it."""
+  if branch.contribution is None:
+    return tag("td", DASH, class_="number"), tag("td", DASH, class_="number")
+  width = 50 * abs(branch.contribution) / most if most else 0.0
+  left = 50 if branch.contribution >= 0 else 50 - width
+  side = verdicts.LIKELY_MANIPULATED if branch.contribution >= 0 else verdicts.LIKELY_AUTHENTIC
+  bar = tag(
+    "span",
+    tag("span", class_=side, style=f"left:{left:.1f}%;width:{width:.1f}%"),
+    class_="bar effect",
+    aria_hidden="true",
+  )
+  effect = tag("td", bar, _signed(branch.contribution))
+  return effect, tag("td", percent(branch.probability_without), class_="number")
+
+
+def _signed(log_odds: float) -> str:
+  return f"{log_odds:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _contributions(answer: Verdict) -> str:
+  """What is left without each branch, the strongest first; "" where there is nothing to compare."""
+  compared = [(name, b) for name, b in answer.branches.items() if b.contribution is not None]
+  compared.sort(key=lambda row: -abs(row[1].contribution))
+  return ", ".join(
+    f"{name} {_signed(b.contribution)} (without it {percent(b.probability_without)})" for name, b in compared
+  )
 
 
 # What most readers ask about a file; the rest is a click away.

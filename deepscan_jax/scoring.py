@@ -17,7 +17,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deepscan_jax import card, checkpoints, data, evaluation, examples, faces, levels, media, protocols
+from deepscan_jax import (
+  card,
+  checkpoints,
+  data,
+  evaluation,
+  examples,
+  faces,
+  faithfulness,
+  levels,
+  media,
+  protocols,
+)
 from deepscan_jax.calibration import Calibration
 from deepscan_jax.inference import DEFAULT_MODEL, Detector, deciding_person
 from deepscan_jax.levels import FACES, SOUND, Rows
@@ -93,6 +104,7 @@ def evaluate_model(
   level: str | None = None,
   frames: int = 32,
   pairs: bool | None = None,
+  map_examples: int = faithfulness.EXAMPLES,
   prevalences: Sequence[float] = (0.01,),
   draws: int = card.DRAWS,
   report_progress: Progress | None = None,
@@ -110,6 +122,8 @@ def evaluate_model(
     level: of the headline; None: that of the preset, or "video".
     frames: of a video of raw media that are looked at.
     pairs: as of `score_prepared`.
+    map_examples: where pairs are scored, of how many region maps are tested (deepscan_jax.faithfulness); 0:
+      of none.
     prevalences, draws: as of `card.make_card`.
     report_progress: f(done, total) after each raw file.
 
@@ -171,6 +185,7 @@ def evaluate_model(
     prevalences=prevalences,
     missing_score=preset.missing if preset else None,
     cost=_cost(),
+    faithfulness=_faithfulness(detector, scored, split, data_dir, map_examples, draws=draws),
     legacy=_tables(scored, detector, split),
     draws=draws,
   )
@@ -326,6 +341,23 @@ def _model_facts(start_from: str) -> dict | None:
     return None
 
 
+def _faithfulness(
+  detector: Detector, scored: Scored, split: str, data_dir: str | Path, limit: int, *, draws: int
+) -> dict | None:
+  """faithfulness.figures of plain pairs; None without pairs, faces or region maps."""
+  if not limit or not scored.pairs or "crops" not in detector.face_inputs:
+    return None
+  names = np.unique(scored.pairs["video"].dataset).tolist()
+  parts = []
+  for name in names:
+    config = dataclasses.replace(detector.config.data, datasets=(name,), dataset_weights=())
+    held_out = data.held_out(config, split, data_dir=data_dir, inputs=detector.inputs, degraded=False)
+    share = -(-limit // len(names))
+    parts.append(faithfulness.trace(detector.judge, held_out, inputs=detector.inputs, limit=share))
+  curves = faithfulness.join(parts)
+  return None if curves is None else faithfulness.figures(curves, draws=draws)
+
+
 def _cost() -> dict:
   """What this process took so far, and on what."""
   device = jax.local_devices()[0]
@@ -393,15 +425,15 @@ def _score_held_out(
         "part": part,
         "condition": condition,
         "label": label,
-        **_read(calibration.scale * logit + calibration.offset, *_bounds(calibration)),
+        **_read(float(calibration.score(logit)), *_bounds(calibration)),
         "face_size_px": fact["face_size_px"],
         "sharpness": _sharpness(batch["crops"][row], shown) if part == FACES and "crops" in batch else np.nan,
       }
       windows.append(window)
       if len(shown) > 1:
         for frame in np.flatnonzero(shown):
-          score = calibration.scale * judged.frame_logits[row, frame] + calibration.offset
-          read = _read(float(score), *_bounds(calibration))
+          score = float(calibration.score(judged.frame_logits[row, frame]))
+          read = _read(score, *_bounds(calibration))
           frames.append({**window, "id": f"{window['id']}@{frame}", **read})
   columns = {name: np.array([row[name] for row in plain]) for name in plain[0]}
   scores = evaluation.Scores(**columns, paired=held_out.rows == 2)
@@ -426,8 +458,7 @@ def _calibration(detector: Detector, part: str) -> Calibration | None:
 def _bounds(calibration: Calibration) -> tuple[float, float]:
   """The calibrated logits at which outcomes change, as validation fixed them."""
   return tuple(
-    calibration.scale * logit + calibration.offset
-    for logit in (calibration.inconclusive, calibration.manipulated)
+    float(calibration.score(logit)) for logit in (calibration.inconclusive, calibration.manipulated)
   )
 
 

@@ -1,11 +1,15 @@
 """What the detector says of one file; the schema of the JSON answer stands here and nowhere else."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-SCHEMA_VERSION = "1.1"
+from deepscan_jax import metrics
+
+SCHEMA_VERSION = "1.2"
 
 LIKELY_AUTHENTIC = "likely_authentic"
 INCONCLUSIVE = "inconclusive"
@@ -18,10 +22,24 @@ FACES, SOUND = "faces", "sound"
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-  """Why an outcome is what it is: a stable code for machines and one sentence for people."""
+  """Why an outcome is what it is.
+
+  Attributes:
+    code: stable, for machines; deepscan_jax/reasons.py lists all there are.
+    message: one sentence for people.
+    remedy: what to do about it, in a sentence; "" where there is nothing to do.
+    facts: the numbers in the message, such as found_px and needed_px, by name with their unit.
+  """
 
   code: str
   message: str
+  remedy: str = ""
+  facts: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def text(self) -> str:
+    """The message and the remedy."""
+    return f"{self.message} {self.remedy}".rstrip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +73,27 @@ class Person:
     """How many sightings the score stands on."""
     return sum(s.probability is not None for s in self.sightings)
 
+  def marked(self, thresholds: "Thresholds") -> list[tuple[float, float]]:
+    """(start, end) in seconds of where this face reaches the threshold of manipulation.
+
+    A judged sighting stands for the time half-way to its neighbours, but no farther than three quarters of
+    the usual step between sightings: what was not looked at is not marked.
+    """
+    # What was seen between the frames of a window, and not refused, is no neighbour.
+    told = [s for s in self.sightings if s.probability is not None or s.reasons]
+    steps = [later.time_s - earlier.time_s for earlier, later in itertools.pairwise(told)]
+    reach = 0.75 * float(np.median(steps)) if steps else 0.0
+    before = [0.0, *(min(step / 2, reach) for step in steps)]
+    behind = [*before[1:], 0.0]
+    return marked_times(
+      (
+        (s.time_s - back, s.time_s + on, s.probability)
+        for s, back, on in zip(told, before, behind, strict=True)
+        if s.probability is not None
+      ),
+      threshold=thresholds.manipulated,
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
@@ -74,6 +113,50 @@ class Thresholds:
     if probability >= self.manipulated:
       return LIKELY_MANIPULATED
     return INCONCLUSIVE if probability >= self.inconclusive else LIKELY_AUTHENTIC
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeRates:
+  """How often a model gave each outcome to validation examples: what its outcomes are worth.
+
+  Attributes:
+    real, fake: shares of authentic and of manipulated examples that were called likely_authentic,
+      inconclusive and likely_manipulated, in this order; each sums to 1.
+    real_groups, fake_groups: how many independent groups stand behind them.
+  """
+
+  real: tuple[float, float, float]
+  fake: tuple[float, float, float]
+  real_groups: int
+  fake_groups: int
+
+  @classmethod
+  def from_dict(cls, facts: Mapping) -> "OutcomeRates":
+    """From plain values; KeyError, TypeError or ValueError where they are something else."""
+    shares = {name: tuple(map(float, facts[name])) for name in ("real", "fake")}
+    if any(len(values) != 3 for values in shares.values()):
+      raise ValueError(f"There are three outcomes, got rates {shares}.")
+    return cls(**shares, real_groups=int(facts["real_groups"]), fake_groups=int(facts["fake_groups"]))
+
+  def share_of_fakes(self, outcome: str, *, prevalence: float) -> tuple[float, float, float] | None:
+    """The share of fakes among all that gets this outcome, where `prevalence` of all are fakes (Bayes).
+
+    Returns:
+      value, and the least and the most that the 95 % intervals of both rates (Wilson 1927) allow; None where
+      nothing was given this outcome.
+    """
+    place = OUTCOMES.index(outcome)
+
+    def worth(real: float, fake: float) -> float:
+      found, alarms = prevalence * fake, (1 - prevalence) * real
+      return found / (found + alarms)
+
+    real, fake = self.real[place], self.fake[place]
+    if not real + fake:
+      return None
+    of_real = metrics.wilson_interval(min(max(real, 0.0), 1.0), self.real_groups)
+    of_fake = metrics.wilson_interval(min(max(fake, 0.0), 1.0), self.fake_groups)
+    return worth(real, fake), worth(of_real[1], of_fake[0]), worth(of_real[0], of_fake[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +210,32 @@ class Sound:
   windows: tuple[SoundWindow, ...] = ()
   moments: tuple[SoundWindow, ...] = ()
 
+  @property
+  def marked(self) -> list[tuple[float, float]]:
+    """(start, end) in seconds of where it reaches the threshold of manipulation, as finely as is known."""
+    stretches = ((w.start_s, w.end_s, w.probability) for w in self.moments or self.windows)
+    return marked_times(stretches, threshold=self.thresholds.manipulated)
+
 
 @dataclasses.dataclass(frozen=True)
 class BranchVerdict:
-  """One branch's opinion: its own calibrated probability and its share of the fusion's attention (0 to 1)."""
+  """One branch's opinion, and what it did to the verdict.
+
+  Attributes:
+    probability: its own, calibrated as that of the whole is.
+    weight: its share of the fusion's attention, 0 to 1.
+    status: "ok", or "absent" where it had nothing to look at.
+    contribution: calibrated log odds of what was judged, less what they are when the fusion is run again
+      without this branch: above 0 it speaks for manipulation. Exact, and not a sum: what two branches both
+      know, neither contributes. None where nothing else was present.
+    probability_without: the calibrated probability without it; None likewise.
+  """
 
   probability: float | None
   weight: float
   status: str = "ok"
+  contribution: float | None = None
+  probability_without: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +277,9 @@ class Verdict:
     model: name, version, sha256 of the weights.
     file: name, bytes, sha256, kind, media (facts of the container).
     timings: seconds by stage; the only part that differs between two runs on the same file.
+    rates: of outcomes on validation data, of what decided; None where the model does not say.
+    prevalence: share of fakes among the files that this one came with, above 0 and below 1, for
+      `at_prevalence`; None where it was not said.
   """
 
   outcome: str
@@ -193,8 +297,12 @@ class Verdict:
   sound: Sound | None = None
   decided_by: str | None = FACES
   faces: Faces | None = None
+  rates: OutcomeRates | None = None
+  prevalence: float | None = None
 
   def __post_init__(self):
+    if self.prevalence is not None and not 0 < self.prevalence < 1:
+      raise ValueError(f"A prevalence must be above 0 and below 1, got {self.prevalence:g}.")
     if self.decided_by == FACES and self.deepfake_probability is not None:
       object.__setattr__(
         self, "faces", Faces(self.outcome, self.deepfake_probability, (), thresholds=self.thresholds)
@@ -235,6 +343,31 @@ class Verdict:
     return RECOMMENDATIONS[self.outcome].format(signs=" or ".join(signs), places=" and ".join(places))
 
   @property
+  def at_prevalence(self) -> dict | None:
+    """What the verdict is worth where fakes are as frequent as `prevalence`; None where that was not said.
+
+    Returns:
+      prevalence; probability: of this file, the calibrated one (for one half of fakes) moved to that
+      frequency by Bayes' rule; share_of_fakes: among files of its outcome, by the outcomes of validation
+      examples, with share_of_fakes_interval; false_alarms_per_10000 and fakes_found_per_10000: likely
+      manipulated ones among 10,000 files; all None where they are not known.
+    """
+    if self.prevalence is None:
+      return None
+    p, share = self.deepfake_probability, self.prevalence
+    known = p is not None and self.rates is not None
+    worth = self.rates.share_of_fakes(self.outcome, prevalence=share) if known else None
+    alarms, found = (self.rates.real[2], self.rates.fake[2]) if known else (None, None)
+    return {
+      "prevalence": share,
+      "probability": None if p is None else p * share / (p * share + (1 - p) * (1 - share)),
+      "share_of_fakes": worth[0] if worth else None,
+      "share_of_fakes_interval": list(worth[1:]) if worth else None,
+      "false_alarms_per_10000": 10_000 * (1 - share) * alarms if known else None,
+      "fakes_found_per_10000": 10_000 * share * found if known else None,
+    }
+
+  @property
   def timeline(self) -> list[dict]:
     """Per sampled time the highest probability among the people seen: [{"time_s", "probability"}]."""
     at: dict[float, float | None] = {}
@@ -246,6 +379,7 @@ class Verdict:
 
   def to_dict(self) -> dict:
     """The JSON answer: plain dicts, lists, numbers and strings; floats rounded to 6 digits, never NaN."""
+    of_faces = (self.faces or self).thresholds
     answer = {
       "schema_version": SCHEMA_VERSION,
       "deepfake_probability": self.deepfake_probability,
@@ -257,6 +391,7 @@ class Verdict:
       "decided_by": self.decided_by,
       "reasons": [dataclasses.asdict(r) for r in self.reasons],
       "thresholds": dataclasses.asdict(self.thresholds),
+      "at_prevalence": self.at_prevalence,
       "branches": {name: dataclasses.asdict(b) for name, b in self.branches.items()},
       "people": [
         {
@@ -265,6 +400,7 @@ class Verdict:
           "frames_seen": len(person.sightings),
           "frames_judged": person.judged,
           "quality": person.quality,
+          "marked": _places(person.marked(of_faces)),
           "boxes": [
             {
               "time_s": s.time_s,
@@ -278,7 +414,9 @@ class Verdict:
         for person in self.people
       ],
       "faces": None if self.faces is None else dataclasses.asdict(self.faces),
-      "sound": None if self.sound is None else dataclasses.asdict(self.sound),
+      "sound": None
+      if self.sound is None
+      else {**dataclasses.asdict(self.sound), "marked": _places(self.sound.marked)},
       "timeline": self.timeline,
       "model": self.model,
       "file": self.file,
@@ -312,6 +450,26 @@ _PLACES = {
 }
 
 
+def marked_times(
+  stretches: Iterable[tuple[float, float, float]], *, threshold: float
+) -> list[tuple[float, float]]:
+  """(start, end) of where stretches reach a threshold; those that touch are one.
+
+  Args:
+    stretches: start, end in seconds and probability of each, in order of time.
+    threshold: a probability.
+  """
+  marked: list[tuple[float, float]] = []
+  for start, end, probability in stretches:
+    if probability < threshold:
+      continue
+    if marked and start <= marked[-1][1] + 1e-3:
+      marked[-1] = marked[-1][0], max(marked[-1][1], end)
+    else:
+      marked.append((start, end))
+  return marked
+
+
 def frame_consistency(probabilities: np.ndarray) -> float | None:
   """How far the frames agree: 1 - 2 * mean(|p - median(p)|).
 
@@ -325,6 +483,10 @@ def frame_consistency(probabilities: np.ndarray) -> float | None:
     return None
   p = np.asarray(probabilities, np.float64)
   return float(1 - 2 * np.abs(p - np.median(p)).mean())
+
+
+def _places(marked: list[tuple[float, float]]) -> list[dict]:
+  return [{"start_s": start, "end_s": end} for start, end in marked]
 
 
 def _plain(value):

@@ -2,6 +2,10 @@
 
     deepscan calibrate --model_path=runs/default/best --data_dir=data
 
+    deepscan calibrate --model_path=runs/default/best --data_dir=data --method=isotonic
+
+--method says how logits become probabilities: platt (slope and offset), temperature (slope alone) or isotonic
+(any rising curve, for thousands of examples). It changes no ranking and no outcome: thresholds are of logits.
 The threshold of "likely manipulated" is set so that at most --false_positive_rate of the real pictures of any
 source reach it. The model's calibration is replaced, and with it the model's sha256. Golden scores, which
 are logits, stay right.
@@ -23,6 +27,9 @@ _RATE = flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=0.5,
 )
+_METHOD = flags.DEFINE_enum(
+  "method", "platt", ["platt", "temperature", "isotonic"], "How logits become probabilities."
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +41,12 @@ def main(argv: Sequence[str]) -> int:
   from deepscan_jax.evaluation import calibrate_model
 
   compilation_cache.switch_on()
-  fitted = calibrate_model(_MODEL_PATH.value, data_dir=_DATA_DIR.value, false_positive_rate=_RATE.value)
+  fitted = calibrate_model(
+    _MODEL_PATH.value,
+    data_dir=_DATA_DIR.value,
+    false_positive_rate=_RATE.value,
+    method=_METHOD.value,
+  )
   print(json.dumps(fitted, indent=2))
   return 0
 

@@ -71,6 +71,12 @@ _QUIET = flags.DEFINE_boolean("quiet", False, "Print neither progress nor verdic
 _FAIL_ON = flags.DEFINE_enum(
   "fail_on", None, ["fake"], "End with exit code 3 when a file is likely manipulated."
 )
+_PREVALENCE = flags.DEFINE_multi_float(
+  "prevalence",
+  None,
+  "Share of fakes among the files that these came with, such as 0.01: says what a verdict is worth there.",
+  allow_override=True,
+)
 _CACHE = flags.DEFINE_string(
   "compilation_cache_dir",
   None,
@@ -90,6 +96,10 @@ class Input:
 def main(argv: Sequence[str]) -> int:
   """Answers the files of the flags and of argv[1:]; returns the exit code."""
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  prevalences = _PREVALENCE.value or [None]
+  if len(prevalences) > 1 or (prevalences[0] is not None and not 0 < prevalences[0] < 1):
+    told = ", ".join(f"{value:g}" for value in prevalences)
+    raise app.UsageError(f"--prevalence takes one share above 0 and below 1, such as 0.01; got {told}.")
   inputs = gather_inputs({kind: flag.value for kind, flag in _PATHS.items()}, argv[1:])
   check_outputs([Path(path) for path in (_OUTPUT_JSON.value, _OUTPUT_HTML.value) if path], inputs)
 
@@ -132,6 +142,7 @@ def main(argv: Sequence[str]) -> int:
     fail_on_fake=_FAIL_ON.value == "fake",
     say=say,
     decoding=decoding,
+    prevalence=prevalences[0],
   )
 
 
@@ -147,6 +158,7 @@ def detect(
   fail_on_fake: bool = False,
   say: Callable[[str], None] = lambda line: None,
   decoding=None,
+  prevalence: float | None = None,
 ) -> int:
   """Answers each file, prints and writes what is asked for, and returns the exit code.
 
@@ -160,6 +172,7 @@ def detect(
     fail_on_fake: return 3 when a file is likely manipulated.
     say: called with one line of progress at a time.
     decoding: media.Decoding of the first input, begun before; None begins here.
+    prevalence: of fakes among such files, for what a verdict is worth; None leaves that out.
   """
   from deepscan_jax import compilation_cache, media, report, verdict
 
@@ -169,7 +182,7 @@ def detect(
     say(f"[{number}/{len(inputs)}] {name}")
     begun = {"decoding": decoding} if decoding and number == 1 else {}
     try:
-      answer = detector.detect(asked.path, frames=frames, **begun)
+      answer = dataclasses.replace(detector.detect(asked.path, frames=frames, **begun), prevalence=prevalence)
     except media.MediaError as error:
       answer = report.Unread(name=asked.path.name, code=error.reason, message=str(error))
       print(f"deepscan: {name}: {report.printable(str(error))}", file=sys.stderr)

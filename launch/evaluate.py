@@ -70,10 +70,19 @@ _FRAMES = flags.DEFINE_integer(
   "frames", 32, "Frames of each video of --media.", lower_bound=1, upper_bound=4096, allow_override=True
 )
 _PREVALENCE = flags.DEFINE_multi_float(
-  "prevalence", [0.01], "Share of fakes for which PPV, NPV and false alarms per 10,000 are worked out."
+  "prevalence",
+  None,
+  "Share of fakes for which PPV, NPV and false alarms per 10,000 are worked out (0.01).",
+  allow_override=True,
 )
 _PAIRS = flags.DEFINE_boolean(
   "pairs", None, "Make pairs with pseudo-fakes of real examples (default: where a dataset has no fakes)."
+)
+_FAITHFULNESS = flags.DEFINE_integer(
+  "faithfulness",
+  100,
+  "Of how many pseudo-fakes the region maps are tested, where pairs are scored; 0: of none.",
+  lower_bound=0,
 )
 _DRAWS = flags.DEFINE_integer("draws", 1000, "Resamples of the bootstrap.", lower_bound=100)
 _COMPARE = flags.DEFINE_boolean("compare", False, "Compare the cards that are given as files.")
@@ -113,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
     "split": split,
     "preprocessing": _PREPROCESSING.value,
     "level": _LEVEL.value,
-    "prevalences": _PREVALENCE.value,
+    "prevalences": _PREVALENCE.value or [0.01],
     "draws": _DRAWS.value,
   }
   model = _CHECKPOINT.value or _MODEL_PATH.value
@@ -129,7 +138,12 @@ def main(argv: Sequence[str]) -> int:
     )
   else:
     card = scoring.evaluate_model(
-      model, datasets=_DATASETS.value, data_dir=_DATA_DIR.value, pairs=_PAIRS.value, **about
+      model,
+      datasets=_DATASETS.value,
+      data_dir=_DATA_DIR.value,
+      pairs=_PAIRS.value,
+      map_examples=_FAITHFULNESS.value,
+      **about,
     )
   print(card_report.summary(card))
   _write(card)

@@ -46,6 +46,8 @@ FORBIDDEN = {
   "card": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "faces", "scoring"},
   "card_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "examples", "faces", "scoring"},
   "scoring": LOOP | {"losses", "optimizer", "report", "card_report", "parallel"},
+  "faithfulness": (TRAINING - {"data"}) | SERVING | {"models", "media", "faces", "checkpoints", "card"},
+  "reasons": TRAINING | (SERVING - {"verdict"}) | {"models", "media", "examples", "config", "checkpoints"},
   "copies": {""},
   "folds": {""},
   "speech": {""},

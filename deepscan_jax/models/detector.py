@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from deepscan_jax.config import ModelConfig
 from deepscan_jax.models.audio import AudioBranch
@@ -164,8 +165,40 @@ class Detector(nn.Module):
     if config.fusion == "weighted":
       logit, weights = weighted_ensemble(branches)
     else:
-      fusion = AttentionFusion(
-        config.fusion_heads, config.modality_dropout, config.bottlenecks, config.dtype, name="fusion"
-      )
-      logit, weights = fusion(branches, train=train)
+      logit, weights = _attention_fusion(config)(branches, train=train)
     return DetectorOutput(logit=logit, branches=branches, weights=weights)
+
+
+def leave_one_out(config: ModelConfig, variables: dict, output: DetectorOutput) -> dict[str, jax.Array]:
+  """The fused logit of all branches but one, for each of them.
+
+  The fusion alone is run again, with one branch hidden as if it were absent; what the other branches said
+  stays, so this is exact at the cost of a few tokens. A branch that reads another's tokens keeps them.
+
+  Args:
+    config: of the detector.
+    variables: its variables.
+    output: what it said of a batch, in eval mode, within the same jit: there its branches keep their order.
+
+  Returns:
+    By name, [batch] float32; 0 where no other branch is present.
+  """
+
+  def fuse(kept: jax.Array) -> jax.Array:
+    branches = {
+      name: branch.replace(token_mask=branch.token_mask & kept[i])
+      for i, (name, branch) in enumerate(output.branches.items())
+    }
+    if config.fusion == "weighted":
+      return weighted_ensemble(branches)[0]
+    fusion = _attention_fusion(config)
+    return fusion.apply({"params": variables["params"]["fusion"]}, branches, train=False)[0]
+
+  logits = jax.vmap(fuse)(~jnp.eye(len(output.branches), dtype=bool))
+  return {name: logits[i] for i, name in enumerate(output.branches)}
+
+
+def _attention_fusion(config: ModelConfig) -> AttentionFusion:
+  return AttentionFusion(
+    config.fusion_heads, config.modality_dropout, config.bottlenecks, config.dtype, name="fusion"
+  )
