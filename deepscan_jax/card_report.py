@@ -274,9 +274,9 @@ def _faithfulness_sentence(found: Mapping) -> str:
     if order in found["gain"]["deletion"]
   ]
   return (
-    f"Region maps of {found['pairs']} held-out pseudo-fakes, by deletion and insertion: on the way between the "
-    f"fake (mean logit {found['logit_fake']:.2f}) and its real twin ({found['logit_real']:.2f}), the most "
-    f"marked places first, the logit is ahead of {', of '.join(told)}."
+    f"Region maps of {found['pairs']} held-out pseudo-fakes, by deletion and insertion: on the way between "
+    f"the fake (mean logit {found['logit_fake']:.2f}) and its real twin ({found['logit_real']:.2f}), the "
+    f"most marked places first, the logit is ahead of {', of '.join(told)}."
   )
 
 

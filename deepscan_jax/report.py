@@ -182,8 +182,8 @@ def summary_text(answer: Answer, *, color: bool = False, width: int | None = Non
     seen = f"{score}, {person.judged} of {_sightings(person)} judged"
     if last > first:
       seen += f", {clock(first)} to {clock(last)}"
-    if marked := person.marked(_of_faces(answer)):
-      seen += f"; marked: {_places(marked)}"
+      if marked := person.marked(_of_faces(answer)):
+        seen += f"; marked: {_places(marked)}"
     lines.append(_line(f"Person {person.id}", seen, width))
   if answer.sound and answer.sound.deepfake_probability is not None:
     lines.append(_line("Sound", _sound_line(answer), width))

@@ -96,10 +96,7 @@ class Input:
 def main(argv: Sequence[str]) -> int:
   """Answers the files of the flags and of argv[1:]; returns the exit code."""
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  prevalences = _PREVALENCE.value or [None]
-  if len(prevalences) > 1 or (prevalences[0] is not None and not 0 < prevalences[0] < 1):
-    told = ", ".join(f"{value:g}" for value in prevalences)
-    raise app.UsageError(f"--prevalence takes one share above 0 and below 1, such as 0.01; got {told}.")
+  prevalence = one_prevalence(_PREVALENCE.value)
   inputs = gather_inputs({kind: flag.value for kind, flag in _PATHS.items()}, argv[1:])
   check_outputs([Path(path) for path in (_OUTPUT_JSON.value, _OUTPUT_HTML.value) if path], inputs)
 
@@ -142,7 +139,7 @@ def main(argv: Sequence[str]) -> int:
     fail_on_fake=_FAIL_ON.value == "fake",
     say=say,
     decoding=decoding,
-    prevalence=prevalences[0],
+    prevalence=prevalence,
   )
 
 
@@ -252,6 +249,20 @@ def gather_inputs(by_kind: dict[str, Sequence[str]], plain: Sequence[str]) -> li
   if not inputs:
     raise app.UsageError("No file was given; try `deepscan detect clip.mp4`.")
   return inputs
+
+
+def one_prevalence(values: Sequence[float] | None) -> float | None:
+  """The one value of --prevalence; None where it was not given.
+
+  Raises:
+    app.UsageError: several, or one that is not above 0 and below 1.
+  """
+  if not values:
+    return None
+  if len(values) > 1 or not 0 < values[0] < 1:
+    told = ", ".join(f"{value:g}" for value in values)
+    raise app.UsageError(f"--prevalence takes one share above 0 and below 1, such as 0.01; got {told}.")
+  return values[0]
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Input]) -> None:

@@ -1,9 +1,21 @@
+import json
+
 import numpy as np
 import pytest
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from deepscan_jax import metrics
-from deepscan_jax.calibration import Calibration, calibrate, fit_platt, rate_to_show
+from deepscan_jax.calibration import (
+  METHODS,
+  Calibration,
+  calibrate,
+  fit_isotonic,
+  fit_platt,
+  fit_temperature,
+  pool_adjacent_violators,
+  rate_to_show,
+)
 from deepscan_jax.verdict import INCONCLUSIVE, LIKELY_AUTHENTIC, LIKELY_MANIPULATED
 
 
@@ -106,3 +118,125 @@ def test_outcomes_change_at_the_thresholds_and_probabilities_keep_the_order():
   thresholds = calibration.thresholds
   assert (thresholds.inconclusive, thresholds.manipulated) == pytest.approx(tuple(probabilities[[2, 4]]))
   assert thresholds.false_positive_rate == 0.05
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_the_temperature_of_logits_is_recovered(temperature):
+  rng = np.random.default_rng(3)
+  true = rng.normal(size=40_000) * 2
+  labels = rng.random(40_000) < 1 / (1 + np.exp(-true))
+  assert fit_temperature(labels, temperature * true) == pytest.approx(temperature, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pooling_is_isotonic_regression(seed):
+  rng = np.random.default_rng(seed)
+  values, weights = np.round(rng.normal(size=60) + np.linspace(0, 2, 60), 1), rng.uniform(0.1, 3, 60)
+  block, level = pool_adjacent_violators(values, weights)
+  expected = IsotonicRegression().fit_transform(np.arange(60), values, sample_weight=weights)
+  np.testing.assert_allclose(level[block], expected, atol=1e-9)
+  assert (np.diff(level) > 0).all() and block[0] == 0 and block[-1] == len(level) - 1
+
+
+def test_an_isotonic_fit_is_that_of_a_trusted_library_at_the_middles_of_its_steps():
+  labels, logits = scores(reals=900, fakes=300)
+  logits = np.round(logits, 1)  # ties
+  targets = np.where(labels == 1, 301 / 302, 1 / 902)
+  weights = np.where(labels == 1, 0.5 / 300, 0.5 / 900)
+  expected = IsotonicRegression().fit(logits, targets, sample_weight=weights)
+  curve = np.array(fit_isotonic(labels, logits))
+  assert len(curve) > 5 and (np.diff(curve, axis=0) > 0).all()
+  steps, place = np.unique(expected.predict(logits), return_inverse=True)
+  middles = np.bincount(place, weights * logits) / np.bincount(place, weights)
+  np.testing.assert_allclose(curve[:, 0], middles, atol=1e-6)
+  np.testing.assert_allclose(1 / (1 + np.exp(-curve[:, 1])), steps, atol=1e-9)
+
+
+def fitted(method: str, labels=None, logits=None) -> Calibration:
+  if labels is None:
+    labels, logits = scores(reals=400, fakes=300)
+  real = np.asarray(logits)[np.asarray(labels) == 0]
+  names = np.full(len(real), "a")
+  return calibrate(
+    labels,
+    logits,
+    real_logits=real,
+    real_sources=names,
+    real_groups=np.arange(len(real)).astype(str),
+    method=method,
+  )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_changes_an_order_or_an_outcome(method):
+  found, plain = fitted(method), fitted("platt")
+  logits = np.linspace(-20, 20, 2001)
+  assert (np.diff(found.score(logits)) > 0).all() and np.isfinite(found.score(logits)).all()
+  assert (found.manipulated, found.inconclusive) == (plain.manipulated, plain.inconclusive)
+  for logit in logits[::50]:
+    assert found.outcome(logit) == plain.outcome(logit)
+    # What a report says of probabilities is what the logits say.
+    assert found.thresholds.outcome(float(found.probability(logit))) == found.outcome(logit)
+  assert isinstance(float(found.score(0.3)), float)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_separable_scores_have_finite_probabilities(method):
+  found = fitted(method, np.array([0, 0, 1, 1]), np.array([-2.0, -1.0, 1.0, 2.0]))
+  p = found.probability(np.array([-30.0, -1.5, 0.0, 1.5, 30.0]))
+  assert (np.diff(p) > 0).all() and 0 < p[1] < 0.5 < p[3] < 1
+
+
+def test_scores_in_the_wrong_order_still_have_an_isotonic_fit():
+  found = fitted("isotonic", np.array([1, 1, 0, 0]), np.array([-2.0, -1.0, 1.0, 2.0]))
+  assert len(found.curve) == 1 and found.probability(0.0) == pytest.approx(0.5, abs=0.1)
+
+
+def test_isotonic_helps_where_the_curve_is_no_sigmoid():
+  rng = np.random.default_rng(4)
+
+  def draw():
+    logits = rng.uniform(-4, 4, 8000)
+    # A step and a plateau.
+    p = np.select([logits < -2, logits < 2], [0.05, 0.5], 0.95)
+    return (rng.random(8000) < p).astype(int), logits
+
+  (labels, logits), (others, unseen) = draw(), draw()
+  error = {}
+  for method in METHODS:
+    p = fitted(method, labels, logits).probability(unseen)
+    error[method] = float(metrics.Reliability.of(others, p).expected_calibration_error())
+  assert error["isotonic"] < 0.03 < error["platt"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_calibration_comes_back_from_json(method):
+  found = fitted(method)
+  assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+  assert found.rates.real[2] <= 0.05 and sum(found.rates.fake) == pytest.approx(1)
+  assert found.rates.real_groups == 400 and found.rates.fake_groups == 300
+
+
+def test_a_calibration_of_an_earlier_version_is_read():
+  facts = {
+    "scale": 1.1, "offset": 0.2, "inconclusive": 0.5, "manipulated": 2.0, "false_positive_rate": 0.05
+  }  # fmt: skip
+  found = Calibration.from_dict(facts)
+  assert found.method == "platt" and found.rates is None and found.score(2.0) == pytest.approx(2.4)
+  assert found.to_dict() == {**facts, "method": "platt"}
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"method": "beta"}, "there are platt, temperature, isotonic"),
+    ({"scale": 0.0}, "above 0, got 0"),
+    ({"curve": ((0.0, 0.0),)}, "has a rising curve"),
+    ({"method": "isotonic"}, "has a rising curve"),
+    ({"method": "isotonic", "curve": ((0.0, 1.0), (1.0, 1.0))}, "has a rising curve"),
+  ],
+)
+def test_what_is_no_calibration_is_refused(change, message):
+  facts = {"scale": 1.0, "offset": 0.0, "inconclusive": 0.0, "manipulated": 1.0, "false_positive_rate": 0.05}
+  with pytest.raises(ValueError, match=message):
+    Calibration(**{**facts, **change})

@@ -442,3 +442,28 @@ def test_cards_of_several_models_make_one_table():
 
 def test_every_bucket_has_a_name():
   assert len(dict(levels.SHARPNESS_BUCKETS)) == 3 and levels.SHARPNESS_BUCKETS[-1][1] == np.inf
+
+
+def test_the_page_shows_whether_maps_are_faithful():
+  def gain(value, interval=(0.2, 0.4)):
+    return {"value": value, "interval": interval and list(interval)}
+
+  maps = {
+    "pairs": 40,
+    "groups": 31,
+    "shares": [0.0, 0.5, 1.0],
+    "logit_fake": 2.0,
+    "logit_real": -1.5,
+    "deletion": {"map": [2.0, -1.0, -1.5], "random": [2.0, 0.2, -1.5], "other": [2.0, -0.3, -1.5]},
+    "insertion": {"map": [-1.5, 1.4, 2.0], "random": [-1.5, 0.2, 2.0], "other": [-1.5, 0.5, 2.0]},
+    "area": {w: {"map": 0.1, "random": 0.2, "other": 0.3} for w in ("deletion", "insertion")},
+    "gain": {w: {"random": gain(0.31), "other": gain(0.12, None)} for w in ("deletion", "insertion")},
+  }
+  found = json.loads(json.dumps(made(scored(videos()), faithfulness=maps)))
+  page, plain = card_report.render_html(found), card_report.render_html(made(scored(videos())))
+  assert page.count("<svg") == plain.count("<svg") + 2 and page.count("line random") == 2
+  assert "Do the region maps show" in page and "Do the region maps show" not in plain
+  told = card_report.summary(found)
+  assert "Region maps of 40 held-out pseudo-fakes" in told and "0.31 (0.20 to 0.40)" in told
+  assert "Region maps" not in card_report.summary(made(scored(videos())))
+  assert json.dumps(found["faithfulness"]) == json.dumps(maps) and found["schema_version"] == "1.1"

@@ -417,3 +417,20 @@ def test_a_command_starts_again_with_large_pages_and_without_ynnpack_unless_the_
   assert added["XLA_FLAGS"] == f"--a=1 {flag}=-individual_convolution"
   # An XLA that does not know a flag aborts.
   assert "XLA_FLAGS" not in dispatcher.tuned_environment({}, jaxlib="0.99.0")
+
+
+def test_a_prevalence_is_told_with_each_verdict(capsys):
+  assert answer("fake.mp4", "real.jpg", as_json=True, prevalence=0.1) == 0
+  first, second = json.loads(capsys.readouterr().out)
+  # 0.9 of one half is 9 to 1; of a tenth 1 to 1.
+  assert first["at_prevalence"]["probability"] == pytest.approx(0.5)
+  assert second["at_prevalence"]["prevalence"] == 0.1
+  assert answer("fake.mp4", as_json=True) == 0
+  assert json.loads(capsys.readouterr().out)["at_prevalence"] is None
+
+
+def test_a_prevalence_is_one_share():
+  assert detect.one_prevalence(None) is None and detect.one_prevalence([0.02]) == 0.02
+  for values in ([0.0], [1.0], [0.1, 0.2]):
+    with pytest.raises(app.UsageError, match="one share above 0"):
+      detect.one_prevalence(values)

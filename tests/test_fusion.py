@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny import random_variables
 
-from deepscan_jax.models import fusion
-from deepscan_jax.models.interface import BranchOutput
+from deepscan_jax.config import ModelConfig
+from deepscan_jax.models import detector, fusion
+from deepscan_jax.models.interface import BranchOutput, DetectorOutput
 
 BATCH, WIDTH = 5, 8
 # Sorted by name, as jit returns dicts.
@@ -176,3 +177,36 @@ def test_modality_dropout_hides_at_its_rate():
   kept = np.asarray(fusion.drop_modalities(jax.random.key(1), present, rate=0.3))
   # Each is hidden with probability 0.3, unless both would be: then one is spared.
   assert kept.mean() == pytest.approx(1 - 0.3 + 0.09 / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["weighted", "attention", "bottlenecks"])
+def test_leaving_one_out_is_a_fusion_that_never_knew_it(name):
+  config = ModelConfig(
+    branches=tuple(TOKENS),
+    fusion="weighted" if name == "weighted" else "attention",
+    fusion_heads=2,
+    bottlenecks=3 if name == "bottlenecks" else 0,
+  )
+  branches = fake_branches()
+  module = fusion.AttentionFusion(heads=2, bottlenecks=config.bottlenecks)
+  variables = random_variables(module, branches, train=False)
+  output = DetectorOutput(logit=jnp.zeros(BATCH), branches=branches, weights=jnp.zeros((BATCH, 3)))
+  found = detector.leave_one_out(config, {"params": {"fusion": variables["params"]}}, output)
+  assert list(found) == list(TOKENS)
+  for left_out, logit in found.items():
+    others = {key: branch for key, branch in branches.items() if key != left_out}
+    if name == "weighted":
+      expected, _ = fusion.weighted_ensemble(others)
+    else:
+      expected, _ = module.apply(variables, others, train=False)
+    np.testing.assert_allclose(logit, expected, atol=1e-5)
+  # What was absent all along changes nothing, and where all else is absent nothing is left.
+  whole = (
+    fusion.weighted_ensemble(branches)
+    if name == "weighted"
+    else module.apply(variables, branches, train=False)
+  )
+  for index, key in enumerate(TOKENS):
+    gone = ~PRESENT[:, index]
+    np.testing.assert_allclose(found[key][gone], whole[0][gone], atol=1e-5)
+    assert (found[key][PRESENT[:, index] & (PRESENT.sum(axis=1) == 1)] == 0).all()

@@ -108,7 +108,8 @@ def test_a_face_that_is_too_small_is_seen_but_not_judged(detector):
   (person,) = verdict.people
   assert "face_too_small" in person.sightings[0].reasons and person.deepfake_probability is None
   reason = next(reason for reason in verdict.reasons if reason.code == "face_too_small")
-  assert "48 px are needed" in reason.message
+  assert "48 px are needed" in reason.message and "larger copy" in reason.remedy
+  assert reason.facts["found_px"] < reason.facts["needed_px"] == 48
 
 
 def test_sound_alone_is_not_judged(detector, tmp_path):
@@ -337,7 +338,28 @@ def test_a_recording_that_cannot_be_judged_tells_why(hearing, listener, tmp_path
   for detector in (hearing, listener):
     verdict = detector.detect(path)
     assert verdict.outcome == NOT_APPLICABLE and [r.code for r in verdict.reasons] == ["sound_too_short"]
-    assert "1 s that are needed" in verdict.reasons[0].message
+    (reason,) = verdict.reasons
+    assert "0.50 s long, shorter than the 1 s that are needed" in reason.message
+    assert reason.facts == {"found_s": 0.5, "needed_s": 1.0} and reason.remedy == "Use a longer copy."
+
+
+@pytest.mark.parametrize(
+  ("sound", "code", "found", "bound"),
+  [
+    (np.full(40_000, 1e-6, np.float32), "silent", "found_level", "needed_level"),
+    (media_files.tone(3.0), "no_speech", "found_speech_score", "needed_speech_score"),
+    (
+      np.clip(30 * voices.speech(seconds=3.0, seed=1), -1, 1),
+      "clipped",
+      "most_clipped_share",
+      "found_clipped_share",
+    ),
+  ],
+)
+def test_what_is_wrong_with_a_recording_is_told_in_numbers(listener, tmp_path, sound, code, found, bound):
+  path = media_files.sound(tmp_path / "a.wav", sound, sample_rate_hz=voices.RATE_HZ)
+  (reason,) = listener.detect(path).reasons
+  assert reason.code == code and reason.facts[found] < reason.facts[bound]
 
 
 def test_a_model_of_sound_alone_looks_at_no_face(listener, talkie, monkeypatch):
@@ -375,6 +397,31 @@ def test_windows_over_time_are_judged_with_the_sound_of_their_time(lip_reader, t
   )
   seen = [s.probability for s in person.sightings if s.probability is not None]
   np.testing.assert_allclose(seen, CALIBRATION.probability(judged.frame_logits[0]), atol=1e-5)
+
+
+def test_the_effect_of_a_branch_is_what_is_left_when_its_inputs_are_hidden(lip_reader, talkie):
+  verdict = lip_reader.detect(talkie, frames=8)
+  found = media.decode_clip(talkie, plan=examples.sampling_plan(lip_reader.window, frames=8))
+  (subject,) = examples.find_subjects(found)
+  windows = examples.face_windows(subject, found, window=lip_reader.window)
+  cut = [examples.model_inputs(w, window=lip_reader.window, keys=lip_reader.inputs) for w in windows]
+  inputs = examples.stack(cut)
+  # Only these branches read what these masks hide; the voice is read by two.
+  for name, mask in (("tiny", "crop_mask"), ("tiny_lips", "mouth_mask")):
+    hidden = lip_reader.judge({**inputs, mask: np.zeros_like(inputs[mask])})
+    branch = verdict.branches[name]
+    without = float(CALIBRATION.probability(hidden.logits[0]))
+    assert branch.probability_without == pytest.approx(without, abs=1e-5)
+    whole = lip_reader.judge(inputs).logits[0]
+    expected = CALIBRATION.scale * (whole - hidden.logits[0])
+    assert branch.contribution == pytest.approx(expected, abs=1e-4) and abs(expected) > 1e-3
+  told = verdict.to_dict()["branches"]["tiny_lips"]
+  assert told["contribution"] == pytest.approx(verdict.branches["tiny_lips"].contribution, abs=1e-6)
+
+
+def test_what_was_alone_has_no_effect_to_tell(lip_reader, recording, detector, clip):
+  for verdict in (lip_reader.detect(recording), detector.detect(clip, frames=2)):
+    assert {branch.contribution for branch in verdict.branches.values()} == {None}
 
 
 def test_a_model_of_windows_hears_a_recording(lip_reader, recording):

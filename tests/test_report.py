@@ -516,3 +516,60 @@ def test_a_report_has_the_mode_of_any_new_file(tmp_path):
   assert stat.S_IMODE((tmp_path / "r.html").stat().st_mode) == stat.S_IMODE(
     (tmp_path / "plain").stat().st_mode
   )
+
+
+def of_several_branches() -> Verdict:
+  branches = {
+    "spatial": BranchVerdict(0.9, 0.6, "ok", 1.75, 0.4),
+    "audio": BranchVerdict(0.3, 0.4, "ok", -0.5, 0.86),
+    "lipsync": BranchVerdict(None, 0.0, "absent"),
+  }
+  return dataclasses.replace(make(name="a.mp4"), branches=branches)
+
+
+def test_the_effect_of_each_branch_is_shown():
+  page = Page(report.render_html(of_several_branches()))
+  assert "Its effect" in page.text and "+1.75" in page.text and "\N{MINUS SIGN}0.50" in page.text
+  # The strongest fills its side, to the right where it speaks for manipulation.
+  bars = [a["style"] for a in page.all("span") if a.get("class") in (LIKELY_MANIPULATED, LIKELY_AUTHENTIC)]
+  assert bars == ["left:50.0%;width:50.0%", "left:35.7%;width:14.3%"]
+  told = " ".join(report.summary_text(of_several_branches(), width=200).replace("\u00a0", " ").split())
+  assert "spatial +1.75 (without it 40 %), audio \N{MINUS SIGN}0.50 (without it 86 %)" in told
+  alone = Page(report.render_html(make(name="a.mp4")))
+  assert "Its effect" not in alone.text and "Without a branch" not in report.summary_text(make())
+
+
+def test_a_persons_marked_times_are_shaded_and_named():
+  answer = make(name="a.mp4", people=1, frames=11)
+  page = Page(report.render_html(answer))
+  # From 0.7 on: the frames from 8 s on, each half a second to either side.
+  (mark,) = classes(page, "rect", "marked")
+  assert (float(mark["x"]), float(mark["width"])) == (75.0, 25.0)
+  assert "Marked as likely manipulated: 7.5 to 10.0" in page.text.replace("\u00a0", " ")
+  assert "marked: 7.5 to 10.0" in report.summary_text(answer, width=300)
+  picture = make(name="a.jpg", people=1, frames=1)
+  assert "marked" not in report.summary_text(picture)
+
+
+def test_what_to_do_about_a_reason_stands_behind_it():
+  small = Reason(
+    "face_too_small", "The largest face is 41 px across.", "Use a larger copy.", {"found_px": 41}
+  )
+  answer = dataclasses.replace(make(NOT_APPLICABLE, None, people=0, name="a.jpg"), reasons=(small,))
+  for text in (Page(report.render_html(answer)).text, report.summary_text(answer, width=300)):
+    assert "The largest face is 41 px across. Use a larger copy." in text
+
+
+def test_what_a_verdict_is_worth_is_told_where_it_was_asked():
+  rates = verdict.OutcomeRates((0.75, 0.2, 0.05), (0.3, 0.2, 0.5), 200, 100)
+  answer = dataclasses.replace(make(name="a.mp4"), rates=rates, prevalence=0.01)
+  for text in (Page(report.render_html(answer)).text, report.summary_text(answer, width=900)):
+    text = text.replace("\u00a0", " ")
+    assert "Where 1 % of the files are fakes, the probability of this one is 3.9 %" in text
+    assert "of all that is called likely manipulated 9.2 %" in text
+    assert "of 10,000 files 495 are false alarms and 50 fakes are found" in text
+  unknown = dataclasses.replace(answer, rates=None)
+  assert "`deepscan calibrate` does that" in report.worth_sentence(unknown)
+  nothing = dataclasses.replace(make(NOT_APPLICABLE, None, name="a.mp4"), prevalence=0.5)
+  assert report.worth_sentence(nothing).endswith("nothing was judged, so nothing is known.")
+  assert "Where" not in report.summary_text(make(name="a.mp4")) and report.worth_sentence(make()) == ""

@@ -182,8 +182,13 @@ def test_real_ones_alone_are_paired_with_pseudofakes_and_the_tables_stay(prepare
   }
   assert pairs["window"]["auc"]["value"] == pytest.approx(found["pairs"]["all"]["auc"])
   assert set(found["results"]["pairs"]["by"]["condition"]) == {"plain", "degraded"}
+  # The region maps of all plain pairs were tested; too few groups for an interval.
+  maps = found["faithfulness"]
+  assert maps["pairs"] == 6 and maps["gain"]["deletion"]["random"]["interval"] is None
+  of_plain = found["scores"]["label"], found["scores"]["score"]
+  assert len(of_plain[0]) == 12 and np.isfinite(maps["deletion"]["other"]).all()
   alone = scoring.evaluate_model(model, data_dir=prepared_dataset, pairs=False, draws=DRAWS)
-  assert set(alone["results"]) == {"labelled"} and "pairs" not in alone
+  assert set(alone["results"]) == {"labelled"} and "pairs" not in alone and alone["faithfulness"] is None
 
 
 def test_a_model_is_not_shown_off_on_what_chose_it(prepared_dataset, model):
