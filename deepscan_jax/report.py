@@ -405,7 +405,7 @@ def worth_sentence(answer: Verdict) -> str:
   if worth["share_of_fakes"] is None:
     return (
       f"{told}. How often this model calls validation examples what it called this file was not stored with "
-      "it; `deepscan calibrate` does that."
+      "it; deepscan calibrate does that."
     )
   low, high = worth["share_of_fakes_interval"]
   return (

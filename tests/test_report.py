@@ -569,7 +569,7 @@ def test_what_a_verdict_is_worth_is_told_where_it_was_asked():
     assert "of all that is called likely manipulated 9.2 %" in text
     assert "of 10,000 files 495 are false alarms and 50 fakes are found" in text
   unknown = dataclasses.replace(answer, rates=None)
-  assert "`deepscan calibrate` does that" in report.worth_sentence(unknown)
+  assert "deepscan calibrate does that" in report.worth_sentence(unknown)
   nothing = dataclasses.replace(make(NOT_APPLICABLE, None, name="a.mp4"), prevalence=0.5)
   assert report.worth_sentence(nothing).endswith("nothing was judged, so nothing is known.")
   assert "Where" not in report.summary_text(make(name="a.mp4")) and report.worth_sentence(make()) == ""
