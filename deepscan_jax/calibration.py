@@ -76,9 +76,13 @@ class Calibration:
     return cls(**{**facts, "rates": OutcomeRates.from_dict(rates) if rates else None})
 
   def to_dict(self) -> dict:
-    """Plain values for JSON; what says nothing is left out."""
-    facts = dataclasses.asdict(self)
-    return {key: value for key, value in facts.items() if value not in ((), None)}
+    """Plain values, as they come back from JSON; what says nothing is left out."""
+    facts = {key: value for key, value in dataclasses.asdict(self).items() if value not in ((), None)}
+    if self.curve:
+      facts["curve"] = [list(point) for point in self.curve]
+    if self.rates:
+      facts["rates"] |= {"real": list(self.rates.real), "fake": list(self.rates.fake)}
+    return facts
 
   @property
   def temperature(self) -> float:

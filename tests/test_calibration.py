@@ -212,7 +212,8 @@ def test_isotonic_helps_where_the_curve_is_no_sigmoid():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_calibration_comes_back_from_json(method):
   found = fitted(method)
-  assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+  facts = json.loads(json.dumps(found.to_dict()))
+  assert Calibration.from_dict(facts) == found and facts == found.to_dict()
   assert found.rates.real[2] <= 0.05 and sum(found.rates.fake) == pytest.approx(1)
   assert found.rates.real_groups == 400 and found.rates.fake_groups == 300
 

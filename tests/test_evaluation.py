@@ -125,6 +125,15 @@ def test_a_model_is_calibrated_on_validation_and_measured_on_test(prepared_datas
   for source in set(untouched.source):
     real = untouched.rows(untouched.source == source).real
     assert metrics.false_positive_rate(real, threshold=written["calibration"]["manipulated"]) <= 0.25
+  assert detector.calibration.rates.real_groups == len(set(untouched.group))
+  # Another way to a probability changes no threshold of logits, and is read back with the model.
+  again = evaluation.calibrate_model(
+    folder, data_dir=prepared_dataset, false_positive_rate=0.25, method="isotonic"
+  )
+  curved = load_detector(folder).calibration
+  assert curved.method == "isotonic" and curved.to_dict() == again["calibration"]
+  assert curved.manipulated == detector.calibration.manipulated
+  detector = load_detector(folder)
   figures = evaluation.measure_model(detector, data_dir=prepared_dataset)
   assert figures["split"] == "test" and figures["model"]["sha256"] == detector.metadata["sha256"]
   assert set(figures["pairs"]) == {"plain", "degraded", "all"}
