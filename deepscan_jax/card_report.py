@@ -300,9 +300,12 @@ def _faithfulness_card(found: Mapping | None) -> Html | str:
   low, high = min(heights), max(heights)
   span = high - low or 1.0
   ticks = [((tick - low) / span, f"{tick:g}") for tick in round_ticks(low, low + span)]
-  shares = [(tick, f"{100 * tick:g} %") for tick in (0, 0.25, 0.5, 0.75, 1)]
+  shares = [(tick, f"{100 * tick:g}") for tick in (0, 0.25, 0.5, 0.75, 1)]
   figures = []
-  for way, x_words in (("deletion", "of the fake replaced by its twin"), ("insertion", "of the fake put in")):
+  for way, x_words in (
+    ("deletion", "% of the fake replaced by its twin"),
+    ("insertion", "% of the fake put in"),
+  ):
     lines = [
       _line(zip(found["shares"], ((y - low) / span for y in curve), strict=True), order=order)
       for order, curve in found[way].items()
