@@ -317,13 +317,19 @@ def memory_rows(*, memory_row: Callable) -> list:
   """The rows of memory, for launch.benchmark, whose row this is."""
   from deepscan_jax.config import load_preset
 
-  needed, peak = in_own_process(functools.partial(peak_of_steps, load_preset("full"), FULL_BATCH))
-  what = f"of a training step of the preset full, batch {FULL_BATCH}"
-  rows = [memory_row(f"arguments, results and temporaries {what}", needed)]
-  if peak is None:
-    print(f"This machine has too little memory to take {what[3:]}.", file=sys.stderr)
-    return rows
-  return [*rows, memory_row(f"peak memory, with the compiler, {what}", peak)]
+  full, rows = load_preset("full"), []
+  # At once, and one example after the other.
+  for parts in (1, FULL_BATCH):
+    config = dataclasses.replace(full, train=dataclasses.replace(full.train, accumulate=parts))
+    needed, peak = in_own_process(functools.partial(peak_of_steps, config, FULL_BATCH))
+    what = f"of a training step of the preset full, batch {FULL_BATCH}"
+    what += f", train.accumulate={parts}" if parts > 1 else ""
+    rows.append(memory_row(f"arguments, results and temporaries {what}", needed))
+    if peak is None:
+      print(f"This machine has too little memory to take {what[3:]}.", file=sys.stderr)
+    else:
+      rows.append(memory_row(f"peak memory, with the compiler, {what}", peak))
+  return rows
 
 
 def peak_of_steps(config: Config, size: int) -> tuple[float, float | None]:
