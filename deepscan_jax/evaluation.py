@@ -230,8 +230,8 @@ def calibrate_model(
       )
   if not found:
     raise ValueError(
-      f"{folder} cannot be calibrated, which needs both classes: {', and '.join(lacking) or 'no scores'}; add "
-      "what is missing, or another dataset."
+      f"{folder} cannot be calibrated, which needs both classes: {', and '.join(lacking) or 'no scores'}; "
+      "add what is missing, or another dataset."
     )
   for sentence in lacking:
     logging.warning("A part of %s keeps the calibration that it had, or none: %s.", folder, sentence)

@@ -8,7 +8,6 @@ import optax
 
 from deepscan_jax.config import TrainConfig
 
-
 # Parameters that weight decay leaves alone, whatever their shape, by the last part of their name.
 _NEVER_DECAYED = frozenset({"bias", "scale", "probe", "bottlenecks"})
 
