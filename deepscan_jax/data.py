@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -306,16 +307,24 @@ def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[s
 def split_sizes(config: DataConfig, *, data_dir: str | Path) -> dict[str, dict[str, int]]:
   """How many examples each split of each dataset holds, as its dataset_info.json says; no split is opened.
 
+  Of a fold, those that its train and its validation hold; test stays as it is.
+
   Raises:
     FileNotFoundError: a dataset has not been built.
   """
-  return {
+  sizes = {
     name: {
       split: info.num_examples
       for split, info in tfds.builder_from_directory(_directory(name, Path(data_dir))).info.splits.items()
     }
     for name in config.datasets
   }
+  if fold := Fold.of(config):
+    divided = _divided(fold, Path(data_dir))
+    for name, split in itertools.product(config.datasets, _DIVIDED):
+      stored = [of for part in _DIVIDED for of in divided[name, part]]
+      sizes[name][split] = sum(folds.belongs(of, split, fold.number) for of in stored)
+  return sizes
 
 
 @functools.cache

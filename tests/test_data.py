@@ -644,3 +644,17 @@ def test_the_sizes_of_all_splits_are_told_without_opening_one(prepared_dataset, 
   assert sizes == {"real_only": expected}
   with pytest.raises(FileNotFoundError, match=r"build it with"):
     data.split_sizes(dataclasses.replace(CONFIG, datasets=("nothing",)), data_dir=prepared_dataset)
+
+
+def test_the_sizes_of_a_fold_are_those_that_its_sources_have(prepared_dataset):
+  (whole,) = data.split_sizes(CONFIG, data_dir=prepared_dataset).values()
+  held = []
+  for number in range(2):
+    config = dataclasses.replace(CONFIG, folds=2, fold=number)
+    (sizes,) = data.split_sizes(config, data_dir=prepared_dataset).values()
+    for split in ("train", "validation"):
+      source = data.ExampleSource(["real_only"], split, prepared_dataset, fold=data.Fold.of(config))
+      assert sizes[split] == len(source) != whole[split]
+    assert sizes["test"] == whole["test"]
+    held.append(sizes["validation"])
+  assert sum(held) == whole["train"] + whole["validation"]
