@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deepscan_jax.config import differences
+from deepscan_jax.files import write_whole
 from deepscan_jax.logs import TIMING, clock, is_validation
 from deepscan_jax.report import (
   DASH,
@@ -23,7 +24,6 @@ from deepscan_jax.report import (
   printable,
   round_ticks,
   tag,
-  write_whole,
 )
 
 # A longer curve is drawn by the means of as many stretches of equal length.
