@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -42,6 +43,8 @@ PSEUDOFAKES = ("face", "voice", "sync")
 _TEXT_KEYS = ("id", "group", "source", "method")
 _FACT_KEYS = (*_TEXT_KEYS, "dataset", "kind", "face_size_px")
 _ENCODED_KEYS = ("faces", "mouths")
+# Of which a validation with a limit takes no more while it leaves files out.
+_EXAMPLES_OF_A_FILE = 4
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 # The splits that folds divide.
 _DIVIDED = ("train", "validation")
@@ -112,9 +115,10 @@ class ExampleSource:
     fold: Fold | None = None,
   ):
     self.inputs = tuple(inputs)
+    self._data_dir = Path(data_dir)
     data_dir, fold = Path(data_dir), fold if split != "test" else None
     places = [(name, part) for name in names for part in (_DIVIDED if fold else (split,))]
-    self._names = [name for name, _ in places]
+    self._places, self._names = places, [name for name, _ in places]
     self._sources = [_open(name, part, data_dir) for name, part in places]
     divided = _divided(fold, data_dir) if fold else {}
     weights, wanted = dict(source_weights), None if labels is None else set(labels)
@@ -146,6 +150,16 @@ class ExampleSource:
 
   def __len__(self) -> int:
     return len(self._rows)
+
+  def files(self) -> list[tuple[int, str]]:
+    """Of each example which file it is a part of: pairs that are equal for examples of one file."""
+    indices = [
+      _index(*place, self._data_dir) if len(s) else []
+      for place, s in zip(self._places, self._sources, strict=True)
+    ]
+    ids = [(s, indices[s][i][0]["id"].decode()) for s, i in self._rows]
+    # An example's id ends in its place in the file.
+    return [(s, name.rpartition("#")[0] or name) for s, name in ids]
 
   def __getitem__(self, index: int) -> dict:
     source, row = self._rows[index]
@@ -293,16 +307,24 @@ def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[s
 def split_sizes(config: DataConfig, *, data_dir: str | Path) -> dict[str, dict[str, int]]:
   """How many examples each split of each dataset holds, as its dataset_info.json says; no split is opened.
 
+  Of a fold, those that its train and its validation hold; test stays as it is.
+
   Raises:
     FileNotFoundError: a dataset has not been built.
   """
-  return {
+  sizes = {
     name: {
       split: info.num_examples
       for split, info in tfds.builder_from_directory(_directory(name, Path(data_dir))).info.splits.items()
     }
     for name in config.datasets
   }
+  if fold := Fold.of(config):
+    divided = _divided(fold, Path(data_dir))
+    for name, split in itertools.product(config.datasets, _DIVIDED):
+      stored = [of for part in _DIVIDED for of in divided[name, part]]
+      sizes[name][split] = sum(folds.belongs(of, split, fold.number) for of in stored)
+  return sizes
 
 
 @functools.cache
@@ -591,7 +613,7 @@ def held_out_batches(
 
   Args:
     held_out: random access.
-    limit: at most so many pairs or examples; 0 = all.
+    limit: at most so many pairs or examples, see `chosen_examples`; 0 = all.
     batch_size: rows in a batch, both twins counted.
     shard: (index, count): of count parts the one with every count-th pair or example, from index on.
 
@@ -601,8 +623,7 @@ def held_out_batches(
     holds) and face_size_px, the median size of its faces in the file, NaN where not known.
   """
   at_once = batch_size // held_out.rows
-  count = min(limit, len(held_out)) if limit else len(held_out)
-  chosen = np.linspace(0, len(held_out) - 1, count).astype(int).tolist()[shard[0] :: shard[1]]
+  chosen = chosen_examples(held_out, limit=limit)[shard[0] :: shard[1]]
   if not chosen:
     return
   dataset = grain.MapDataset.source(chosen).map(held_out.__getitem__)
@@ -617,6 +638,37 @@ def held_out_batches(
         batch = examples.stack(waiting, size=at_once)
         yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
         waiting = []
+
+
+def chosen_examples(held_out: HeldOutPairs | HeldOutExamples, *, limit: int) -> list[int]:
+  """The indices, in their order, of at most so many pairs or examples, evenly spread over the split's files.
+
+  A figure of whole videos needs several examples of each. So files are chosen rather than examples: of each
+  file at most four, evenly spread in it, and as many files as the limit then allows; where it allows all of
+  them, more of each. Limits below 32 take fewer of a file, so that there are some files.
+
+  Args:
+    held_out: of what.
+    limit: 0 = all.
+  """
+  if not limit or limit >= len(held_out):
+    return list(range(len(held_out)))
+  draws, members = len(held_out) // len(held_out.source), {}
+  for index, file in enumerate(held_out.source.files()):
+    members.setdefault(file, []).extend(range(index * draws, (index + 1) * draws))
+  files = list(members.values())
+  most = min(max(limit // 8, 1), _EXAMPLES_OF_A_FILE)
+  while sum(min(len(file), most + 1) for file in files) <= limit:
+    most += 1
+  files = [_evenly(file, min(len(file), most)) for file in files]
+  count = min(len(files), limit * len(files) // sum(map(len, files)))
+  while sum(map(len, chosen := _evenly(files, count))) > limit:
+    count -= 1
+  return sorted(index for file in chosen for index in file)
+
+
+def _evenly(things: list, count: int) -> list:
+  return [things[place] for place in np.linspace(0, len(things) - 1, count).astype(int).tolist()]
 
 
 def listed_examples(

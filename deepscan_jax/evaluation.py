@@ -5,6 +5,7 @@ Models are calibrated and measured by them.
 
 import dataclasses
 import functools
+import logging
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -188,7 +189,8 @@ def calibrate_model(
 ) -> dict:
   """Fits a model's probabilities and thresholds on the validation split and writes them into the model.
 
-  What the data say nothing about keeps its calibration.
+  What the data say nothing about, or of which they hold one class alone, keeps its calibration; the latter is
+  said in a warning.
 
   Args:
     folder: of the model.
@@ -198,16 +200,19 @@ def calibrate_model(
 
   Returns:
     The calibrations as they were written, by inference.CALIBRATIONS: of examples with faces and of sound
-    alone, where the data hold them.
+    alone, where the data hold both classes of them.
+
+  Raises:
+    ValueError: the data hold both classes of neither.
   """
   if scores is None:
     detector = Detector(folder, calibrated=False)
     scores = held_out_scores(detector, data_dir=data_dir, split="validation")
   facts = {k: v for k, v in checkpoints.read_model(folder).items() if k != "sha256"}
-  found = {}
+  found, lacking = {}, []
   for key, faces in zip(CALIBRATIONS, (True, False), strict=True):
     every, real = (scores[kind].rows(scores[kind].has_faces == faces) for kind in ("all", "untouched"))
-    if len(every.labels):
+    if len(every.real) and len(every.fake):
       found[key] = dataclasses.asdict(
         calibrate(
           every.labels,
@@ -218,7 +223,19 @@ def calibrate_model(
           false_positive_rate=false_positive_rate,
         )
       )
-  checkpoints.write_model_json(folder, {**{k: v for k, v in facts.items() if k not in CALIBRATIONS}, **found})
+    elif len(every.labels):
+      what = "examples with faces" if faces else "sound alone"
+      lacking.append(
+        f"of {what} the validation split holds {len(every.real)} real and {len(every.fake)} fake"
+      )
+  if not found:
+    raise ValueError(
+      f"{folder} cannot be calibrated, which needs both classes: {', and '.join(lacking) or 'no scores'}; "
+      "add what is missing, or another dataset."
+    )
+  for sentence in lacking:
+    logging.warning("A part of %s keeps the calibration that it had, or none: %s.", folder, sentence)
+  checkpoints.write_model_json(folder, {**facts, **found})
   return found
 
 

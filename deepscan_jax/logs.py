@@ -18,6 +18,8 @@ from typing import TextIO
 
 import jax
 
+from deepscan_jax.files import write_whole
+
 TIMING = "time/"
 # Nothing is said of the speed from less than this: two marks a moment apart say little.
 _LEAST_S = 1e-3
@@ -228,9 +230,7 @@ def drop_rows_after(path: Path, step: int) -> None:
   lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
   kept = [line for line in lines if _step_of(line) <= step]
   # Whole or not at all: the process may be killed here, too.
-  part = path.with_name(f"{path.name}.part")
-  part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-  part.replace(path)
+  write_whole(path, "".join(f"{line}\n" for line in kept), durable=False)
 
 
 class Progress:

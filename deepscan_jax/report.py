@@ -13,9 +13,7 @@ import hashlib
 import html
 import itertools
 import json
-import os
 import shutil
-import tempfile
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,6 +23,7 @@ import cv2
 import numpy as np
 
 from deepscan_jax import verdict as verdicts
+from deepscan_jax.files import write_whole
 from deepscan_jax.verdict import FACES, SOUND, Evidence, Person, Sighting, SoundWindow, Thresholds, Verdict
 from deepscan_jax.version import __version__
 
@@ -121,27 +120,6 @@ def write_html(
     OSError: it cannot be written.
   """
   write_whole(path, render_html(answers, created=created))
-
-
-def write_whole(path: str | Path, text: str) -> None:
-  """Writes a text file that appears whole or not at all, readable as any new file of the user's is.
-
-  Raises:
-    OSError: it cannot be written.
-  """
-  path = Path(path)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-  try:
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-      file.write(text)
-    # mkstemp makes files that only their owner can read; a report should be as readable as any new file.
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
 
 
 def summary_text(answer: Answer, *, color: bool = False, width: int | None = None) -> str:

@@ -9,16 +9,21 @@
 A preset says everything; flags change single fields of it, and --set any field. The same command again goes
 on where the last saved step was; a workdir of other settings is refused, and they are named. Training stops
 after its epochs or steps, at --target_accuracy, or after train.patience validations (20) without a better
-train.metric (the AUC of whole videos). The model of the best validation lies in WORKDIR/best and is used with
-`deepscan detect --model_path=WORKDIR/best`; WORKDIR/last is the model of the last step, to be calibrated
+train.metric: the AUC of whole videos, but for the preset `default` where it learns without labels, from
+pictures, which has that of single ones. The model of the best validation lies in WORKDIR/best and is used
+with `deepscan detect --model_path=WORKDIR/best`; WORKDIR/last is the model of the last step, to be calibrated
 before it is used. The test split is never opened. SIGTERM or Ctrl-C finishes the step, saves, says how to go
 on and ends with exit code 0, or the one of --stopped_exit_code.
 
 What is learnt: a preset with pseudo-fakes makes forgeries of real examples, and needs no known ones. Where
 --datasets names data that hold known forgeries, their labels are learnt instead, real and fake examples
-drawn equally often (data.pseudofakes=false, data.balance_classes=true), and this is said. To decide
-otherwise, --set=data.pseudofakes=true learns from the real examples alone, and with
---set=data.labelled_share=0.5 half of the pairs hold a known forgery.
+drawn equally often (data.pseudofakes=false, data.balance_classes=true), by focal loss with weights 1.0 of
+real and 1.5 of fake examples (train.focal_gamma=2, train.class_weights=[1,1.5]) and a weight decay of 1e-4,
+and the model with the best AUC of whole videos is kept (train.metric=video_auc), whatever the preset says;
+this is said, and --set sets any of it otherwise. To decide otherwise what is learnt,
+--set=data.pseudofakes=true learns from the real examples alone, by the preset's own objective, and with
+--set=data.labelled_share=0.5 half of the pairs hold a known forgery. A preset that learns labels anyway
+stays as it is.
 
 --folds=5 divides train and validation together into five parts that share no person and no source video,
 trains a model without each in WORKDIR/fold_0 to fold_4, scores each part with the model that has not seen it,
@@ -35,10 +40,11 @@ elsewhere add --coordinator_address=HOST0:8476 --num_processes=2 --process_id=0 
 """
 
 import dataclasses
+import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -293,7 +299,7 @@ def configured(
     _say(f"train.steps={config.train.steps} takes the place of the preset's {config.train.epochs} epochs.")
     config = _with_train(config, epochs=0)
   if "datasets" in given and not names & {"data.pseudofakes", "data.labelled_share"}:
-    config = learning_labels(config, data_dir=data_dir, balance="data.balance_classes" not in names)
+    config = learning_labels(config, data_dir=data_dir, kept=names)
   return without_late_restarts(config)
 
 
@@ -312,15 +318,26 @@ def resolved_dataset(name: str, data_dir: str) -> str:
   return f"{name}/{own[0].name}" if own and config is None else name
 
 
-def learning_labels(config, *, data_dir: str, balance: bool):
+# The objective where labels are learnt; a preset for pseudo-fakes has another. Lin et al. 2017
+# (arXiv:1708.02002) for focal_gamma.
+_OF_LABELS = {
+  "metric": "video_auc",
+  "focal_gamma": 2.0,
+  "class_weights": (1.0, 1.5),
+  "weight_decay": 1e-4,
+}
+
+
+def learning_labels(config, *, data_dir: str, kept: Collection[str] = ()):
   """Returns the config with the labels of its datasets learnt, where there are known forgeries; says so.
 
-  A preset that learns labels anyway, or mixes them with pseudo-fakes, stays as it is.
+  A preset that learns labels anyway, or mixes them with pseudo-fakes, stays as it is. Others get the
+  objective for labels (_OF_LABELS) and draw real and fake examples equally often.
 
   Args:
     config: with its datasets.
     data_dir: where they are looked for.
-    balance: then draw real and fake examples equally often.
+    kept: fields that stay as they are, "train.metric".
 
   Raises:
     FileNotFoundError: a dataset has not been built.
@@ -336,11 +353,21 @@ def learning_labels(config, *, data_dir: str, balance: bool):
   real, fake = counts[examples.REAL], counts[examples.FAKE]
   if not fake:
     return config
+  balance = "data.balance_classes" not in kept
   _say(
     f"The labels of {', '.join(config.data.datasets)} are learnt ({real:,} real and {fake:,} fake examples"
     + (", drawn equally often)" if balance else ")")
     + "; --set=data.pseudofakes=true learns from the real ones alone."
   )
+  own = {
+    name: value
+    for name, value in _OF_LABELS.items()
+    if f"train.{name}" not in kept and getattr(config.train, name) != value
+  }
+  if own:
+    settings = (f"train.{n}={json.dumps(v, separators=(',', ':'))}" for n, v in own.items())
+    _say(f"As labels are learnt, not the preset but this counts: {', '.join(settings)}; --set changes it.")
+  config = _with_train(config, **own)
   return _with_data(config, pseudofakes=False, balance_classes=balance or config.data.balance_classes)
 
 

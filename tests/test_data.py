@@ -182,6 +182,69 @@ def test_a_limit_takes_evenly_spread_pairs_as_they_are(held_out):
     np.testing.assert_array_equal(batch["crops"][2 * row : 2 * row + 2], every[fact["id"]])
 
 
+class Files:
+  """As an ExampleSource of files with so many examples each, in turn as far as they go."""
+
+  def __init__(self, *sizes: int):
+    self._files = [file for turn in range(max(sizes)) for file, size in enumerate(sizes) if turn < size]
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def files(self) -> list[int]:
+    return self._files
+
+
+def test_a_limit_takes_several_examples_of_each_file_it_chooses():
+  source = Files(*[10] * 1000)
+  chosen = data.chosen_examples(data.HeldOutExamples(source), limit=400)
+  files = np.array(source.files())[chosen]
+  # More files than the limit: were examples chosen, each would be of another file.
+  assert len(chosen) == 400 and chosen == sorted(set(chosen))
+  found, counts = np.unique(files, return_counts=True)
+  assert (counts == 4).all() and (found == np.linspace(0, 999, 100).astype(int)).all()
+  # Spread in each file: its first and its last one are there.
+  first, last = (sorted(files[turn]) for turn in (slice(100), slice(-100, None)))
+  assert first == last == found.tolist() and chosen[-1] == len(source) - 1
+
+
+def test_a_limit_that_allows_all_files_takes_more_of_each():
+  sizes = [1, 3, 20, 20, 7]
+  source = Files(*sizes)
+
+  def counts(limit: int) -> list[int]:
+    chosen = data.chosen_examples(data.HeldOutExamples(source), limit=limit)
+    return np.bincount(np.array(source.files())[chosen], minlength=5).tolist()
+
+  assert counts(0) == counts(51) == counts(1000) == sizes
+  assert counts(50) == [1, 3, 19, 19, 7]
+  assert counts(34) == [1, 3, 11, 11, 7]
+  assert counts(32) == [1, 3, 10, 10, 7]
+  # Of few, one each.
+  assert counts(5) == [1] * 5 and counts(2) == [1, 0, 0, 0, 1] and counts(1) == [1, 0, 0, 0, 0]
+  pairs = data.HeldOutPairs(source, CONFIG, draws=2)
+  assert data.chosen_examples(pairs, limit=5) == [0, 2, 4, 6, 8]
+  for limit in range(1, 52):
+    assert 1 <= sum(counts(limit)) <= limit
+
+
+@pytest.mark.parametrize("count", [1, 7, 399, 400])
+def test_a_limit_on_files_of_one_example_each_spreads_over_them(count):
+  expected = np.linspace(0, 1016, count).astype(int).tolist()
+  assert data.chosen_examples(data.HeldOutExamples(Files(*[1] * 1017)), limit=count) == expected
+
+
+def test_examples_of_a_clip_are_of_one_file(prepared_dataset):
+  source = data.ExampleSource(["real_only"], "test", prepared_dataset)
+  ids = [source[i]["id"] for i in range(len(source))]
+  files = source.files()
+  for i, one in enumerate(ids):
+    for j, other in enumerate(ids):
+      assert (files[i] == files[j]) == (one.rpartition("#")[0] == other.rpartition("#")[0])
+  clip = [name for name in ids if ".mp4" in name]
+  assert len(clip) > 1 and len(set(files)) == len(ids) - len(clip) + 1
+
+
 def test_the_last_batch_is_padded_and_says_so(held_out):
   source = data.HeldOutExamples(held_out)
   batches = list(data.held_out_batches(source, limit=0, batch_size=3))
@@ -581,3 +644,17 @@ def test_the_sizes_of_all_splits_are_told_without_opening_one(prepared_dataset, 
   assert sizes == {"real_only": expected}
   with pytest.raises(FileNotFoundError, match=r"build it with"):
     data.split_sizes(dataclasses.replace(CONFIG, datasets=("nothing",)), data_dir=prepared_dataset)
+
+
+def test_the_sizes_of_a_fold_are_those_that_its_sources_have(prepared_dataset):
+  (whole,) = data.split_sizes(CONFIG, data_dir=prepared_dataset).values()
+  held = []
+  for number in range(2):
+    config = dataclasses.replace(CONFIG, folds=2, fold=number)
+    (sizes,) = data.split_sizes(config, data_dir=prepared_dataset).values()
+    for split in ("train", "validation"):
+      source = data.ExampleSource(["real_only"], split, prepared_dataset, fold=data.Fold.of(config))
+      assert sizes[split] == len(source) != whole[split]
+    assert sizes["test"] == whole["test"]
+    held.append(sizes["validation"])
+  assert sum(held) == whole["train"] + whole["validation"]
