@@ -1,9 +1,9 @@
 """Checks whether this installation works as it should: versions, devices, model, scores, sandbox, folders.
 
 The golden scores tie a checkpoint to what it computed where it was made. `golden_inputs` makes two pictures
-by plain arithmetic, the same on every machine, `golden_batches` all that a model reads out of them; golden.json
-beside the checkpoint holds the model's logits. A maintainer who ships a new checkpoint writes that file with
-`deepscan doctor --write_golden`. Here, on whatever device JAX finds, they must come out the same.
+by plain arithmetic, the same on every machine, and `golden_batches` all that a model reads out of them;
+golden.json beside the checkpoint holds the model's logits. A maintainer who ships a new checkpoint writes that
+file with `deepscan doctor --write_golden`. Here, on whatever device JAX finds, they must come out the same.
 """
 
 import dataclasses
@@ -162,8 +162,8 @@ def compare_golden(scores: dict[str, float], expected: dict[str, float]) -> Chec
   remedy = "Do not trust scores of this installation; reinstall it and report this."
   if device["device"] != "cpu" and device["matmul_precision"] == "default":
     remedy = (
-      "This device shortens factors by default; set JAX_DEFAULT_MATMUL_PRECISION=highest, and look again. If the "
-      "difference stays, do not trust scores of this installation, and report this."
+      "This device shortens factors by default; set JAX_DEFAULT_MATMUL_PRECISION=highest, and look again. If "
+      "the difference stays, do not trust scores of this installation, and report this."
     )
   return Check("golden scores", FAIL, f"{detail}; {GOLDEN_DRIFT:g} is allowed", remedy)
 

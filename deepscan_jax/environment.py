@@ -1,4 +1,4 @@
-"""What a result was computed with: versions of packages, and the device. Reports and `deepscan doctor` tell it."""
+"""What a result was computed with: versions of packages, and the device; reports and `doctor` tell it."""
 
 import functools
 import importlib.metadata
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, str]:
-  """Where JAX computes: "device", such as "cpu" or "NVIDIA H100", and "matmul_precision", "default" or as set.
+  """Where JAX computes: "device", such as "cpu" or "NVIDIA H100", and "matmul_precision", as set or "default".
 
   The latter is JAX's option: accelerators shorten factors by default, and scores move with it.
   """

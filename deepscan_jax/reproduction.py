@@ -98,15 +98,15 @@ def read_report(path: str | Path) -> list[dict]:
   entries = found if isinstance(found, list) else [found]
   if not entries or not all(map(_is_entry, entries)):
     raise ValueError(
-      f"{path} is no report of `deepscan detect --output_json`: that is an object, or a list of objects, each with "
-      "schema_version, file, and an outcome or an error."
+      f"{path} is no report of `deepscan detect --output_json`: that is an object, or a list of objects, "
+      "each with schema_version, file, and an outcome and a model, or an error."
     )
   ours = SCHEMA_VERSION.partition(".")[0]
   for entry in entries:
     if str(entry["schema_version"]).partition(".")[0] != ours:
       raise ValueError(
-        f"{path} has schema version {entry['schema_version']}, and this deepscan_jax reads {ours}.x; reproduce it "
-        "with the version that wrote it."
+        f"{path} has schema version {entry['schema_version']}, and this deepscan_jax reads {ours}.x; "
+        "reproduce it with the version that wrote it."
       )
   return entries
 
@@ -132,7 +132,8 @@ def compare(then: Mapping, now: Mapping, *, tolerance: float = TOLERANCE) -> Com
 
 
 def changed_run(then: Mapping, now: Mapping) -> dict[str, tuple[object, object]]:
-  """Versions and devices that are not the same, by name (then, now); what the report does not tell is left out.
+  """Versions and devices that are not the same, by name (then, now); what the report does not tell is left
+  out.
 
   Args:
     then, now: verdicts as JSON.
@@ -206,7 +207,10 @@ def _is_entry(entry: object) -> bool:
     isinstance(entry, Mapping)
     and "schema_version" in entry
     and isinstance(entry.get("file"), Mapping)
-    and ("outcome" in entry or isinstance(entry.get("error"), Mapping))
+    and (
+      ("outcome" in entry and isinstance(entry.get("model"), Mapping))
+      or isinstance(entry.get("error"), Mapping)
+    )
   )
 
 

@@ -3,8 +3,8 @@
     deepscan reproduce report.json
     deepscan reproduce report.json --media=/where/the/files/are/now --model_path=runs/mine/best
 
-A report is what `deepscan detect --output_json` wrote, of one file or of several. File and model must be those
-of the report, by their sha256. Outcomes, codes and the number of things must be equal, and every probability
+A report is what `deepscan detect --output_json` wrote, of one file or of several. File and model must be
+those of the report, by their sha256. Outcomes, codes and the number of things must be equal, and every probability
 within 0.001; the largest difference is told, and so are versions and devices that are others than then.
 Places in the report are relative to the folder where detect ran: start this there, or in the report's own.
 How far a verdict holds under damage (--stability) is not measured again.
@@ -47,7 +47,7 @@ _MODEL_PATH = flags.DEFINE_string(
 _FRAMES = flags.DEFINE_integer(
   "frames",
   None,
-  f"Frames looked at in a video, for reports of old versions that do not say (default then: {_USUAL_FRAMES}).",
+  f"Frames looked at in a video, for old reports that do not say (then {_USUAL_FRAMES} without it).",
   lower_bound=1,
   upper_bound=4096,
   allow_override=True,
@@ -74,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
     if not path.exists():
       raise FileNotFoundError(f"There is no {path}; --media names a file or a folder.")
   if _OUTPUT_JSON.value:
-    from .detect import check_outputs
     from .detect import Input as Given
+    from .detect import check_outputs
 
     check_outputs([Path(_OUTPUT_JSON.value)], [Given(path) for path in (report_path, *media)])
 
@@ -156,7 +156,8 @@ def find_model(entries: Sequence[dict], model_path: str | None):
   models = {entry["model"].get("sha256"): entry for entry in verdicts}
   if len(models) > 1:
     raise ValueError(
-      f"The report holds verdicts of {len(models)} models; write a report for each, and reproduce them one by one."
+      f"The report holds verdicts of {len(models)} models; write a report for each, and reproduce them "
+      "one by one."
     )
   ((wanted, entry),) = models.items()
   folder = model_path or (entry.get("run") or {}).get("model_path")
