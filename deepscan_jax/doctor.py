@@ -2,8 +2,9 @@
 
 The golden scores tie a checkpoint to what it computed where it was made. `golden_inputs` makes two pictures
 by plain arithmetic, the same on every machine, and `golden_batches` all that a model reads out of them;
-golden.json beside the checkpoint holds the model's logits. A maintainer who ships a new checkpoint writes that
-file with `deepscan doctor --write_golden`. Here, on whatever device JAX finds, they must come out the same.
+golden.json beside the checkpoint holds the model's logits. A maintainer who ships a new checkpoint writes
+that file with `deepscan doctor --write_golden`. Here, on whatever device JAX finds, they must come out the
+same.
 """
 
 import dataclasses

@@ -33,9 +33,10 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, str]:
-  """Where JAX computes: "device", such as "cpu" or "NVIDIA H100", and "matmul_precision", as set or "default".
+  """Where JAX computes: "device", such as "cpu" or "NVIDIA H100", and "matmul_precision", JAX's option, as set
+  or "default".
 
-  The latter is JAX's option: accelerators shorten factors by default, and scores move with it.
+  By default accelerators shorten factors, and scores move with it.
   """
   import jax
 

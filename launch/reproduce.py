@@ -4,8 +4,9 @@
     deepscan reproduce report.json --media=/where/the/files/are/now --model_path=runs/mine/best
 
 A report is what `deepscan detect --output_json` wrote, of one file or of several. File and model must be
-those of the report, by their sha256. Outcomes, codes and the number of things must be equal, and every probability
-within 0.001; the largest difference is told, and so are versions and devices that are others than then.
+those of the report, by their sha256. Outcomes, codes and the number of things must be equal, and every
+probability within 0.001; the largest difference is told, and so are versions and devices that are others than
+then.
 Places in the report are relative to the folder where detect ran: start this there, or in the report's own.
 How far a verdict holds under damage (--stability) is not measured again.
 
