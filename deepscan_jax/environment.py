@@ -33,8 +33,8 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, str]:
-  """Where JAX computes: "device", such as "cpu" or "NVIDIA H100", and "matmul_precision", JAX's option, as set
-  or "default".
+  """Where JAX computes: "device", such as "cpu" or "NVIDIA H100", and "matmul_precision", an option of
+  JAX, as set or "default".
 
   By default accelerators shorten factors, and scores move with it.
   """

@@ -71,7 +71,8 @@ _PART = flags.DEFINE_multi_enum(
 _DATA_DIR = flags.DEFINE_string(
   "data_dir",
   None,
-  "data, train, evaluate, resume: where the default preset's dataset is; without it one of made pictures is built.",
+  "data, train, evaluate, resume: where the default preset's dataset is; without it one of made pictures is "
+  "built.",
   allow_override=True,
 )
 _WORKERS = flags.DEFINE_multi_integer(
