@@ -2,8 +2,8 @@
 
 The figures of a card are worked out, with their intervals, for made scores. Videos of made pictures are
 scored as an evaluation scores a prepared dataset: examples read, decoded, cut, judged, measured and put
-together; and as many examples go through the network alone, stacked beforehand. Both take turns, a part of the
-videos each.
+together; and as many examples go through the network alone, stacked beforehand. Both take turns, a part of
+the videos each.
 """
 
 from __future__ import annotations

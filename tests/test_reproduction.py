@@ -174,7 +174,7 @@ def test_reports_of_one_of_several_and_of_lines_are_read(tmp_path):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("", "is no JSON"),
+    ("", "is no report"),
     ("{]", "is no JSON"),
     ("[]", "is no report"),
     ("[3]", "is no report"),
