@@ -105,7 +105,7 @@ def statistics_of(count: int, *, draws: int, row: Callable) -> list:
     labelled=levels, pairs=None, missing=(), frames=None, faces="", aggregation="", timings={}, parts={}
   )
   protocol = protocols.Protocol(
-    train={}, selection={}, media="prepared", preprocessing=protocols.OWN, frames=None, faces="",
+    train={"datasets": []}, selection={}, media="prepared", preprocessing=protocols.OWN, frames=None, faces="",
     aggregation="", level="video",
   )  # fmt: skip
 
