@@ -105,8 +105,8 @@ def statistics_of(count: int, *, draws: int, row: Callable) -> list:
     labelled=levels, pairs=None, missing=(), frames=None, faces="", aggregation="", timings={}, parts={}
   )
   protocol = protocols.Protocol(
-    train={"datasets": []}, selection={}, media="prepared", preprocessing=protocols.OWN, frames=None, faces="",
-    aggregation="", level="video",
+    train={"datasets": []}, selection={}, media="prepared", preprocessing=protocols.OWN, frames=None,
+    faces="", aggregation="", level="video",
   )  # fmt: skip
 
   def make_card() -> None:
