@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 LIKELY_AUTHENTIC = "likely_authentic"
 INCONCLUSIVE = "inconclusive"
@@ -175,7 +175,10 @@ class Verdict:
     thresholds: of what decided; those of faces and of sound stand with them.
     model: name, version, sha256 of the weights.
     file: name, bytes, sha256, kind, media (facts of the container).
-    timings: seconds by stage; the only part that differs between two runs on the same file.
+    timings: seconds by stage; the only part that differs between two runs on the same file, on one machine.
+    run: what it takes to do the same again (deepscan_jax/reproduction.py): path of the file and frames, as
+      they were given; model_path, None for the one of the package; device, matmul_precision and versions of
+      packages. Nothing is drawn at random.
   """
 
   outcome: str
@@ -193,6 +196,7 @@ class Verdict:
   sound: Sound | None = None
   decided_by: str | None = FACES
   faces: Faces | None = None
+  run: dict = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     if self.decided_by == FACES and self.deepfake_probability is not None:
@@ -283,6 +287,7 @@ class Verdict:
       "model": self.model,
       "file": self.file,
       "timings": self.timings,
+      "run": self.run,
       "warnings": list(self.warnings),
     }
     return _plain(answer)

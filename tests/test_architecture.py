@@ -48,6 +48,8 @@ FORBIDDEN = {
   "card_report": TRAINING | (SERVING - {"report"}) | {"models", "media", "examples", "faces", "scoring"},
   "scoring": LOOP | {"losses", "optimizer", "report", "card_report", "parallel"},
   "copies": {""},
+  "environment": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
+  "reproduction": TRAINING | {"inference", "report", "models", "media", "faces", "examples", "checkpoints"},
   "folds": {""},
   "speech": {""},
   "stopping": {""},
