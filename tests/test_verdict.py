@@ -22,7 +22,7 @@ OF_SOUND = Thresholds(inconclusive=0.8, manipulated=0.9, false_positive_rate=0.0
 EXPECTED_KEYS = {
   "schema_version", "deepfake_probability", "is_deepfake", "confidence", "frame_consistency_score",
   "recommendation", "outcome", "reasons", "thresholds", "branches", "people", "timeline", "model", "file",
-  "timings", "warnings", "faces", "sound", "decided_by",
+  "timings", "warnings", "faces", "sound", "decided_by", "stability",
 }  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_the_json_tells_what_the_sound_and_the_faces_are_each_judged_by():
   faces = Faces(verdict.LIKELY_AUTHENTIC, 0.1, (), THRESHOLDS)
   facts = make(probability=0.95, sound=heard, faces=faces, decided_by="sound", thresholds=OF_SOUND).to_dict()
   assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-  assert facts["decided_by"] == "sound" and facts["schema_version"] == "1.1"
+  assert facts["decided_by"] == "sound" and facts["schema_version"] == "1.2"
   assert facts["thresholds"] == facts["sound"]["thresholds"] == dataclasses.asdict(OF_SOUND)
   assert facts["faces"] == {
     "outcome": "likely_authentic",
