@@ -139,6 +139,13 @@ def find(name: str) -> Perturbation:
   return PERTURBATIONS[name]
 
 
+def readable(inputs: Iterable[str]) -> tuple[str, ...]:
+  """What of FRAMES and SOUND a model reads that reads these keys (examples.input_shapes)."""
+  inputs = set(inputs)
+  reads = {FRAMES: bool(inputs & {"crops", "mouth_crops"}), SOUND: "waveform" in inputs}
+  return tuple(part for part, read in reads.items() if read)
+
+
 def chosen(names: Iterable[str], *, inputs: Iterable[str]) -> tuple[str, ...]:
   """Which perturbations of a list can be told by a model.
 
@@ -149,12 +156,11 @@ def chosen(names: Iterable[str], *, inputs: Iterable[str]) -> tuple[str, ...]:
   Raises:
     ValueError: an unknown name, or none of those named changes anything that the model reads.
   """
-  names, inputs = list(names), set(inputs)
+  names, read = list(names), readable(inputs)
   wanted = list(PERTURBATIONS) if ALL in names else [find(name).name for name in names]
-  reads = {FRAMES: bool(inputs & {"crops", "mouth_crops"}), SOUND: "waveform" in inputs}
-  found = tuple(dict.fromkeys(name for name in wanted if reads[PERTURBATIONS[name].of]))
+  found = tuple(dict.fromkeys(name for name in wanted if PERTURBATIONS[name].of in read))
   if not found:
-    what = " and ".join(part for part, read in reads.items() if read) or "neither frames nor sound"
+    what = " and ".join(read) or "neither frames nor sound"
     raise ValueError(
       f"None of the perturbations {', '.join(names)} changes what this model reads ({what}); give others, or "
       f"--perturb={ALL}."

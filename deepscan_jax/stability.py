@@ -47,6 +47,8 @@ def measure(
   Raises:
     ValueError: an unknown name, or none of those named changes what the model reads.
   """
+  if not perturb.readable(detector.inputs):
+    return None
   names = perturb.chosen(names, inputs=detector.inputs)
   clip = thinned(clip, window=detector.window, frames=frames)
   untouched = detector.detect_clip(clip)
