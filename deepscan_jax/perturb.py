@@ -319,7 +319,7 @@ PERTURBATIONS = {
       "platform",
       FRAMES,
       "shared on a platform: smaller, H.264",
-      "1/{} of the side, CRF {}, {} times",
+      "1/{} of the side, CRF {}, encodings: {}",
       ((1, 23, 1), (1.5, 26, 1), (1.5, 28, 2), (2, 28, 2), (2, 30, 3)),
       _platform,
     ),
