@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import face_media
 import numpy as np
 import psutil
@@ -614,8 +615,6 @@ def test_both_twins_are_damaged_alike_and_are_the_same_twins(prepared_dataset, n
   same = (before[0] == before[1]).all(axis=-1)[20:-20, 20:-20]
   if name == "blur":
     # Only what a pixel's surroundings hold can make its damage differ.
-    import cv2
-
     same = cv2.erode(same.astype(np.uint8), np.ones((7, 7), np.uint8), borderValue=0).astype(bool)
   assert same.mean() > 0.05
   np.testing.assert_array_equal(after[0, 20:-20, 20:-20][same], after[1, 20:-20, 20:-20][same])

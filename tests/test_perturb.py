@@ -63,7 +63,7 @@ def test_saturation_moves_colours_towards_their_luma(level):
   x, share = CLIP.astype(float), value("saturation", level)
   luma = (0.299 * x[..., 0] + 0.587 * x[..., 1] + 0.114 * x[..., 2])[..., None]
   expected = np.clip(luma + share * (x - luma), 0, 255)
-  assert np.abs(changed("saturation", level) - expected).max() <= 0.51
+  assert np.abs(changed("saturation", level) - expected).max() < 0.88  # OpenCV counts in 1/1024
 
 
 @pytest.mark.parametrize("level", [1, 5])
@@ -113,17 +113,33 @@ def test_blur_is_a_gaussian_of_a_sixth_of_its_kernel(level):
   np.testing.assert_allclose(changed("blur", level)[0, row, column], expected, atol=1.5)
 
 
-def test_smaller_and_back_keeps_the_mean_of_blocks():
-  """By the same whole number of pixels, `resize` averages: a picture of one value per block comes back."""
-  blocks = np.random.default_rng(0).integers(0, 256, (1, 24, 32, 3), dtype=np.uint8)
-  fine = blocks.repeat(2, axis=1).repeat(2, axis=2)
-  small = cv2.resize(changed("resize", 2, fine)[0], (32, 24), interpolation=cv2.INTER_AREA)
-  assert np.corrcoef(small.ravel(), blocks.ravel())[0, 1] > 0.98
-  # Published as bilinear: a factor of two reads the mean of two by two pixels, one of four skips pixels.
-  four = changed("pixelation", 3, fine)[0]
-  sampled = (fine[0].astype(float).reshape(12, 4, 16, 4, 3)[:, 1:3, :, 1:3]).mean(axis=(1, 3))
-  np.testing.assert_allclose(cv2.resize(four, (16, 12), interpolation=cv2.INTER_AREA), sampled, atol=40)
-  assert np.corrcoef(four[2::4, 2::4].ravel(), sampled.ravel())[0, 1] > 0.95
+def bilinear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+  """A picture of another size: each pixel is read at its middle, between the nearest four."""
+  found = picture.astype(float)
+  for axis, size in ((0, height), (1, width)):
+    at = np.clip((np.arange(size) + 0.5) * found.shape[axis] / size - 0.5, 0, found.shape[axis] - 1)
+    low = np.minimum(at.astype(int), found.shape[axis] - 2)
+    part = np.expand_dims(at - low, tuple(a for a in range(3) if a != axis))
+    found = (1 - part) * found.take(low, axis) + part * found.take(low + 1, axis)
+  return found
+
+
+@pytest.mark.parametrize("level", [1, 3, 5])
+def test_pixelation_reads_fewer_pixels_and_spreads_them(level):
+  factor = value("pixelation", level)
+  expected = bilinear(np.rint(bilinear(CLIP[1], 120 // factor, 160 // factor)), 120, 160)
+  assert np.abs(changed("pixelation", level)[1] - expected).max() <= 2
+
+
+@pytest.mark.parametrize("level", [2, 3])
+def test_a_smaller_picture_holds_the_means_of_its_blocks(level):
+  factor = value("resize", level)
+  blocks = CLIP[1, : 120 // factor * factor, : 160 // factor * factor].astype(float)
+  means = blocks.reshape(120 // factor, factor, 160 // factor, factor, 3).mean(axis=(1, 3))
+  cut = CLIP[1:2, : 120 // factor * factor, : 160 // factor * factor]
+  small = np.rint(means).astype(np.uint8)
+  expected = cv2.resize(small, (cut.shape[2], cut.shape[1]), interpolation=cv2.INTER_CUBIC)
+  assert np.abs(changed("resize", level, cut)[0].astype(int) - expected).max() <= 2
 
 
 def test_codecs_are_those_of_the_augmentation():
