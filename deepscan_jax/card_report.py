@@ -141,7 +141,7 @@ def _auc(row: Mapping) -> str:
 def _robustness_sentence(card: Mapping) -> str:
   about = card["robustness_of"]
   spread = ", evenly spread" if about["examples"] < about["of_examples"] else ""
-  unit = "pairs" if about["set"] == "pairs" else "examples"
+  unit = "plain pairs" if about["set"] == "pairs" else "examples"
   return (
     f"AUC at levels of growing damage, {about['level']} level, of {about['examples']} of "
     f"{about['of_examples']} {unit}{spread}; with 95 % intervals."

@@ -111,18 +111,19 @@ def test_sound_is_damaged_for_a_model_that_listens(tmp_path):
 
 def test_a_clip_is_thinned_evenly_and_in_whole_runs():
   many = clip_of(np.arange(32, dtype=np.uint8).reshape(32, 1, 1, 1).repeat(3, axis=3))
-  single = stability.thinned(many, window=WindowConfig(frames=1), frames=8)
+  of_single = WindowConfig(frames=1).reading(("crops", "crop_mask"))
+  single = stability.thinned(many, window=of_single, frames=8)
   assert single.frames[:, 0, 0, 0].tolist() == [2, 6, 10, 14, 18, 22, 26, 30]
   np.testing.assert_array_equal(single.frame_times_s, many.frame_times_s[2::4])
-  few = stability.thinned(many, window=WindowConfig(frames=1), frames=100)
+  few = stability.thinned(many, window=of_single, frames=100)
   np.testing.assert_array_equal(few.frames, many.frames)
-  window = WindowConfig(frames=4)
+  window = dataclasses.replace(of_single, frames=4)
   run = examples.sampling_plan(window, frames=8).window_frames
   assert run > 1
   runs = stability.thinned(many, window=window, frames=16).frames[:, 0, 0, 0].reshape(2, run)
   assert (np.diff(runs, axis=1) == 1).all() and (runs[:, 0] % run == 0).all()
   long = clip_of(FRAMES, np.zeros(70 * 16_000, np.float32))
-  assert len(stability.thinned(long, window=WindowConfig(frames=1), frames=4).waveform) == 60 * 16_000
+  assert len(stability.thinned(long, window=of_single, frames=4).waveform) == 60 * 16_000
 
 
 def test_the_command_says_how_far_the_verdict_holds(detector, tmp_path, capsys):
