@@ -396,16 +396,16 @@ def _ladder_chart(name: str, rungs: Sequence[Mapping], bottom: float) -> Html:
     )
     for row in known
   ]
-  words = perturb.find(name).words
+  kind = perturb.find(name)
   told = f"{known[0]['auc']:.3f} untouched, {known[-1]['auc']:.3f} at level {known[-1]['level']}"
   svg = tag(
     "svg",
     *drawn,
     viewBox=f"0 0 {_LADDER_WIDTH} {_LADDER_HEIGHT}",
     role="img",
-    aria_label=f"AUC against level of {name}: {told}",
+    aria_label=f"AUC against level of {kind.title}: {told}",
   )
-  caption = tag("figcaption", tag("b", name.replace("_", " ")), f"{words}: {told}")
+  caption = tag("figcaption", tag("b", kind.title), f"{kind.words}: {told}")
   return tag("figure", svg, caption)
 
 

@@ -53,6 +53,11 @@ class Perturbation:
   values: tuple
   change: Callable
 
+  @property
+  def title(self) -> str:
+    """The name, for people."""
+    return _TITLES.get(self.name, self.name.replace("_", " ").capitalize())
+
   def say(self, level: int) -> str:
     """What a level is, for people."""
     if level == 0:
@@ -285,6 +290,7 @@ def _rng(seed: int | Sequence[int], number: int) -> np.random.Generator:
   return np.random.default_rng([*np.atleast_1d(seed).tolist(), number])
 
 
+_TITLES = {"jpeg": "JPEG", "h264": "H.264", "mp3": "MP3"}
 PERTURBATIONS = {
   kind.name: kind
   for kind in (
@@ -301,7 +307,7 @@ PERTURBATIONS = {
     ),
     Perturbation("block", FRAMES, "grey squares of 8 px", "{} for each 256 px", (16, 32, 48, 64, 80), _block),
     Perturbation("noise", FRAMES, "camera noise", "variance {}", (0.001, 0.002, 0.005, 0.01, 0.05), _noise),
-    Perturbation("blur", FRAMES, "blur", "kernel of {} px", (7, 9, 13, 17, 21), _each(_blur)),
+    Perturbation("blur", FRAMES, "out of focus", "kernel of {} px", (7, 9, 13, 17, 21), _each(_blur)),
     Perturbation(
       "pixelation",
       FRAMES,
@@ -313,12 +319,12 @@ PERTURBATIONS = {
     Perturbation(
       "resize", FRAMES, "smaller and back, smoothly", "1/{} of the side", (1.5, 2, 3, 4, 6), _each(_shrink)
     ),
-    Perturbation("jpeg", FRAMES, "JPEG", "quality {}", (90, 75, 60, 40, 20), _each(_jpeg)),
-    Perturbation("h264", FRAMES, "H.264", "CRF {}", (23, 30, 35, 38, 40), _h264),
+    Perturbation("jpeg", FRAMES, "compressed as a picture", "quality {}", (90, 75, 60, 40, 20), _each(_jpeg)),
+    Perturbation("h264", FRAMES, "compressed as a film", "CRF {}", (23, 30, 35, 38, 40), _h264),
     Perturbation(
       "platform",
       FRAMES,
-      "shared on a platform: smaller, H.264",
+      "smaller and H.264, as when shared",
       "1/{} of the side, CRF {}, encodings: {}",
       ((1, 23, 1), (1.5, 26, 1), (1.5, 28, 2), (2, 28, 2), (2, 30, 3)),
       _platform,
@@ -326,7 +332,7 @@ PERTURBATIONS = {
     Perturbation(
       "mp3",
       SOUND,
-      "MP3",
+      "compressed sound",
       "{} bits a second",
       (64000, 48000, 32000, 24000, 16000),
       functools.partial(_codec, codec="mp3"),
@@ -334,7 +340,7 @@ PERTURBATIONS = {
     Perturbation(
       "opus",
       SOUND,
-      "Opus",
+      "compressed sound, as in calls",
       "{} bits a second",
       (32000, 24000, 16000, 12000, 8000),
       functools.partial(_codec, codec="opus"),
@@ -354,7 +360,12 @@ PERTURBATIONS = {
       _telephone,
     ),
     Perturbation(
-      "sound_noise", SOUND, "noise in the sound", "{} dB below the voice", (40, 30, 20, 10, 5), _sound_noise
+      "sound_noise",
+      SOUND,
+      "a louder room or line",
+      "{} dB below the voice",
+      (40, 30, 20, 10, 5),
+      _sound_noise,
     ),
   )
 }

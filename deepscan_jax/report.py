@@ -865,8 +865,8 @@ def stability_sentence(stability: Stability) -> str:
   broken = ladders[stability.weakest].breaks
   holds = sum(ladder.breaks is None for ladder in ladders.values())
   return (
-    f"The outcome ({outcome}) holds at all levels of {holds} of {kinds}; the first step that changes it is "
-    f"{_words(stability.weakest).lower()}, level {broken.level} ({broken.setting}), to "
+    f"The outcome ({outcome}) holds at all levels of {holds} of {kinds}; the first step that changes it: "
+    f"{ladders[stability.weakest].title}, level {broken.level} ({broken.setting}), to "
     f"{OUTCOME_WORDS[broken.outcome].lower()}."
   )
 
@@ -878,10 +878,10 @@ def _stability(answer: Verdict) -> Html:
     return Html("")
   count = len(next(iter(stability.ladders.values())).steps)
   rows = []
-  for name, ladder in stability.ladders.items():
+  for ladder in stability.ladders.values():
     broken = ladder.breaks
     first = f"level {broken.level}, to {OUTCOME_WORDS[broken.outcome].lower()}" if broken else "never"
-    title = tag("th", _words(name), tag("small", ladder.words), scope="row")
+    title = tag("th", ladder.title, tag("small", ladder.words), scope="row")
     cells = (_rung(step, stability.outcome) for step in ladder.steps)
     rows.append(tag("tr", title, *cells, tag("td", first)))
   names = ("Damage", *(f"Level {level}" for level in range(1, count + 1)), "First change")

@@ -64,7 +64,7 @@ def measure(
       steps.append(Rescored(level, kind.say(level), found.outcome, found.deepfake_probability))
       if report_progress:
         report_progress(number * perturb.LEVELS + level, len(names) * perturb.LEVELS)
-    ladders[name] = Ladder(words=kind.words, steps=tuple(steps), outcome=untouched.outcome)
+    ladders[name] = Ladder(kind.title, kind.words, steps=tuple(steps), outcome=untouched.outcome)
   return Stability(
     outcome=untouched.outcome,
     deepfake_probability=untouched.deepfake_probability,

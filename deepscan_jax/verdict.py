@@ -178,11 +178,12 @@ class Ladder:
   """How far a verdict holds under one kind of damage.
 
   Attributes:
-    words: what the damage is, for people.
+    title, words: what the damage is, for people.
     steps: in order of level, from 1 on.
     outcome: without damage.
   """
 
+  title: str
   words: str
   steps: tuple[Rescored, ...]
   outcome: str

@@ -524,7 +524,7 @@ def test_how_far_a_verdict_holds_is_a_table_and_a_line():
       verdict.Rescored(level, HOSTILE, outcome, None if outcome == NOT_APPLICABLE else 0.1 * level)
       for level, outcome in enumerate(outcomes, start=1)
     )
-    return verdict.Ladder(words, tuple(steps), LIKELY_MANIPULATED)
+    return verdict.Ladder(words, words, tuple(steps), LIKELY_MANIPULATED)
 
   ladders = {
     "blur": ladder("blur", LIKELY_MANIPULATED, INCONCLUSIVE, NOT_APPLICABLE),

@@ -150,8 +150,8 @@ def test_the_command_says_how_far_the_verdict_holds(detector, tmp_path, capsys):
   # The thresholds are so near that some damage moves the score across.
   weakest = stable["perturbations"][stable["weakest"]]
   assert weakest["holds_to"] == min(ladder["holds_to"] for ladder in stable["perturbations"].values())
-  sentence = f"{stable['weakest']}, level {weakest['breaks_at']}"
-  assert sentence in told.lower() and f"of {len(kinds)} kinds of damage" in told
+  sentence = f"{perturb.find(stable['weakest']).title}, level {weakest['breaks_at']}"
+  assert sentence in told and f"of {len(kinds)} kinds of damage" in told
   assert "How far the verdict holds" in (tmp_path / "out.html").read_text()
 
 
@@ -160,9 +160,9 @@ def test_a_ladder_that_comes_back_still_broke():
     verdict.Rescored(level, "x", outcome, 0.5)
     for level, outcome in enumerate((LIKELY_AUTHENTIC, LIKELY_MANIPULATED, LIKELY_AUTHENTIC), start=1)
   ]
-  ladder = verdict.Ladder("dust", tuple(steps), LIKELY_AUTHENTIC)
+  ladder = verdict.Ladder("Dust", "dust", tuple(steps), LIKELY_AUTHENTIC)
   assert ladder.holds_to == 1 and ladder.breaks == steps[1]
-  calm = verdict.Ladder("dust", (steps[0], steps[2]), LIKELY_AUTHENTIC)
+  calm = verdict.Ladder("Dust", "dust", (steps[0], steps[2]), LIKELY_AUTHENTIC)
   assert calm.holds_to == 3 and calm.breaks is None
   found = verdict.Stability(LIKELY_AUTHENTIC, 0.5, 1, {"calm": calm, "dust": ladder})
   assert found.weakest == "dust"
