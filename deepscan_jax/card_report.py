@@ -122,14 +122,16 @@ def legacy_tables(figures: Mapping) -> str:
 
 
 def robustness_markdown(card: Mapping) -> str:
-  """The AUC under each perturbation at each level, and what the threshold does at the last, as a table."""
+  """The AUC under each perturbation at each level, and what the threshold does at both ends, as a table."""
   levels = range(1, perturb.LEVELS + 1)
   last = perturb.LEVELS
-  words = ["perturbation", "untouched", *map(str, levels), f"detected at {last}", f"false alarms at {last}"]
+  words = ["perturbation", "untouched", *map(str, levels)]
+  words += [f"{what} at 0 / {last}" for what in ("detected", "false alarms")]
   lines = [_robustness_sentence(card), "", f"| {' | '.join(words)} |", f"|{'---|' * len(words)}"]
   for name, rungs in card["robustness"].items():
     cells = [_auc(row) for row in rungs]
-    cells += [percent(rungs[-1][key]["value"]) for key in ("detected", "false_alarms")]
+    for key in ("detected", "false_alarms"):
+      cells.append(" / ".join(percent(row[key]["value"]) for row in (rungs[0], rungs[-1])))
     lines.append(f"| {' | '.join([name, *cells])} |")
   return "\n".join(lines)
 
@@ -144,7 +146,7 @@ def _robustness_sentence(card: Mapping) -> str:
   unit = "plain pairs" if about["set"] == "pairs" else "examples"
   return (
     f"AUC at levels of growing damage, {about['level']} level, of {about['examples']} of "
-    f"{about['of_examples']} {unit}{spread}; with 95 % intervals."
+    f"{about['of_examples']} {unit}{spread}; in brackets 95 % intervals, where there are groups enough."
   )
 
 
