@@ -202,7 +202,11 @@ class Detector:
       facts={"width": images.shape[2], "height": images.shape[1]},
       warnings=(),
     )
-    file = {"name": None, "bytes": None, "sha256": None, "kind": "image", "media": clip.facts}
+    return self.detect_clip(clip)
+
+  def detect_clip(self, clip: media.Clip) -> Verdict:
+    """Judges what was taken out of a file already; the verdict's `file` says of which kind it is, no more."""
+    file = {"name": None, "bytes": None, "sha256": None, "kind": clip.kind, "media": clip.facts}
     return self._judge_clip(clip, file, _Clock(time.perf_counter()))
 
   def judge(self, inputs: dict[str, np.ndarray]) -> Judgement:

@@ -157,6 +157,89 @@ class Evidence:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rescored:
+  """What is said of a file after one step of damage.
+
+  Attributes:
+    level: 1 (slight) to 5 (strong).
+    setting: what the level is, in words.
+    outcome: one of OUTCOMES.
+    deepfake_probability: None where nothing could be judged any more.
+  """
+
+  level: int
+  setting: str
+  outcome: str
+  deepfake_probability: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+  """How far a verdict holds under one kind of damage.
+
+  Attributes:
+    title, words: what the damage is, for people.
+    steps: in order of level, from 1 on.
+    outcome: without damage.
+  """
+
+  title: str
+  words: str
+  steps: tuple[Rescored, ...]
+  outcome: str
+
+  @property
+  def breaks(self) -> Rescored | None:
+    """The first step with another outcome; None where all have the same."""
+    return next((step for step in self.steps if step.outcome != self.outcome), None)
+
+  @property
+  def holds_to(self) -> int:
+    """The highest level up to which every step has the outcome; 0: none has."""
+    return self.breaks.level - 1 if self.breaks else self.steps[-1].level
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability:
+  """How far a verdict holds when the file is damaged before it is judged again.
+
+  Attributes:
+    outcome, deepfake_probability: without damage, of the same frames.
+    frames: how many frames were damaged and judged; 0 of a sound file.
+    ladders: by name of the damage.
+  """
+
+  outcome: str
+  deepfake_probability: float | None
+  frames: int
+  ladders: dict[str, Ladder]
+
+  @property
+  def weakest(self) -> str | None:
+    """The damage that changes the outcome at the lowest level, the first of several; None where none does."""
+    broken = {name: ladder.holds_to for name, ladder in self.ladders.items() if ladder.breaks}
+    return min(broken, key=broken.get) if broken else None
+
+  def to_dict(self) -> dict:
+    """Plain values."""
+    return {
+      "outcome": self.outcome,
+      "deepfake_probability": self.deepfake_probability,
+      "frames": self.frames,
+      "weakest": self.weakest,
+      "perturbations": {
+        name: {
+          "holds_to": ladder.holds_to,
+          "breaks_at": ladder.breaks.level if ladder.breaks else None,
+          "becomes": ladder.breaks.outcome if ladder.breaks else None,
+          "scores": [dataclasses.asdict(step) for step in ladder.steps],
+        }
+        for name, ladder in self.ladders.items()
+      },
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
   """The answer for one file.
 
@@ -179,6 +262,8 @@ class Verdict:
     run: what it takes to do the same again (deepscan_jax/reproduction.py): path of the file and frames, as
       they were given; model_path, None for the one of the package; device, matmul_precision and versions of
       packages. Nothing is drawn at random.
+    stability: how far the outcome holds under damage; None where that was not asked for, or nothing could be
+      judged.
   """
 
   outcome: str
@@ -197,6 +282,7 @@ class Verdict:
   decided_by: str | None = FACES
   faces: Faces | None = None
   run: dict = dataclasses.field(default_factory=dict)
+  stability: Stability | None = None
 
   def __post_init__(self):
     if self.decided_by == FACES and self.deepfake_probability is not None:
@@ -284,6 +370,7 @@ class Verdict:
       "faces": None if self.faces is None else dataclasses.asdict(self.faces),
       "sound": None if self.sound is None else dataclasses.asdict(self.sound),
       "timeline": self.timeline,
+      "stability": None if self.stability is None else self.stability.to_dict(),
       "model": self.model,
       "file": self.file,
       "timings": self.timings,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import face_media
 import numpy as np
 import psutil
@@ -13,6 +14,8 @@ from face_media import COUNTS, SOURCES
 
 from deepscan_jax import data, examples, media
 from deepscan_jax.config import DataConfig, WindowConfig
+from deepscan_jax.faces.align import eval_crop
+from deepscan_jax.perturb import Rung
 from deepscan_jax.pseudofakes.image import BlendConfig
 
 CONFIG = DataConfig(batch_size=4)
@@ -658,3 +661,59 @@ def test_the_sizes_of_a_fold_are_those_that_its_sources_have(prepared_dataset):
     assert sizes["test"] == whole["test"]
     held.append(sizes["validation"])
   assert sum(held) == whole["train"] + whole["validation"]
+
+
+def test_damage_is_done_before_the_crop_is_cut(prepared_dataset):
+  plain, blurred = (
+    data.held_out(CONFIG, "validation", data_dir=prepared_dataset, rung=rung)
+    for rung in (Rung("blur", 0), Rung("blur", 5))
+  )
+  untouched = data.held_out(CONFIG, "validation", data_dir=prepared_dataset)
+  assert_same(plain[0], untouched[0])
+  stored = plain.source[0]["faces"]
+  expected = eval_crop(Rung("blur", 5).frames(stored, seed=0))
+  np.testing.assert_array_equal(blurred[0]["crops"][0], expected)
+  # At the borders of the crop it is not what a blur of the crop alone would be.
+  alone = Rung("blur", 5).frames(untouched[0]["crops"][0], seed=0)
+  assert (alone[:, 20:-20, 20:-20] == expected[:, 20:-20, 20:-20]).mean() > 0.99
+  assert (alone[:, 0] != expected[:, 0]).any()
+
+
+@pytest.mark.parametrize("name", ["blur", "noise", "block"])
+def test_both_twins_are_damaged_alike_and_are_the_same_twins(prepared_dataset, name):
+  plain, damaged = (
+    data.held_out(CONFIG, "validation", data_dir=prepared_dataset, degraded=False, rung=rung)[0]
+    for rung in (None, Rung(name, 1))
+  )
+  for key in ("region", "label", "kind", "id"):
+    np.testing.assert_array_equal(plain[key], damaged[key])
+  before, after = plain["crops"][:, 0].astype(int), damaged["crops"][:, 0].astype(int)
+  assert (before[0] != before[1]).any() and (before != after).any()
+  same = (before[0] == before[1]).all(axis=-1)[20:-20, 20:-20]
+  if name == "blur":
+    # Only what a pixel's surroundings hold can make its damage differ.
+    same = cv2.erode(same.astype(np.uint8), np.ones((7, 7), np.uint8), borderValue=0).astype(bool)
+  assert same.mean() > 0.05
+  np.testing.assert_array_equal(after[0, 20:-20, 20:-20][same], after[1, 20:-20, 20:-20][same])
+
+
+def test_sound_and_mouths_are_damaged_where_they_are_there():
+  rng = np.random.default_rng(0)
+  speech = voices.speech(seconds=2.0, seed=1)
+  mouths = rng.integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+  element = {
+    "faces": (),
+    "face_mask": np.zeros(0, bool),
+    "mouths": mouths,
+    "mouth_mask": np.array([True, False, True]),
+    "sound": np.round(speech * 32767).astype(np.int16),
+  }
+  seen = data.perturbed(element, Rung("blur", 3), seed=5)
+  np.testing.assert_array_equal(seen["mouths"][[0, 2]], Rung("blur", 3).frames(mouths[[0, 2]], seed=5))
+  np.testing.assert_array_equal(seen["mouths"][1], mouths[1])
+  assert seen["sound"] is element["sound"]
+  heard = data.perturbed(element, Rung("sound_noise", 3), seed=5)
+  np.testing.assert_array_equal(heard["mouths"], mouths)
+  expected = Rung("sound_noise", 3).sound(element["sound"].astype(np.float32) / 32767, seed=5)
+  np.testing.assert_allclose(heard["sound"] / 32767, expected, atol=1e-4)
+  assert data.perturbed(element, Rung("sound_noise", 0), seed=5)["sound"] is element["sound"]
