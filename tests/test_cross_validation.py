@@ -180,7 +180,8 @@ def test_a_signal_stops_a_fold_where_it_is_and_the_same_call_goes_on(
     assert not (tmp_path / "fold_1").exists() and not (tmp_path / "fold_0" / "fold.json").exists()
   assert run(fold=0) is None
   ours, theirs = (cross_validation.fold_figures(folder, 0) for folder in (tmp_path, whole[1]))
-  assert ours == theirs
+  # Files of the same numbers differ in names that are drawn.
+  assert {**ours, "model": ""} == {**theirs, "model": ""}
   ours, theirs = (cross_validation.out_of_fold(folder, 0) for folder in (tmp_path, whole[1]))
   np.testing.assert_array_equal(ours.logits, theirs.logits)
 
