@@ -15,6 +15,7 @@ import numpy as np
 from deepscan_jax import checkpoints, data, metrics
 from deepscan_jax.calibration import calibrate
 from deepscan_jax.inference import CALIBRATIONS, Detector, load_detector
+from deepscan_jax.stopping import Interrupted, StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +97,15 @@ class Scores:
 
   def rows(self, keep: np.ndarray) -> "Scores":
     """The examples where keep [example] is True."""
-    return Scores(**{name: getattr(self, name)[keep] for name in _COLUMNS}, paired=self.paired)
+    return Scores(**{name: getattr(self, name)[keep] for name in COLUMNS}, paired=self.paired)
 
   def __add__(self, other: "Scores") -> "Scores":
-    joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _COLUMNS}
+    joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in COLUMNS}
     return Scores(**joined, paired=self.paired and other.paired)
 
 
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Scores) if field.name != "paired")
+# The fields of `Scores` that have a value for each example.
+COLUMNS = tuple(field.name for field in dataclasses.fields(Scores) if field.name != "paired")
 
 
 def score(
@@ -308,16 +310,29 @@ def _rate_interval(rate: Callable[[np.ndarray], float], rows: Scores) -> tuple[f
   return min(low, least_low), max(high, least_high)
 
 
-def held_out_scores(detector: Detector, *, data_dir: str | Path, split: str) -> dict[str, Scores]:
+def held_out_scores(
+  detector: Detector, *, data_dir: str | Path, split: str, request: StopRequest | None = None
+) -> dict[str, Scores]:
   """Scores of a split by kind: of untouched examples, and of pairs where the model's data has pseudo-fakes.
+
+  Args:
+    detector: the model.
+    data_dir: where the datasets of its configuration are.
+    split: "validation" or "test".
+    request: breaks the scoring off once it holds a signal.
 
   Returns:
     {"untouched", "plain", "degraded", "all"}: "all" is plain and degraded pairs together. Without
     pseudo-fakes {"untouched", "all"}, both the same.
+
+  Raises:
+    Interrupted: the scoring was broken off.
   """
   config = detector.config.data
 
   def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
+    if request:
+      raise Interrupted(request.number)
     return detector.judge({key: batch[key] for key in detector.inputs}).logits
 
   def scored(*, degraded: bool | None) -> Scores:

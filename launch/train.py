@@ -173,8 +173,39 @@ def main(argv: Sequence[str]) -> int:
   workdir = chosen_workdir(_WORKDIR.value, _MODEL_NAME.value)
   _tell_what_training_logs()
 
-  from deepscan_jax import compilation_cache, cross_validation, parallel
-  from deepscan_jax.evaluation import calibrate_model
+  from deepscan_jax import stopping
+
+  # From here on, for imports, the other hosts and calibration take their time too.
+  with stopping.listening() as request:
+    try:
+      return _trained(workdir, fold=fold, request=request)
+    except stopping.Interrupted as interrupted:
+      return _stopped(f"stopped by {stopping.name(interrupted.number)}")
+
+
+def _stopped(how: str) -> int:
+  """Says how a run was stopped; returns the exit code."""
+  print(f"{how}; the same command goes on.")
+  return _STOPPED_EXIT_CODE.value
+
+
+def _stopped_together(how: str) -> int:
+  """The same where several processes may have stopped at once, of which one speaks."""
+  from deepscan_jax import parallel
+
+  code = _stopped(how) if parallel.is_first() else _STOPPED_EXIT_CODE.value
+  parallel.disconnect()
+  return code
+
+
+def _trained(workdir: str, *, fold: int | None, request) -> int:
+  """What is done while signals are listened to; returns the exit code.
+
+  Raises:
+    Interrupted: a signal was there before this process knew the others.
+  """
+  from deepscan_jax import compilation_cache, cross_validation, evaluation, parallel, stopping
+  from deepscan_jax.inference import Detector
   from deepscan_jax.training import TrainingError, fit
 
   if _MULTIHOST.value:
@@ -183,6 +214,7 @@ def main(argv: Sequence[str]) -> int:
       num_processes=_NUM_PROCESSES.value,
       process_id=_PROCESS_ID.value,
       timeout_s=_CONNECT_S.value,
+      request=request,
     )
   elif _COORDINATOR.value or _NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None:
     raise app.UsageError(
@@ -190,10 +222,13 @@ def main(argv: Sequence[str]) -> int:
     )
   compilation_cache.switch_on()
   given = {name: flags.FLAGS[name].value for name in _FIELDS if flags.FLAGS[name].value is not None}
-  config = configured(
-    _PRESET.value, given, _SET.value, pretrained_dir=_PRETRAINED_DIR.value, data_dir=_DATA_DIR.value
-  )
-  where = {"workdir": workdir, "data_dir": _DATA_DIR.value, "resume": _RESUME.value}
+  with parallel.all_or_none():
+    config = configured(
+      _PRESET.value, given, _SET.value, pretrained_dir=_PRETRAINED_DIR.value, data_dir=_DATA_DIR.value
+    )
+  if number := max(parallel.of_each_process(request.number)):
+    return _stopped_together(f"stopped by {stopping.name(number)}")
+  where = {"workdir": workdir, "data_dir": _DATA_DIR.value, "resume": _RESUME.value, "request": request}
   try:
     if _FOLDS.value:
       summary = cross_validation.cross_validate(config, **where, folds=_FOLDS.value, fold=fold)
@@ -204,25 +239,33 @@ def main(argv: Sequence[str]) -> int:
         print(f"\nthe figures: {workdir}/{cross_validation.SUMMARY_FILE}")
       wanted = done if fold is None else [done[fold]]
       # Nothing but a signal ends this early.
-      return 0 if all(wanted) else _STOPPED_EXIT_CODE.value
+      return 0 if all(wanted) else _stopped(f"stopped by {stopping.name(request.number)}")
     if any(Path(workdir).glob("fold_*/config.json")):
       raise app.UsageError(f"{workdir} holds a cross-validation; give its --folds, or another --workdir.")
     result = fit(config, **where)
   except TrainingError as error:
     raise app.UsageError(str(error)) from error
-  if parallel.is_first():
-    if result.signal:
-      print(f"{result.stopped}; the same command goes on.")
-    else:
-      calibrate_model(f"{workdir}/best", data_dir=_DATA_DIR.value)
+  stopped = result.stopped if result.signal else ""
+  if parallel.is_first() and not stopped:
+    model, data_dir = f"{workdir}/best", _DATA_DIR.value
+    try:
+      scores = evaluation.held_out_scores(
+        Detector(model, calibrated=False), data_dir=data_dir, split="validation", request=request
+      )
+      evaluation.calibrate_model(model, data_dir=data_dir, scores=scores)
       print(
         f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}"
       )
-      print(f"the model: {workdir}/best")
+      print(f"the model: {model}")
       print(f"how it went: {workdir}/summary.html")
+    except stopping.Interrupted as interrupted:
+      # Trained it is; the same command only calibrates.
+      stopped = f"stopped by {stopping.name(interrupted.number)} before the model was calibrated"
   # The others wait here while the first one calibrates.
+  if stopped := parallel.of_each_process(stopped)[0]:
+    return _stopped_together(stopped)
   parallel.disconnect()
-  return _STOPPED_EXIT_CODE.value if result.signal else 0
+  return 0
 
 
 def chosen_workdir(workdir: str | None, model_name: str | None) -> str:
