@@ -34,7 +34,6 @@ import shutil
 import signal
 import struct
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -50,6 +49,7 @@ from tensorflow_datasets.core import example_serializer, splits, writer
 from tqdm import tqdm
 
 import deepscan_jax
+from deepscan_jax.files import PARTIAL, whole_file
 from deepscan_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ WORKER_BYTES = 1_500_000_000
 
 # What of a MediaFile says where its bytes are.
 _WHERE = ("path", "read", "frames", "sound_path")
-_FINGERPRINT, _LOCK, _PARTIAL = "fingerprint.json", "lock", ".tmp"
+_FINGERPRINT, _LOCK = "fingerprint.json", "lock"
 # What examples depend on beside our own sources.
 _LIBRARIES = ("av", "jax", "jaxlib", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
 _FOOTER = struct.Struct("<Q")
@@ -233,7 +233,7 @@ def compute_part(
       pass
     return
   index, digest = [], hashlib.sha256()
-  with _whole_file(path) as file:
+  with whole_file(path) as file:
     for key, data in builder.encode_examples(files):
       file.write(data)
       digest.update(data)
@@ -285,7 +285,7 @@ def write_splits(builder: "MediaBuilder", parts: Mapping[str, Sequence[Path]]) -
 def write_rejected(folder: Path, rows: Sequence[dict]) -> None:
   """Writes rejected.jsonl, unless there is nothing to say."""
   if rows:
-    with _whole_file(folder / REJECTED) as file:
+    with whole_file(folder / REJECTED) as file:
       file.write("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
 
 
@@ -302,7 +302,7 @@ def write_manifest(builder: "MediaBuilder", folder: Path) -> None:
     "version": str(builder.version),
     "files": files,
   }
-  with _whole_file(folder / MANIFEST) as file:
+  with whole_file(folder / MANIFEST) as file:
     file.write((json.dumps(manifest, indent=2) + "\n").encode())
 
 
@@ -645,9 +645,9 @@ def _working_folder(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
       if before is not None:
         changed = [name for name in facts if facts[name] != before.get(name)]
         _say(f"A build that was stopped here is begun anew, because of other {', '.join(changed)}.")
-      with _whole_file(path) as file:
+      with whole_file(path) as file:
         file.write(json.dumps(facts).encode())
-    for old in work.glob(f"*{_PARTIAL}"):
+    for old in work.glob(f"*{PARTIAL}"):
       old.unlink()
     yield work
 
@@ -703,24 +703,6 @@ def _sha256(path: Path) -> str:
 def _names(names: Sequence[str]) -> str:
   more = len(names) - _NAMES_IN_SENTENCE
   return ", ".join(names[:_NAMES_IN_SENTENCE]) + (f" and {more} more" if more > 0 else "")
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Any]:
-  """A binary file to write, which appears under its name once it is on the disk, or not at all."""
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
-  mask = os.umask(0)
-  os.umask(mask)
-  try:
-    with os.fdopen(handle, "wb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are their owner's alone.
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
 
 
 def _sync(path: Path) -> None:

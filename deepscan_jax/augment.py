@@ -406,32 +406,50 @@ def h264(image: np.ndarray, *, qp: int) -> np.ndarray:
   return h264_clip([image], qp=qp)[0]
 
 
-def h264_clip(frames: Sequence[np.ndarray], *, qp: int, key_frames_only: bool = False) -> list[np.ndarray]:
-  """Returns frames after one real H.264 stream (4:2:0, deblocked) at the constant quantiser `qp`.
+def h264_clip(
+  frames: Sequence[np.ndarray],
+  *,
+  qp: int | None = None,
+  crf: int | None = None,
+  key_frames_only: bool = False,
+) -> list[np.ndarray]:
+  """Returns frames after one real H.264 stream (4:2:0, deblocked).
 
   Args:
-    frames: uint8 [height, width, 3], at least one, in order of time; each is predicted from those before.
-    qp: quantiser of the predicted frames, 0..51; x264 takes a finer one for key frames.
+    frames: uint8 [height, width, 3], at least one, in order of time; each is predicted from others.
+    qp: constant quantiser of the predicted frames, 0..51; x264 takes a finer one for key frames.
+    crf: in its place x264's constant quality, 0..51, with the settings that FFmpeg has by itself (preset
+      medium): as files in the wild are made. Its quantiser follows the content, so twins differ in theirs.
     key_frames_only: predict none from another, as pictures that do not belong together.
 
   Returns:
     As many frames of the same shape.
+
+  Raises:
+    ValueError: both of qp and crf, or none.
   """
+  if (qp is None) == (crf is None):
+    raise ValueError(f"Give either qp or crf of an H.264 stream, got {qp} and {crf}.")
   height, width = frames[0].shape[:2]
   encoder = av.CodecContext.create("libx264", "w")
   encoder.height, encoder.width = height + height % 2, width + width % 2  # 4:2:0 is even
   encoder.pix_fmt, encoder.time_base, encoder.thread_count = "yuv420p", Fraction(1, 25), 1
   encoder.gop_size = 1 if key_frames_only else _KEY_FRAME_EVERY
-  encoder.options = {"preset": "superfast", "tune": "zerolatency", "qp": str(qp)}
+  if crf is None:
+    encoder.options = {"preset": "superfast", "tune": "zerolatency", "qp": str(qp)}
+  else:
+    encoder.options = {"preset": "medium", "crf": str(crf)}
   # Left to itself, each frame would set up a conversion of its own.
   to_yuv, to_rgb = VideoReformatter(), VideoReformatter()
   packets = []
-  for frame in frames:
+  for number, frame in enumerate(frames):
     padded = frame
     if height % 2 or width % 2:
       padded = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
     picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
-    packets += encoder.encode(to_yuv.reformat(picture, format="yuv420p", **_ONE_THREAD))
+    picture = to_yuv.reformat(picture, format="yuv420p", **_ONE_THREAD)
+    picture.pts = number
+    packets += encoder.encode(picture)
   packets += encoder.encode(None)
   decoder = av.CodecContext.create("h264", "r")
   decoder.thread_count = 1

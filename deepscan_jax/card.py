@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from deepscan_jax import levels, metrics, protocols
+from deepscan_jax import levels, metrics, perturb, protocols
 from deepscan_jax.levels import Rows
 from deepscan_jax.version import __version__
 
@@ -84,6 +84,7 @@ def make_card(
   faithfulness: Mapping | None = None,
   legacy: Mapping | None = None,
   draws: int = DRAWS,
+  ladder=None,
   created: datetime.datetime | None = None,
 ) -> dict:
   """The card of what was scored.
@@ -101,6 +102,8 @@ def make_card(
     faithfulness: faithfulness.figures of region maps; None where there are none.
     legacy: evaluation.measure_scores; its tables stand at the top of the card.
     draws: resamples of the bootstrap.
+    ladder: scoring.Ladder; adds "robustness". It is no part of the protocol, for no other figure depends on
+      it.
     created: the time that the card names as its own; None is now.
 
   Raises:
@@ -117,9 +120,7 @@ def make_card(
     )
   coverage = _coverage(scored)
   results = {name: _result(rows, protocol, scored, draws=draws) for name, rows in sets.items()}
-  # Real ones alone have no headline of detection; their pairs do.
-  both = scored.labelled["video"].label
-  headline = "labelled" if not scored.pairs or len(set(both.tolist())) == 2 else "pairs"
+  headline = headline_set(scored)
   level = protocol.level if len(sets[headline][protocol.level]) else "video"
   rows = sets[headline][level]
   main = results[headline]["levels"][level]
@@ -153,7 +154,49 @@ def make_card(
       "called": rows.called.tolist(),
     },
   }
+  if ladder is not None:
+    card |= _robustness(ladder, protocol.level, draws=draws)
   return _plain(card)
+
+
+def headline_set(scored) -> str:
+  """Of which set the headline is: "labelled" files, or "pairs" where those are real ones alone.
+
+  Args:
+    scored: scoring.Scored.
+  """
+  labels = scored.labelled["video"].label
+  return "labelled" if not scored.pairs or len(set(labels.tolist())) == 2 else "pairs"
+
+
+def _robustness(ladder, level: str, *, draws: int) -> dict:
+  """robustness: by perturbation, of each level from 0 on, its figures; and what they were made of."""
+  level = level if all(len(rows[level]) for rungs in ladder.rungs.values() for rows in rungs) else "video"
+  found, untouched = {}, None
+  for name, rungs in ladder.rungs.items():
+    found[name] = []
+    for step, rows in enumerate(rungs):
+      # Level 0 is the same for all.
+      figures = untouched if step == 0 and untouched else figures_of(rows[level], draws=draws)
+      untouched = untouched or figures
+      found[name].append(
+        {
+          "level": step,
+          "setting": perturb.find(name).say(step),
+          "auc": figures["auc"]["value"],
+          "interval": figures["auc"]["interval"],
+          "detected": figures["recall"],
+          "false_alarms": figures["false_positive_rate"],
+        }
+      )
+  about = {
+    "set": ladder.of,
+    "level": level,
+    "examples": ladder.examples,
+    "of_examples": ladder.total,
+    "count": untouched["count"],
+  }
+  return {"robustness": found, "robustness_of": about}
 
 
 def figures_of(rows: Rows, *, draws: int = DRAWS) -> dict:

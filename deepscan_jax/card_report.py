@@ -8,6 +8,7 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
+from deepscan_jax import perturb
 from deepscan_jax.card import FIGURES, markdown_header, markdown_row, percent, with_interval
 from deepscan_jax.report import Html, colophon, masthead, page, printable, round_ticks, tag
 
@@ -54,6 +55,19 @@ _STYLE = """
 .curves .gap { stroke: var(--red); stroke-width: 1.5; }
 .curves .random { stroke: var(--soft); stroke-dasharray: 6 4; }
 .curves .other { stroke: var(--red); stroke-dasharray: 2 3; }
+.ladder {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(12.5rem, 100%), 1fr)); gap: 1rem;
+}
+.ladder figure { min-width: 0; }
+.ladder figcaption { font-size: .8125rem; color: var(--soft); line-height: 1.35; }
+.ladder figcaption b { color: var(--ink); font-weight: 600; display: block; }
+.ladder svg { width: 100%; height: auto; font: 11px/1 var(--sans); display: block; }
+.ladder text { fill: var(--soft); }
+.ladder .grid { stroke: var(--grid); }
+.ladder .guess { stroke: var(--soft); stroke-dasharray: 2 4; }
+.ladder .span { fill: var(--link); opacity: .16; }
+.ladder .line { fill: none; stroke: var(--link); stroke-width: 2; stroke-linejoin: round; }
+.ladder circle { fill: var(--link); stroke: var(--card); stroke-width: 1.5; }
 .numbers { font-size: .875rem; }
 .numbers td, .numbers th { padding-right: .7rem; }
 .numbers tbody th { min-width: 5rem; }
@@ -83,6 +97,8 @@ def summary(card: Mapping) -> str:
     lines += ["", legacy_tables(card)]
   if card.get("faithfulness"):
     lines += ["", _faithfulness_sentence(card["faithfulness"])]
+  if "robustness" in card:
+    lines += ["", robustness_markdown(card)]
   lines += ["", _coverage_sentence(card["coverage"])]
   lines += [_deployment_sentence(row) for row in card["deployment"]]
   lines += [printable(note) for note in card["notes"]]
@@ -107,6 +123,35 @@ def legacy_tables(figures: Mapping) -> str:
       f"{100 * high:.1f} % |"
     )
   return "\n".join(lines)
+
+
+def robustness_markdown(card: Mapping) -> str:
+  """The AUC under each perturbation at each level, and what the threshold does at both ends, as a table."""
+  levels = range(1, perturb.LEVELS + 1)
+  last = perturb.LEVELS
+  words = ["perturbation", "untouched", *map(str, levels)]
+  words += [f"{what} at 0 / {last}" for what in ("detected", "false alarms")]
+  lines = [_robustness_sentence(card), "", f"| {' | '.join(words)} |", f"|{'---|' * len(words)}"]
+  for name, rungs in card["robustness"].items():
+    cells = [_auc(row) for row in rungs]
+    for key in ("detected", "false_alarms"):
+      cells.append(" / ".join(percent(row[key]["value"]) for row in (rungs[0], rungs[-1])))
+    lines.append(f"| {' | '.join([name, *cells])} |")
+  return "\n".join(lines)
+
+
+def _auc(row: Mapping) -> str:
+  return with_interval({"value": row["auc"], "interval": row["interval"]})
+
+
+def _robustness_sentence(card: Mapping) -> str:
+  about = card["robustness_of"]
+  spread = ", evenly spread" if about["examples"] < about["of_examples"] else ""
+  unit = "plain pairs" if about["set"] == "pairs" else "examples"
+  return (
+    f"AUC at levels of growing damage, {about['level']} level, of {about['examples']} of "
+    f"{about['of_examples']} {unit}{spread}; in brackets 95 % intervals, where there are groups enough."
+  )
 
 
 def cross_markdown(table: Mapping) -> str:
@@ -140,6 +185,7 @@ def render_html(card: Mapping, *, created: datetime.datetime | None = None) -> s
     _figures_card(card, main),
     _levels_card(card),
     _faithfulness_card(card.get("faithfulness")),
+    _robustness_card(card),
     *(_breakdown_card(name, parts) for name, parts in result["by"].items()),
     _cross_card(card["cross_dataset"]),
     _coverage_card(card["coverage"]),
@@ -340,6 +386,110 @@ def _faithfulness_card(found: Mapping | None) -> Html | str:
       class_="fine",
     ),
   )
+
+
+# A small chart of the ladder, in units of its own.
+_LADDER_WIDTH, _LADDER_HEIGHT, _LADDER_LEFT, _LADDER_TOP, _LADDER_BOTTOM = 190, 110, 30, 8, 20
+
+
+def _robustness_card(card: Mapping) -> Html | str:
+  """A small chart of the AUC for each perturbation, all on one scale, and the figures behind them."""
+  if "robustness" not in card:
+    return ""
+  ladder = card["robustness"]
+  lowest = [min(row["auc"], (row["interval"] or [1])[0]) for r in ladder.values() for row in r if _known(row)]
+  inside = [tag("p", _robustness_sentence(card), class_="fine")]
+  if lowest:
+    # In steps of a tenth, and half is always seen: it is guessing.
+    bottom = min(int(10 * min(lowest)) / 10, 0.4)
+    charts = [_ladder_chart(name, rungs, bottom) for name, rungs in ladder.items()]
+    inside.append(tag("div", *charts, class_="ladder"))
+    inside.append(
+      tag(
+        "p",
+        "From untouched (0) to strong (5); the shaded part is the 95 % interval, the dotted line guessing. "
+        "Faces were damaged as they are stored and not looked for again; a file that was damaged so might "
+        "lose its face as well.",
+        class_="fine",
+      )
+    )
+  else:
+    inside.append(tag("p", "A class is missing, so there is no AUC.", class_="fine"))
+  header = ("Perturbation", "Level", "AUC", "Fakes detected", "False alarms")
+  rows = [
+    (
+      f"{name}, {row['setting']}",
+      row["level"],
+      _figure({"value": row["auc"], "interval": row["interval"]}),
+      _figure(row["detected"]),
+      _figure(row["false_alarms"]),
+    )
+    for name, rungs in ladder.items()
+    for row in rungs
+    # What is untouched is the same for all.
+    if row["level"] or name == next(iter(ladder))
+  ]
+  rows[0] = ("untouched", *rows[0][1:])
+  table = tag(
+    "details",
+    tag("summary", "All figures, at the threshold that validation fixed"),
+    _table(header, rows),
+  )
+  return _card("Robustness: the score under damage", *inside, table)
+
+
+def _known(row: Mapping) -> bool:
+  return row["auc"] is not None
+
+
+def _ladder_chart(name: str, rungs: Sequence[Mapping], bottom: float) -> Html:
+  width, height = _LADDER_WIDTH - _LADDER_LEFT - 8, _LADDER_HEIGHT - _LADDER_TOP - _LADDER_BOTTOM
+
+  def across(level: int) -> str:
+    return f"{_LADDER_LEFT + width * level / perturb.LEVELS:.1f}"
+
+  def up(auc: float) -> str:
+    return f"{_LADDER_TOP + height * (1 - (auc - bottom) / (1 - bottom)):.1f}"
+
+  known = [row for row in rungs if _known(row)]
+  spans = [(row["level"], *row["interval"]) for row in known if row["interval"]]
+  ends = {"x1": across(0), "x2": across(perturb.LEVELS)}
+  drawn = []
+  for tick in dict.fromkeys((bottom, 0.5, 0.75, 1.0)):
+    drawn.append(tag("line", **ends, y1=up(tick), y2=up(tick), class_="guess" if tick == 0.5 else "grid"))
+    if tick == bottom and 0.5 - bottom <= 0.1:
+      continue  # Its label would touch that of guessing.
+    place = f"{float(up(tick)) + 4:.1f}"
+    drawn.append(tag("text", f"{tick:g}", x=_LADDER_LEFT - 5, y=place, text_anchor="end"))
+  for level in range(perturb.LEVELS + 1):
+    drawn.append(tag("text", level, x=across(level), y=_LADDER_HEIGHT - 4, text_anchor="middle"))
+  if spans:
+    outline = [f"{across(level)},{up(high)}" for level, _, high in spans]
+    outline += [f"{across(level)},{up(low)}" for level, low, _ in reversed(spans)]
+    drawn.append(tag("polygon", points=" ".join(outline), class_="span"))
+  points = " ".join(f"{across(row['level'])},{up(row['auc'])}" for row in known)
+  drawn.append(tag("polyline", points=points, class_="line"))
+  drawn += [
+    tag(
+      "circle",
+      tag("title", f"level {row['level']} ({row['setting']}): {_auc(row)}"),
+      cx=across(row["level"]),
+      cy=up(row["auc"]),
+      r=3,
+    )
+    for row in known
+  ]
+  kind = perturb.find(name)
+  told = f"{known[0]['auc']:.3f} untouched, {known[-1]['auc']:.3f} at level {known[-1]['level']}"
+  svg = tag(
+    "svg",
+    *drawn,
+    viewBox=f"0 0 {_LADDER_WIDTH} {_LADDER_HEIGHT}",
+    role="img",
+    aria_label=f"AUC against level of {kind.title}: {told}",
+  )
+  caption = tag("figcaption", tag("b", kind.title), f"{kind.words}: {told}")
+  return tag("figure", svg, caption)
 
 
 def _breakdown_card(name: str, parts: Mapping) -> Html:

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from deepscan_jax.files import PARTIAL, write_whole
+
 MODEL_FILE = "model.json"
 # Arrays of fewer numbers stay float32 in a bfloat16 copy: depthwise kernels and last layers are next to
 # nothing on disk, and rounding them moved the default model's probabilities by 0.02, the rest by 0.001.
@@ -363,16 +365,6 @@ def read_params(folder: str | Path) -> Any:
   return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, params)
 
 
-def write_whole(path: Path, text: str) -> None:
-  """Writes a text file that appears whole or not at all, and is on the disk afterwards."""
-  part = path.with_name(f"{path.name}.part")
-  with part.open("w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  part.replace(path)
-
-
 def _empty_beside(folder: Path) -> Path:
   """Where the next model is written; nothing is there."""
   fresh = folder.parent / f"{folder.name}.new"
@@ -443,6 +435,8 @@ def _hashes(folder: Path, *, to_disk: bool = False) -> dict[str, str]:
     to_disk: also wait until the files have left the memory of the system, before anything relies on them.
   """
   files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
+  # What was being written when a process was killed is no part of it.
+  files = [path for path in files if path.suffix != PARTIAL]
   return {path.relative_to(folder).as_posix(): _sha256(path, to_disk=to_disk) for path in files}
 
 

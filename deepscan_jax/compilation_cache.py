@@ -23,6 +23,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepscan_jax.files import whole_file
+
 if TYPE_CHECKING:
   import jax
 
@@ -276,9 +278,8 @@ def _write(path: Path, pack: Callable[[], bytes]) -> None:
   """Keeps what pack() gives; failing is no error, for the cache is only there to save time."""
   try:
     packed = pack()
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(hashlib.sha256(packed).digest() + packed)
-    part.replace(path)
+    with whole_file(path, durable=False) as file:
+      file.write(hashlib.sha256(packed).digest() + packed)
     others = path.parent.glob(f"{path.name.rpartition('-')[0]}-{'?' * 24}.kept")
     for old in sorted(others, key=lambda other: -other.stat().st_mtime)[_KEPT_OF_A_NAME:]:
       old.unlink(missing_ok=True)

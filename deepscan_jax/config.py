@@ -133,7 +133,8 @@ class DataConfig:
       not named.
     batch_size: examples in a batch, both twins counted.
     workers: loader processes; 0 reads in a thread.
-    validation_limit: at most so many validation pictures, evenly spread and always the same; 0 = all.
+    validation_limit: at most so many validation examples, always the same: of evenly spread files, several of
+      each file that has several; 0 = all.
     folds, fold: of a cross-validation (deepscan_jax.folds): train and validation together are divided into
       `folds` parts by person or source video; validation is then part number `fold`, from 0 on, and train
       whatever shows nobody of it. 0 folds: the splits as they were built. The test split is never divided.
@@ -182,7 +183,7 @@ class TrainConfig:
       better `metric` the rate is multiplied by the factor, but never falls below plateau_min. Validations
       during the warm-up do not count. `patience`, where it is not 0, has to be the longer one.
     optimizer: "adamw" or "sgd" (momentum 0.9).
-    weight_decay: decoupled, on parameters of two or more dimensions only.
+    weight_decay: decoupled, on matrices and kernels only; see optimizer.create_optimizer.
     clip_norm: bound on the gradient's global norm.
     sam_rho: radius of sharpness-aware minimisation, which computes two gradients a step; 0 is off. Shiohara
       and Yamasaki's self-blended training uses 0.05 with SGD.

@@ -13,22 +13,23 @@ little, the more so the more often a run validates; a figure to publish comes fr
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from deepscan_jax import checkpoints, data, evaluation, examples, training
 from deepscan_jax.config import Config, to_dict
-from deepscan_jax.evaluation import Scores
+from deepscan_jax.evaluation import COLUMNS, Scores
 from deepscan_jax.inference import Detector
 from deepscan_jax.models.detector import detector_inputs
 from deepscan_jax.report import write_whole
+from deepscan_jax.stopping import Interrupted, StopRequest, listening, raise_again
+from deepscan_jax.stopping import name as signal_name
 
 SUMMARY_FILE = "folds.json"
 # In a fold's folder: its figures, written last of all, and the scores that they were computed from.
 _FOLD_FILE, _SCORES_FILE = "fold.json", "out_of_fold.npz"
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Scores) if field.name != "paired")
 
 
 def cross_validate(
@@ -39,8 +40,12 @@ def cross_validate(
   folds: int,
   fold: int | None = None,
   resume: bool = True,
+  request: StopRequest | None = None,
 ) -> dict | None:
   """Trains and scores each fold that is not done yet, going on where an earlier call stopped.
+
+  After SIGTERM or Ctrl-C what is going on is saved, as by `training.fit`, and this returns; scores that were
+  only begun are computed again by the next call.
 
   Args:
     config: of every fold's run; its data.folds and data.fold are set here.
@@ -49,6 +54,7 @@ def cross_validate(
     folds: how many; each leaves out about one in so many of the people or source videos.
     fold: only this one, from 0 on; None: all.
     resume: False refuses a workdir where a fold was begun.
+    request: of a caller who listens to signals himself (stopping.listening), for longer than this.
 
   Returns:
     What is written to workdir/folds.json once all folds are done, None before: "folds", "config", "per_fold"
@@ -73,6 +79,27 @@ def cross_validate(
     raise ValueError(
       f"{other[0]} is of a cross-validation with more than {folds} folds; choose another --workdir."
     )
+  with listening(request) as heard:
+    summary = _cross_validate(
+      config, workdir=workdir, data_dir=data_dir, folds=folds, fold=fold, resume=resume, request=heard
+    )
+  chosen = range(folds) if fold is None else (fold,)
+  if request is None and not _missing(workdir, chosen):
+    # It came when there was nothing left to stop, and is meant for what comes after.
+    raise_again(heard)
+  return summary
+
+
+def _cross_validate(
+  config: Config,
+  *,
+  workdir: Path,
+  data_dir: str | Path,
+  folds: int,
+  fold: int | None,
+  resume: bool,
+  request: StopRequest,
+) -> dict | None:
   chosen = range(folds) if fold is None else (fold,)
   for number in range(folds):
     # All of them, though one alone is wanted: the others will want the same data.
@@ -82,14 +109,24 @@ def cross_validate(
       data_dir=data_dir,
       resume=resume or number not in chosen,
     )
-  for number in chosen:
-    if (_folder(workdir, number) / _FOLD_FILE).exists():
-      continue
-    logging.info("Fold %d of 0 to %d.", number, folds - 1)
-    # Where one is stopped from outside, no other begins.
-    if not _run_fold(fold_config(config, number, folds), folder=_folder(workdir, number), data_dir=data_dir):
-      break
-  if missing := [k for k in range(folds) if not (_folder(workdir, k) / _FOLD_FILE).exists()]:
+  for number in _missing(workdir, chosen):
+    try:
+      if request:
+        raise Interrupted(request.number)
+      logging.info("Fold %d of 0 to %d.", number, folds - 1)
+      stopped = _run_fold(
+        fold_config(config, number, folds),
+        folder=_folder(workdir, number),
+        data_dir=data_dir,
+        request=request,
+      )
+    except Interrupted as interrupted:
+      stopped = f"stopped by {signal_name(interrupted.number)}"
+    if stopped:
+      # No other begins, and this one is not missing for any other reason.
+      logging.info("Fold %d: %s; the same command goes on.", number, stopped)
+      return None
+  if missing := _missing(workdir, range(folds)):
     logging.info(
       "Not there yet: fold %s. Trained elsewhere, their folders go below %s; the same command without --fold "
       "does what is missing and sums up.",
@@ -116,7 +153,7 @@ def fold_figures(workdir: str | Path, fold: int) -> dict | None:
 def out_of_fold(workdir: str | Path, fold: int) -> Scores:
   """The scores of a fold that is done, of examples that its model has not seen."""
   with np.load(_folder(Path(workdir), fold) / _SCORES_FILE) as stored:
-    return Scores(**{name: stored[name] for name in _COLUMNS}, paired=bool(stored["paired"]))
+    return Scores(**{name: stored[name] for name in COLUMNS}, paired=bool(stored["paired"]))
 
 
 def markdown(per_fold: Sequence[dict], summary: dict | None = None) -> str:
@@ -161,20 +198,29 @@ def _folder(workdir: Path, fold: int) -> Path:
   return workdir / f"fold_{fold}"
 
 
-def _run_fold(config: Config, *, folder: Path, data_dir: str | Path) -> bool:
-  """Trains and scores a fold; whether it came to its end."""
-  result = training.fit(config, workdir=folder, data_dir=data_dir)
-  if not result.finished:
-    return False
+def _missing(workdir: Path, chosen: Iterable[int]) -> list[int]:
+  """Which of some folds are not done."""
+  return [number for number in chosen if not (_folder(workdir, number) / _FOLD_FILE).exists()]
+
+
+def _run_fold(config: Config, *, folder: Path, data_dir: str | Path, request: StopRequest) -> str:
+  """Trains and scores a fold; "" once that is done, else what stopped its training.
+
+  Raises:
+    Interrupted: a signal broke its scoring off.
+  """
+  result = training.fit(config, workdir=folder, data_dir=data_dir, request=request)
+  if result.signal:
+    return result.stopped
   model = folder / "best"
   scores = evaluation.held_out_scores(
-    Detector(model, calibrated=False), data_dir=data_dir, split="validation"
+    Detector(model, calibrated=False), data_dir=data_dir, split="validation", request=request
   )
   evaluation.calibrate_model(model, data_dir=data_dir, scores=scores)
   held_out = scores["all"]
   temporary = folder / f".{_SCORES_FILE}"
   with temporary.open("wb") as file:
-    np.savez_compressed(file, paired=held_out.paired, **{name: getattr(held_out, name) for name in _COLUMNS})
+    np.savez_compressed(file, paired=held_out.paired, **{name: getattr(held_out, name) for name in COLUMNS})
   temporary.replace(folder / _SCORES_FILE)
   facts = {
     "fold": config.data.fold,
@@ -186,7 +232,7 @@ def _run_fold(config: Config, *, folder: Path, data_dir: str | Path) -> bool:
     "model": checkpoints.read_model(model)["sha256"],
   }
   write_whole(folder / _FOLD_FILE, json.dumps(facts, indent=2) + "\n")
-  return True
+  return ""
 
 
 def _summary(config: Config, *, workdir: Path, data_dir: str | Path, folds: int) -> dict:

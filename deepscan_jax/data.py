@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -16,7 +17,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -25,11 +26,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 import threadpoolctl
 
-from deepscan_jax import examples, folds, stopping
+from deepscan_jax import augment_audio, examples, folds, stopping
 from deepscan_jax.augment import draw_augmentation
 from deepscan_jax.augment_audio import degrade_one, degrade_pair
 from deepscan_jax.config import DataConfig, WindowConfig
 from deepscan_jax.faces.align import eval_crop, eval_points
+from deepscan_jax.perturb import SOUND, Rung
 from deepscan_jax.pseudofakes.audio import matched_pair, voice_pair
 from deepscan_jax.pseudofakes.clip import moving_still, self_blend_clip
 from deepscan_jax.pseudofakes.image import self_blend
@@ -42,9 +44,13 @@ PSEUDOFAKES = ("face", "voice", "sync")
 _TEXT_KEYS = ("id", "group", "source", "method")
 _FACT_KEYS = (*_TEXT_KEYS, "dataset", "kind", "face_size_px")
 _ENCODED_KEYS = ("faces", "mouths")
+# Of which a validation with a limit takes no more while it leaves files out.
+_EXAMPLES_OF_A_FILE = 4
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 # The splits that folds divide.
 _DIVIDED = ("train", "validation")
+# Full scale of stored sound (examples).
+_INT16 = 32767.0
 
 Rows = dict[str, np.ndarray]
 
@@ -112,9 +118,10 @@ class ExampleSource:
     fold: Fold | None = None,
   ):
     self.inputs = tuple(inputs)
+    self._data_dir = Path(data_dir)
     data_dir, fold = Path(data_dir), fold if split != "test" else None
     places = [(name, part) for name in names for part in (_DIVIDED if fold else (split,))]
-    self._names = [name for name, _ in places]
+    self._places, self._names = places, [name for name, _ in places]
     self._sources = [_open(name, part, data_dir) for name, part in places]
     divided = _divided(fold, data_dir) if fold else {}
     weights, wanted = dict(source_weights), None if labels is None else set(labels)
@@ -146,6 +153,16 @@ class ExampleSource:
 
   def __len__(self) -> int:
     return len(self._rows)
+
+  def files(self) -> list[tuple[int, str]]:
+    """Of each example which file it is a part of: pairs that are equal for examples of one file."""
+    indices = [
+      _index(*place, self._data_dir) if len(s) else []
+      for place, s in zip(self._places, self._sources, strict=True)
+    ]
+    ids = [(s, indices[s][i][0]["id"].decode()) for s, i in self._rows]
+    # An example's id ends in its place in the file.
+    return [(s, name.rpartition("#")[0] or name) for s, name in ids]
 
   def __getitem__(self, index: int) -> dict:
     source, row = self._rows[index]
@@ -293,16 +310,24 @@ def rows_in_pass(config: DataConfig, *, data_dir: str | Path, inputs: Sequence[s
 def split_sizes(config: DataConfig, *, data_dir: str | Path) -> dict[str, dict[str, int]]:
   """How many examples each split of each dataset holds, as its dataset_info.json says; no split is opened.
 
+  Of a fold, those that its train and its validation hold; test stays as it is.
+
   Raises:
     FileNotFoundError: a dataset has not been built.
   """
-  return {
+  sizes = {
     name: {
       split: info.num_examples
       for split, info in tfds.builder_from_directory(_directory(name, Path(data_dir))).info.splits.items()
     }
     for name in config.datasets
   }
+  if fold := Fold.of(config):
+    divided = _divided(fold, Path(data_dir))
+    for name, split in itertools.product(config.datasets, _DIVIDED):
+      stored = [of for part in _DIVIDED for of in divided[name, part]]
+      sizes[name][split] = sum(folds.belongs(of, split, fold.number) for of in stored)
+  return sizes
 
 
 @functools.cache
@@ -428,6 +453,8 @@ def make_pair(
   degraded: bool,
   inputs: Sequence[str] = FACE_INPUTS,
   forged: dict | None = None,
+  rung: Rung | None = None,
+  seed: int = 0,
 ) -> dict:
   """A real example and its forged twin as two rows.
 
@@ -441,6 +468,8 @@ def make_pair(
     degraded: augment both alike as in training; else both are as in evaluation.
     inputs: what the model reads.
     forged: an example that is known to be forged, in place of a twin.
+    rung: damage done to both twins alike, before they are cut and augmented; None: none.
+    seed: of that damage; what is drawn from rng does not depend on it.
 
   Returns:
     The inputs, each [2, ...]; label, face_label, sound_label [2] int32; example_mask [2] bool; where the
@@ -450,7 +479,16 @@ def make_pair(
   Raises:
     ValueError: the example allows none of the kinds.
   """
-  rows, forgery = draw_pair(element, rng=rng, config=config, degraded=degraded, inputs=inputs, forged=forged)
+  rows, forgery = draw_pair(
+    element,
+    rng=rng,
+    config=config,
+    degraded=degraded,
+    inputs=inputs,
+    forged=forged,
+    rung=rung,
+    seed=seed,
+  )
   return rows | {"kind": forgery.kind}
 
 
@@ -462,6 +500,8 @@ def draw_pair(
   degraded: bool,
   inputs: Sequence[str] = FACE_INPUTS,
   forged: dict | None = None,
+  rung: Rung | None = None,
+  seed: int = 0,
 ) -> tuple[Rows, Forgery]:
   """The rows of `make_pair` without their kind, and how the second of them was forged."""
   window = config.window.reading(inputs)
@@ -475,13 +515,19 @@ def draw_pair(
   if kind == "sync":
     twins, forgery = _sync_twins(pair[0], rng, config, window, keep_mouths="crops" in inputs)
     rows |= twins
+  damage = None if rung is None else functools.partial(rung.frames, seed=seed)
   if "crops" in inputs:
-    twins, blended = _face_twins(pair, rng, config, window, forged=kind == "face", degraded=degraded)
+    twins, blended = _face_twins(
+      pair, rng, config, window, forged=kind == "face", degraded=degraded, damage=damage
+    )
     rows, forgery = rows | twins, blended or forgery
     rows["region_mask"] = np.array([True, kind != "labelled"])
   if "waveform" in inputs:
-    twins, voiced = _sound_twins(rows, rng, config, kind=kind, degraded=degraded)
+    twins, voiced = _sound_twins(rows, rng, config, kind=kind, degraded=degraded, rung=rung, seed=seed)
     rows, forgery = rows | twins, voiced or forgery
+  if damage and "mouth_crops" in rows:
+    twins = zip(rows["mouth_crops"], rows["mouth_mask"], strict=True)
+    rows["mouth_crops"] = np.stack([_damaged(mouths, there, damage) for mouths, there in twins])
   labels["label"][1] = examples.FAKE
   if kind in ("face", "voice"):
     labels["face_label" if kind == "face" else "sound_label"][1] = examples.FAKE
@@ -497,13 +543,14 @@ class HeldOutPairs:
     source: real examples.
     config: of window, pseudo-fakes and augmentation.
     draws: twins drawn of each example.
-    degraded: see `make_pair`.
+    degraded, rung: see `make_pair`.
   """
 
   source: ExampleSource
   config: DataConfig
   draws: int = 1
   degraded: bool = True
+  rung: Rung | None = None
   rows: int = 2
 
   def __len__(self) -> int:
@@ -518,6 +565,8 @@ class HeldOutPairs:
       config=self.config,
       inputs=self.source.inputs,
       degraded=self.degraded,
+      rung=self.rung,
+      seed=seed[0],
     )
     return {**pair, **_facts(element)}
 
@@ -529,10 +578,12 @@ class HeldOutExamples:
   Attributes:
     source: of the examples.
     window: what the network reads of each.
+    rung: damage done to each before it is cut; None: none.
   """
 
   source: ExampleSource
   window: WindowConfig = WindowConfig()  # noqa: RUF009 - immutable
+  rung: Rung | None = None
   rows: int = 1
 
   def __len__(self) -> int:
@@ -540,6 +591,8 @@ class HeldOutExamples:
 
   def __getitem__(self, index: int) -> dict:
     element, keys = self.source[index], self.source.inputs
+    if self.rung is not None:
+      element = perturbed(element, self.rung, seed=zlib.crc32(element["id"].encode()))
     inputs = examples.model_inputs(element, window=self.window.reading(keys), keys=keys)
     inputs |= examples.labels(element, keys=keys) | {"example_mask": np.bool_(True)}
     kind = "face" if len(element["face_mask"]) else "voice"
@@ -561,6 +614,7 @@ def held_out(
   data_dir: str | Path,
   inputs: Sequence[str] = FACE_INPUTS,
   degraded: bool | None = None,
+  rung: Rung | None = None,
 ) -> HeldOutPairs | HeldOutExamples:
   """The examples of a split for evaluation: untouched, or as plain or degraded pairs with pseudo-fakes.
 
@@ -570,6 +624,7 @@ def held_out(
     data_dir: where the datasets are.
     inputs: what the model reads.
     degraded: None: untouched examples; else pairs, see `make_pair`.
+    rung: damage done to all of them alike; None: none.
   """
   if degraded is None:
     source = ExampleSource(
@@ -580,8 +635,41 @@ def held_out(
       labels=(examples.REAL, examples.FAKE),
       fold=Fold.of(config),
     )
-    return HeldOutExamples(source, config.window)
-  return HeldOutPairs(_source(config, split, data_dir, inputs, weighted=False), config, degraded=degraded)
+    return HeldOutExamples(source, config.window, rung)
+  source = _source(config, split, data_dir, inputs, weighted=False)
+  return HeldOutPairs(source, config, degraded=degraded, rung=rung)
+
+
+def perturbed(element: dict, rung: Rung, *, seed: int) -> dict:
+  """An example whose pictures, or whose sound, were damaged before anything is cut out of them.
+
+  Faces and mouths that were stored go through it as they are stored, each window of them as one film; nobody
+  looks for the faces again.
+
+  Args:
+    element: of an `ExampleSource`.
+    rung: what is done.
+    seed: of it.
+  """
+  use_one_thread()
+  changed = dict(element)
+  damage = functools.partial(rung.frames, seed=seed)
+  for key, mask in (("faces", "face_mask"), ("mouths", "mouth_mask")):
+    if len(element[key]):
+      changed[key] = _damaged(np.asarray(element[key]), np.asarray(element[mask], bool), damage)
+  sound = np.asarray(element["sound"])
+  if rung.of == SOUND and rung.level and len(sound):
+    heard = np.clip(sound.astype(np.float32) / np.float32(_INT16), -1, 1)
+    changed["sound"] = np.round(rung.sound(heard, seed=seed) * _INT16).astype(np.int16)
+  return changed
+
+
+def _damaged(pictures: np.ndarray, there: np.ndarray, damage: Callable) -> np.ndarray:
+  """Pictures [place, ...] after `damage` of those that are there, as one film."""
+  changed = pictures.copy()
+  if there.any():
+    changed[there] = damage(pictures[there])
+  return changed
 
 
 def held_out_batches(
@@ -591,7 +679,7 @@ def held_out_batches(
 
   Args:
     held_out: random access.
-    limit: at most so many pairs or examples; 0 = all.
+    limit: at most so many pairs or examples, see `chosen_examples`; 0 = all.
     batch_size: rows in a batch, both twins counted.
     shard: (index, count): of count parts the one with every count-th pair or example, from index on.
 
@@ -601,8 +689,7 @@ def held_out_batches(
     holds) and face_size_px, the median size of its faces in the file, NaN where not known.
   """
   at_once = batch_size // held_out.rows
-  count = min(limit, len(held_out)) if limit else len(held_out)
-  chosen = np.linspace(0, len(held_out) - 1, count).astype(int).tolist()[shard[0] :: shard[1]]
+  chosen = chosen_examples(held_out, limit=limit)[shard[0] :: shard[1]]
   if not chosen:
     return
   dataset = grain.MapDataset.source(chosen).map(held_out.__getitem__)
@@ -617,6 +704,37 @@ def held_out_batches(
         batch = examples.stack(waiting, size=at_once)
         yield _merge_twins({key: batch[key] for key in waiting[0]}), facts
         waiting = []
+
+
+def chosen_examples(held_out: HeldOutPairs | HeldOutExamples, *, limit: int) -> list[int]:
+  """The indices, in their order, of at most so many pairs or examples, evenly spread over the split's files.
+
+  A figure of whole videos needs several examples of each. So files are chosen rather than examples: of each
+  file at most four, evenly spread in it, and as many files as the limit then allows; where it allows all of
+  them, more of each. Limits below 32 take fewer of a file, so that there are some files.
+
+  Args:
+    held_out: of what.
+    limit: 0 = all.
+  """
+  if not limit or limit >= len(held_out):
+    return list(range(len(held_out)))
+  draws, members = len(held_out) // len(held_out.source), {}
+  for index, file in enumerate(held_out.source.files()):
+    members.setdefault(file, []).extend(range(index * draws, (index + 1) * draws))
+  files = list(members.values())
+  most = min(max(limit // 8, 1), _EXAMPLES_OF_A_FILE)
+  while sum(min(len(file), most + 1) for file in files) <= limit:
+    most += 1
+  files = [_evenly(file, min(len(file), most)) for file in files]
+  count = min(len(files), limit * len(files) // sum(map(len, files)))
+  while sum(map(len, chosen := _evenly(files, count))) > limit:
+    count -= 1
+  return sorted(index for file in chosen for index in file)
+
+
+def _evenly(things: list, count: int) -> list:
+  return [things[place] for place in np.linspace(0, len(things) - 1, count).astype(int).tolist()]
 
 
 def listed_examples(
@@ -780,6 +898,7 @@ def _face_twins(
   *,
   forged: bool,
   degraded: bool,
+  damage: Callable | None = None,
 ) -> tuple[Rows, Forgery | None]:
   """crops, face_mask, frame_times_s, landmarks in the crops' pixels and region, each [2, frame, ...].
 
@@ -788,6 +907,7 @@ def _face_twins(
     rng, config, window: as in `make_pair`.
     forged: blend the second row.
     degraded: as in `make_pair`.
+    damage: of each clip before it is cut; None: none.
   """
   twins = [_clip_of(fitted, rng, config, window) for fitted in pair]
   clips, masks, forgery = [faces for faces, *_ in twins], None, None
@@ -801,6 +921,8 @@ def _face_twins(
       blended = self_blend_clip(faces, points, rng=rng, config=drift)
       clips, masks = [blended.real, blended.fake], blended.mask
     forgery = Forgery("face", blended.kind)
+  if damage:
+    clips = [damage(clip) for clip in clips]
   # Not both at once where they differ in length; twins that are drawn for one camera get one camera.
   seed = None if len(twins) == 1 else rng.integers(2**63)
   made: list[Rows] = []
@@ -858,7 +980,14 @@ def _placed(values: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
 
 
 def _sound_twins(
-  rows: Rows, rng: np.random.Generator, config: DataConfig, *, kind: str, degraded: bool
+  rows: Rows,
+  rng: np.random.Generator,
+  config: DataConfig,
+  *,
+  kind: str,
+  degraded: bool,
+  rung: Rung | None = None,
+  seed: int = 0,
 ) -> tuple[Rows, Forgery | None]:
   """waveform and waveform_mask [2, sample] of rows that hold them: equal in both, or of two twins."""
   samples = rows["waveform"].shape[1]
@@ -873,6 +1002,10 @@ def _sound_twins(
     forgery = Forgery("voice", pair.kind, segments_s=pair.segments)
   elif kind == "labelled":
     real, fake = matched_pair(real, fake, rng=rng, config=config.voice)
+  if rung is not None:
+    # One level for both, or the noise would tell them apart.
+    shared = float(np.sqrt(np.mean([np.square(augment_audio.level(sound)) for sound in (real, fake)])))
+    real, fake = (rung.sound(sound, seed=seed, voice_level=shared) for sound in (real, fake))
   if degraded:
     real, fake = degrade_pair(real, fake, rng=rng, config=config.augment_audio)
   rows = {

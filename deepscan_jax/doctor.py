@@ -1,13 +1,15 @@
 """Checks whether this installation works as it should: versions, devices, model, scores, sandbox, folders.
 
 The golden scores tie a checkpoint to what it computed where it was made. `golden_inputs` makes two pictures
-by plain arithmetic, the same on every machine; golden.json beside the checkpoint holds the model's logits for
-them. A maintainer who ships a new checkpoint writes that file with `deepscan doctor --write_golden`.
+by plain arithmetic, the same on every machine, and `golden_batches` all that a model reads out of them;
+golden.json beside the checkpoint holds the model's logits. A maintainer who ships a new checkpoint writes
+that file with `deepscan doctor --write_golden`. Here, on whatever device JAX finds, they must come out the
+same.
 """
 
 import dataclasses
+import hashlib
 import importlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,16 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from deepscan_jax import compilation_cache
+from deepscan_jax import compilation_cache, environment
 from deepscan_jax.version import __version__
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 GOLDEN_FILE = "golden.json"
-# Logits. Processors differ by thousandths, accelerators with shortened products by hundredths.
-GOLDEN_CLOSE, GOLDEN_FAR = 0.02, 0.2
+# Of a logit: more is an error.
+GOLDEN_DRIFT = 1e-3
+# Of faces/weights/faces.npz: the networks that find faces and their points.
+FACE_NETWORKS_SHA256 = "68ae76cad69392244a466fede8eb7cfcdf44308d08081c6d2257a39611fcfcb9"
 
-PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "opencv-python-headless", "av", "grain")
 LITTLE_DISK_BYTES, NO_DISK_BYTES = 2 << 30, 200 << 20
 
 
@@ -61,6 +64,7 @@ def examine(model_path: str | None = None) -> Iterator[Check]:
   yield _guarded("disk", _disk)
   yield _guarded("compilation cache", _cache)
   yield _guarded("sandbox", _sandbox)
+  yield _guarded("face networks", _face_networks)
   loaded = []
   yield _guarded("model", lambda: _model(model_path, loaded))
   if loaded:
@@ -88,17 +92,36 @@ def golden_inputs() -> dict[str, np.ndarray]:
   return {name: _to_uint8(image)[None] for name, image in (("portrait", portrait), ("blended", blended))}
 
 
-def golden_scores(detector) -> dict[str, float]:
-  """The logits that a detector gives to `golden_inputs`, by name.
+def golden_batches(detector) -> dict[str, dict[str, np.ndarray]]:
+  """What a model is given to be tried, by name: each a batch of one example of all that it reads.
+
+  "portrait" and "blended", where it looks at faces: the picture moves by a pixel from frame to frame, and all
+  else (mouths, landmarks, sound, facts of the file) is a fixed pattern. "sound", where it judges sound alone.
 
   Args:
     detector: what `load_detector` returns.
   """
-  crops = golden_inputs()
-  judged = detector.judge(
-    {"crops": np.stack(list(crops.values())), "crop_mask": np.ones((len(crops), 1), bool)}
-  )
-  return dict(zip(crops, map(float, judged.logits), strict=True))
+  from deepscan_jax import examples
+
+  shapes = examples.input_shapes(detector.config.data.window)
+  batches = {}
+  if detector.face_inputs:
+    rest = {key: _pattern(key, *shapes[key]) for key in detector.face_inputs}
+    for name, crop in golden_inputs().items():
+      crops = np.concatenate([np.roll(crop, frame, axis=2) for frame in range(detector.window.frames)])
+      batches[name] = {key: x[None] for key, x in {**rest, "crops": crops}.items() if key in rest}
+  if detector.sound_inputs and detector.sound_inputs != detector.face_inputs:
+    batches["sound"] = {key: _pattern(key, *shapes[key])[None] for key in detector.sound_inputs}
+  return batches
+
+
+def golden_scores(detector) -> dict[str, float]:
+  """The logits that a detector gives to `golden_batches`, by name.
+
+  Args:
+    detector: what `load_detector` returns.
+  """
+  return {name: float(detector.judge(batch).logits[0]) for name, batch in golden_batches(detector).items()}
 
 
 def write_golden(folder: str | Path) -> Path:
@@ -133,17 +156,17 @@ def compare_golden(scores: dict[str, float], expected: dict[str, float]) -> Chec
       "The checkpoint and the code are of different versions; install both from one release.",
     )
   worst = np.max([abs(scores[name] - expected[name]) for name in expected])  # unlike max(), never loses a NaN
-  detail = f"largest difference {worst:.4f} in the logit"
-  if worst <= GOLDEN_CLOSE:
+  device = environment.device()
+  detail = f"largest difference {worst:.6f} in the logit of {len(scores)}, on {device['device']}"
+  if worst <= GOLDEN_DRIFT:
     return Check("golden scores", OK, detail)
-  if worst <= GOLDEN_FAR:
+  remedy = "Do not trust scores of this installation; reinstall it and report this."
+  if device["device"] != "cpu" and device["matmul_precision"] == "default":
     remedy = (
-      "Outcomes near a threshold can differ on this device; JAX_DEFAULT_MATMUL_PRECISION=highest is exact."
+      "This device shortens factors by default; set JAX_DEFAULT_MATMUL_PRECISION=highest, and look again. If "
+      "the difference stays, do not trust scores of this installation, and report this."
     )
-    return Check("golden scores", WARN, detail, remedy)
-  return Check(
-    "golden scores", FAIL, detail, "Do not trust scores of this installation; reinstall it and report this."
-  )
+  return Check("golden scores", FAIL, f"{detail}; {GOLDEN_DRIFT:g} is allowed", remedy)
 
 
 def _guarded(name: str, look: Callable[[], Check]) -> Check:
@@ -162,16 +185,11 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-  versions = {}
-  for name in PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = "missing"
+  versions = environment.package_versions()
   for module in ("jax", "flax", "cv2", "grain"):
     importlib.import_module(module)
   detail = ", ".join(f"{name} {version}" for name, version in versions.items())
-  if versions["jax"] == "missing" or versions["av"] == "missing":
+  if environment.MISSING in versions.values():
     return Check("packages", FAIL, detail, "pip install deepscan_jax")
   return Check("packages", OK, detail)
 
@@ -241,6 +259,17 @@ def _write_clip(path: Path, frames: int) -> None:
     container.mux(stream.encode(None))
 
 
+def _face_networks() -> Check:
+  from deepscan_jax.faces.network import WEIGHTS_PATH
+
+  with open(WEIGHTS_PATH, "rb") as file:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+  if found != FACE_NETWORKS_SHA256:
+    detail = f"{WEIGHTS_PATH.name} has sha256 {found}, not {FACE_NETWORKS_SHA256}"
+    return Check("face networks", FAIL, detail, "Reinstall deepscan_jax.")
+  return Check("face networks", OK, f"sha256 {found} verified")
+
+
 def _model(model_path: str | None, loaded: list) -> Check:
   """Appends the detector and its folder to `loaded`, for the next check to use."""
   from deepscan_jax import checkpoints, inference
@@ -254,7 +283,7 @@ def _model(model_path: str | None, loaded: list) -> Check:
     )
   loaded += [detector, folder]
   about = detector.metadata
-  return Check("model", OK, f"{about['name']} {about['version']}, sha256 {about['sha256'][:16]}... verified")
+  return Check("model", OK, f"{about['name']} {about['version']}, sha256 {about['sha256']} verified")
 
 
 def _golden(detector, folder: Path) -> Check:
@@ -264,6 +293,24 @@ def _golden(detector, folder: Path) -> Check:
       "golden scores", WARN, f"none are stored with {folder}", "deepscan doctor --write_golden stores them."
     )
   return compare_golden(golden_scores(detector), json.loads(path.read_text(encoding="utf-8"))["cases"])
+
+
+def _pattern(key: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """A fixed input of a model: by whole numbers, so that it is the same on every machine."""
+  if dtype == np.bool_:
+    return np.ones(shape, bool)
+  if key == "frame_times_s":
+    return (np.arange(shape[0]) / 12.5).astype(dtype)
+  steps = np.arange(int(np.prod(shape)), dtype=np.int64)
+  # A tone that rises and falls, by a triangle; or numbers without a pattern that a network would know.
+  if key == "waveform":
+    phase = steps * (40 + steps // 400 % 200) % 16_000
+    values = 0.3 * (np.abs(phase - 8_000) / 4_000 - 1)
+  else:
+    values = (steps * 7_919 % 1_009) / 1_009
+    low, high = {"landmarks": (0, 224), "file_facts": (-1, 1)}.get(key, (0, 255))
+    values = low + (high - low) * values
+  return values.reshape(shape).astype(dtype)
 
 
 def _enlarge(image: np.ndarray, size: int) -> np.ndarray:

@@ -5,6 +5,7 @@ Models are calibrated and measured by them.
 
 import dataclasses
 import functools
+import logging
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from deepscan_jax import checkpoints, data, metrics
 from deepscan_jax.calibration import calibrate
 from deepscan_jax.inference import CALIBRATIONS, Detector, load_detector
+from deepscan_jax.stopping import Interrupted, StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +97,15 @@ class Scores:
 
   def rows(self, keep: np.ndarray) -> "Scores":
     """The examples where keep [example] is True."""
-    return Scores(**{name: getattr(self, name)[keep] for name in _COLUMNS}, paired=self.paired)
+    return Scores(**{name: getattr(self, name)[keep] for name in COLUMNS}, paired=self.paired)
 
   def __add__(self, other: "Scores") -> "Scores":
-    joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _COLUMNS}
+    joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in COLUMNS}
     return Scores(**joined, paired=self.paired and other.paired)
 
 
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Scores) if field.name != "paired")
+# The fields of `Scores` that have a value for each example.
+COLUMNS = tuple(field.name for field in dataclasses.fields(Scores) if field.name != "paired")
 
 
 def score(
@@ -189,7 +192,8 @@ def calibrate_model(
 ) -> dict:
   """Fits a model's probabilities and thresholds on the validation split and writes them into the model.
 
-  What the data say nothing about keeps its calibration.
+  What the data say nothing about, or of which they hold one class alone, keeps its calibration; the latter is
+  said in a warning.
 
   Args:
     folder: of the model.
@@ -200,16 +204,19 @@ def calibrate_model(
 
   Returns:
     The calibrations as they were written, by inference.CALIBRATIONS: of examples with faces and of sound
-    alone, where the data hold them.
+    alone, where the data hold both classes of them.
+
+  Raises:
+    ValueError: the data hold both classes of neither.
   """
   if scores is None:
     detector = Detector(folder, calibrated=False)
     scores = held_out_scores(detector, data_dir=data_dir, split="validation")
   facts = {k: v for k, v in checkpoints.read_model(folder).items() if k != "sha256"}
-  found = {}
+  found, lacking = {}, []
   for key, faces in zip(CALIBRATIONS, (True, False), strict=True):
     every, real = (scores[kind].rows(scores[kind].has_faces == faces) for kind in ("all", "untouched"))
-    if len(every.labels):
+    if len(every.real) and len(every.fake):
       found[key] = calibrate(
         every.labels,
         every.logits,
@@ -220,7 +227,19 @@ def calibrate_model(
         method=method,
         groups=every.group,
       ).to_dict()
-  checkpoints.write_model_json(folder, {**{k: v for k, v in facts.items() if k not in CALIBRATIONS}, **found})
+    elif len(every.labels):
+      what = "examples with faces" if faces else "sound alone"
+      lacking.append(
+        f"of {what} the validation split holds {len(every.real)} real and {len(every.fake)} fake"
+      )
+  if not found:
+    raise ValueError(
+      f"{folder} cannot be calibrated, which needs both classes: {', and '.join(lacking) or 'no scores'}; "
+      "add what is missing, or another dataset."
+    )
+  for sentence in lacking:
+    logging.warning("A part of %s keeps the calibration that it had, or none: %s.", folder, sentence)
+  checkpoints.write_model_json(folder, {**facts, **found})
   return found
 
 
@@ -293,16 +312,29 @@ def _rate_interval(rate: Callable[[np.ndarray], float], rows: Scores) -> tuple[f
   return min(low, least_low), max(high, least_high)
 
 
-def held_out_scores(detector: Detector, *, data_dir: str | Path, split: str) -> dict[str, Scores]:
+def held_out_scores(
+  detector: Detector, *, data_dir: str | Path, split: str, request: StopRequest | None = None
+) -> dict[str, Scores]:
   """Scores of a split by kind: of untouched examples, and of pairs where the model's data has pseudo-fakes.
+
+  Args:
+    detector: the model.
+    data_dir: where the datasets of its configuration are.
+    split: "validation" or "test".
+    request: breaks the scoring off once it holds a signal.
 
   Returns:
     {"untouched", "plain", "degraded", "all"}: "all" is plain and degraded pairs together. Without
     pseudo-fakes {"untouched", "all"}, both the same.
+
+  Raises:
+    Interrupted: the scoring was broken off.
   """
   config = detector.config.data
 
   def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
+    if request:
+      raise Interrupted(request.number)
     return detector.judge({key: batch[key] for key in detector.inputs}).logits
 
   def scored(*, degraded: bool | None) -> Scores:

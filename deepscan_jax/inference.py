@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepscan_jax import checkpoints, compilation_cache, examples, faces, media, provenance, reasons
+from deepscan_jax import (
+  checkpoints,
+  compilation_cache,
+  environment,
+  examples,
+  faces,
+  media,
+  provenance,
+  reasons,
+)
 from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import Config, WindowConfig, from_dict, to_dict
 from deepscan_jax.verdict import (
@@ -98,6 +107,7 @@ class Detector:
 
   def __init__(self, folder: str | Path, *, calibrated: bool = True):
     facts = checkpoints.read_model(folder)
+    self._folder = Path(folder)
     try:
       self.metadata = {key: facts[key] for key in ("name", "version", "sha256")}
       self.config: Config = from_dict(facts["config"])
@@ -163,7 +173,8 @@ class Detector:
       "kind": clip.kind,
       "media": facts["container"],
     }
-    return self._judge_clip(clip, file, clock)
+    verdict = self._judge_clip(clip, file, clock)
+    return dataclasses.replace(verdict, run={"path": str(path), "frames": frames, **verdict.run})
 
   def detect_images(self, images: np.ndarray) -> Verdict:
     """Judges pictures of one scene, as the frames of a clip one second apart.
@@ -188,7 +199,11 @@ class Detector:
       facts={"width": images.shape[2], "height": images.shape[1]},
       warnings=(),
     )
-    file = {"name": None, "bytes": None, "sha256": None, "kind": "image", "media": clip.facts}
+    return self.detect_clip(clip)
+
+  def detect_clip(self, clip: media.Clip) -> Verdict:
+    """Judges what was taken out of a file already; the verdict's `file` says of which kind it is, no more."""
+    file = {"name": None, "bytes": None, "sha256": None, "kind": clip.kind, "media": clip.facts}
     return self._judge_clip(clip, file, _Clock(time.perf_counter()))
 
   def judge(self, inputs: dict[str, np.ndarray]) -> Judgement:
@@ -298,8 +313,14 @@ class Detector:
       faces=Faces(**parts[FACES].said()) if FACES in parts else None,
       sound=Sound(**parts[SOUND].said(), windows=windows, moments=moments) if SOUND in parts else None,
       decided_by=decided.name if decided else None,
+      run=self._run_facts(),
       rates=decided.rates if decided else None,
     )
+
+  def _run_facts(self) -> dict:
+    """What verdicts tell of the run that made them, but for the file."""
+    own = None if self._folder == DEFAULT_MODEL else str(self._folder)
+    return {"model_path": own, **environment.device(), "versions": environment.versions()}
 
   @property
   def thresholds(self) -> Thresholds:

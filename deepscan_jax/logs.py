@@ -18,6 +18,8 @@ from typing import TextIO
 
 import jax
 
+from deepscan_jax.files import write_whole
+
 TIMING = "time/"
 # Nothing is said of the speed from less than this: two marks a moment apart say little.
 _LEAST_S = 1e-3
@@ -216,21 +218,20 @@ class Pace:
     return seconds / steps, self._examples * steps / seconds, min(idle / seconds, 1.0)
 
 
-def drop_rows_after(path: Path, step: int) -> None:
+def drop_rows_after(path: Path, step: int, *, validated: bool = True) -> None:
   """Drops the rows of a JSONL file that a run writes again when it goes on after a step, and a row cut off.
 
   Args:
     path: what a `ScalarLog` wrote; where there is none, nothing is done.
     step: the last one whose rows stay.
+    validated: False: the run goes on with the validation of this very step, whose row goes too.
   """
   if not path.exists():
     return
   lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-  kept = [line for line in lines if _step_of(line) <= step]
+  kept = [line for line in lines if _stays(line, step, validated=validated)]
   # Whole or not at all: the process may be killed here, too.
-  part = path.with_name(f"{path.name}.part")
-  part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-  part.replace(path)
+  write_whole(path, "".join(f"{line}\n" for line in kept), durable=False)
 
 
 class Progress:
@@ -266,12 +267,14 @@ class Progress:
     self._open = False
 
 
-def _step_of(line: str) -> float:
-  """The step of a row; later than any where the row was cut off."""
+def _stays(line: str, last: int, *, validated: bool) -> bool:
+  """Whether a row is whole, and of what is not done again after a step."""
   try:
-    return json.loads(line)["step"]
+    row = json.loads(line)
+    step = row["step"]
   except (ValueError, KeyError, TypeError):
-    return float("inf")
+    return False
+  return step < last or (step == last and (validated or not is_validation(row)))
 
 
 def clock(seconds: float | None) -> str:

@@ -1,6 +1,7 @@
 """Metrics of scores against labels in plain numpy; label 1 = fake, higher score = more likely fake."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -145,19 +146,21 @@ class Ranking:
     weights = weights[..., order]
 
     def counted(of_class: np.ndarray) -> np.ndarray:
-      above = np.cumsum(weights * of_class, axis=-1)[..., last_of_equals]
+      above = np.cumsum(weights * of_class, axis=-1)
+      if len(last_of_equals) < len(ranked):
+        above = above[..., last_of_equals]
       return np.concatenate([np.zeros((*above.shape[:-1], 1)), above], axis=-1)
 
     is_fake = labels[order]
     thresholds = np.concatenate([[np.inf], ranked[last_of_equals]])
     return cls(thresholds, counted(is_fake), counted(~is_fake))
 
-  @property
+  @functools.cached_property
   def true_positive_rates(self) -> np.ndarray:
     """[..., threshold] share of the fakes at or above each threshold."""
     return _ratio(self.fakes, self.fakes[..., -1:])
 
-  @property
+  @functools.cached_property
   def false_positive_rates(self) -> np.ndarray:
     """[..., threshold] share of the reals at or above each threshold."""
     return _ratio(self.reals, self.reals[..., -1:])

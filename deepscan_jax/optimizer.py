@@ -8,6 +8,9 @@ import optax
 
 from deepscan_jax.config import TrainConfig
 
+# Parameters that weight decay leaves alone, whatever their shape, by the last part of their name.
+_NEVER_DECAYED = frozenset({"bias", "scale", "probe", "bottlenecks"})
+
 
 class PlateauState(NamedTuple):
   """How far the schedule "plateau" has come; arrays in the optimiser's state, where checkpoints keep it.
@@ -106,8 +109,8 @@ def learning_rate(opt_state: optax.OptState, *, step: int, config: TrainConfig) 
 def create_optimizer(config: TrainConfig) -> optax.GradientTransformation:
   """Clipping by global norm, then AdamW or SGD with momentum 0.9, then the schedule "plateau" where it is on.
 
-  AdamW is that of Loshchilov and Hutter 2019 (arXiv:1711.05101). Weight decay leaves out everything
-  one-dimensional: biases, norms and the attention's probe.
+  AdamW is that of Loshchilov and Hutter 2019 (arXiv:1711.05101). Weight decay leaves out biases, norms, the
+  fusion's probe and bottleneck tokens, and everything of one dimension or none, whatever its name.
 
   Raises:
     ValueError: an unknown optimizer name.
@@ -138,4 +141,8 @@ def _scale_on_plateau() -> optax.GradientTransformation:
 
 
 def _decayed(params):
-  return jax.tree.map(lambda p: p.ndim > 1, params)
+  def matrix(path, value) -> bool:
+    # By name: those of attention heads and of both directions of an LSTM have two dimensions.
+    return value.ndim > 1 and path[-1].key not in _NEVER_DECAYED
+
+  return jax.tree_util.tree_map_with_path(matrix, params)

@@ -5,6 +5,7 @@ devices. The state has no device axis and is the same on all devices of all proc
 called there is one process, which has nobody to ask or to wait for.
 """
 
+import concurrent.futures
 import contextlib
 import os
 import pickle
@@ -17,6 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from deepscan_jax.stopping import Interrupted, StopRequest
+
 AXIS = "data"
 # Where process 0 listens, unless said otherwise: what Cloud TPUs use.
 _PORT = 8476
@@ -28,6 +31,7 @@ def connect(
   num_processes: int | None = None,
   process_id: int | None = None,
   timeout_s: int = 300,
+  request: StopRequest | None = None,
 ) -> None:
   """Makes this process one of several that train together; must come before any other use of JAX's devices.
 
@@ -39,11 +43,13 @@ def connect(
     num_processes: how many train together.
     process_id: which of them this one is, from 0 on.
     timeout_s: how long to wait for the others.
+    request: breaks the waiting off once it holds a signal; the process can then only end.
 
   Ends the process with a sentence and exit code 2 where not all have met in time.
 
   Raises:
     ValueError: an argument is missing or out of its range, or process 0 cannot listen.
+    Interrupted: the waiting was broken off.
   """
   given = {
     "coordinator_address": coordinator_address,
@@ -67,9 +73,16 @@ def connect(
   late = threading.Timer(timeout_s, _give_up, [place, timeout_s])
   late.daemon = True
   late.start()
+  # In a thread of its own: this one would hear of no signal inside XLA.
+  waiting = concurrent.futures.ThreadPoolExecutor(1)
   try:
     # Longer than the timer: XLA aborts the process with a page of its own stack where it does not connect.
-    jax.distributed.initialize(**given, initialization_timeout=timeout_s + 60)
+    met = waiting.submit(jax.distributed.initialize, **given, initialization_timeout=timeout_s + 60)
+    while not met.done():
+      concurrent.futures.wait([met], timeout=0.2)
+      if request:
+        raise Interrupted(request.number)
+    met.result()
   except ValueError as error:
     wanted = {
       "coordinator_address": "HOST:PORT of process 0",
@@ -86,6 +99,7 @@ def connect(
     raise ValueError(f"The processes that train together cannot meet{place}: {why}.") from error
   finally:
     late.cancel()
+    waiting.shutdown(wait=False)
 
 
 def _check_port_is_free(port: int) -> None:
@@ -297,9 +311,9 @@ def all_or_none() -> Iterator[None]:
   error: Exception | None = None
   try:
     yield
-  except (ValueError, OSError) as met:
+  except Exception as met:  # Of whatever kind: the others would wait for this process all the same.
     error = met
-  for index, text in enumerate(of_each_process(None if error is None else str(error))):
+  for index, text in enumerate(of_each_process(None if error is None else str(error) or repr(error))):
     if text is not None and error is None:
       raise ValueError(f"Process {index} cannot train: {text}")
   if error is not None:

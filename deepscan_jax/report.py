@@ -13,9 +13,7 @@ import hashlib
 import html
 import itertools
 import json
-import os
 import shutil
-import tempfile
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,14 +23,17 @@ import cv2
 import numpy as np
 
 from deepscan_jax import verdict as verdicts
+from deepscan_jax.files import write_whole
 from deepscan_jax.verdict import (
   FACES,
   SOUND,
   BranchVerdict,
   Evidence,
   Person,
+  Rescored,
   Sighting,
   SoundWindow,
+  Stability,
   Thresholds,
   Verdict,
 )
@@ -133,27 +134,6 @@ def write_html(
   write_whole(path, render_html(answers, created=created))
 
 
-def write_whole(path: str | Path, text: str) -> None:
-  """Writes a text file that appears whole or not at all, readable as any new file of the user's is.
-
-  Raises:
-    OSError: it cannot be written.
-  """
-  path = Path(path)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-  try:
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-      file.write(text)
-    # mkstemp makes files that only their owner can read; a report should be as readable as any new file.
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-
-
 def summary_text(answer: Answer, *, color: bool = False, width: int | None = None) -> str:
   """A few aligned lines about one answer, for a terminal.
 
@@ -193,6 +173,8 @@ def summary_text(answer: Answer, *, color: bool = False, width: int | None = Non
     lines.append(_line("Without a branch", contributions, width))
   if answer.at_prevalence:
     lines.append(_line("What it is worth", worth_sentence(answer), width))
+  if answer.stability:
+    lines.append(_line("Stability", stability_sentence(answer.stability), width))
   lines += [_line("Reason", reason.text, width) for reason in answer.reasons]
   lines += [_line("Note", warning, width) for warning in answer.warnings]
   lines.append(_line("What next", answer.recommendation, width))
@@ -367,6 +349,7 @@ def _article(answer: Answer, number: int, *, heading: bool) -> Html:
     tag("header", title, tag("p", about, class_="about") if about else ""),
     _band(answer),
     *(sections if answer.decided_by != SOUND else reversed(sections)),
+    _stability(answer),
     _branches(answer),
     _facts(answer),
     id=f"file-{number}",
@@ -878,6 +861,66 @@ _BRANCHES = {
   "lipsync": "Lip-sync: whether the mouth says what is heard",
   "provenance": "Provenance: what the file says of its making",
 }
+
+
+def stability_sentence(stability: Stability) -> str:
+  """How far an outcome holds under damage, and what changes it first, in a sentence."""
+  ladders, outcome = stability.ladders, OUTCOME_WORDS[stability.outcome].lower()
+  kinds = f"{len(ladders)} kind{'s' * (len(ladders) != 1)} of damage"
+  if stability.weakest is None:
+    return f"The outcome ({outcome}) holds at all levels of {kinds}."
+  broken = ladders[stability.weakest].breaks
+  holds = sum(ladder.breaks is None for ladder in ladders.values())
+  return (
+    f"The outcome ({outcome}) holds at all levels of {holds} of {kinds}; the first step that changes it: "
+    f"{ladders[stability.weakest].title}, level {broken.level} ({broken.setting}), to "
+    f"{OUTCOME_WORDS[broken.outcome].lower()}."
+  )
+
+
+def _stability(answer: Verdict) -> Html:
+  """The table of damage by level; nothing where it was not measured."""
+  stability = answer.stability
+  if stability is None:
+    return Html("")
+  count = len(next(iter(stability.ladders.values())).steps)
+  rows = []
+  for ladder in stability.ladders.values():
+    broken = ladder.breaks
+    first = f"level {broken.level}, to {OUTCOME_WORDS[broken.outcome].lower()}" if broken else "never"
+    title = tag("th", ladder.title, tag("small", ladder.words), scope="row")
+    cells = (_rung(step, stability.outcome) for step in ladder.steps)
+    rows.append(tag("tr", title, *cells, tag("td", first)))
+  names = ("Damage", *(f"Level {level}" for level in range(1, count + 1)), "First change")
+  header = tag("tr", *(tag("th", name, scope="col") for name in names))
+  table = tag("table", tag("thead", header), tag("tbody", *rows), class_="rungs")
+  score = DASH if stability.deepfake_probability is None else percent(stability.deepfake_probability)
+  what = "The sound was"
+  if stability.frames:
+    what = f"{stability.frames} frames were" if stability.frames > 1 else "The picture was"
+  told = (
+    f"{what} damaged, from slight (1) to strong (5), and judged again, beginning with the search for faces. "
+    f"Without damage the score is {score} ({OUTCOME_WORDS[stability.outcome].lower()}). Figures are "
+    "probabilities; a symbol marks another outcome. An outcome that slight damage changes deserves less "
+    "trust, but one that holds may be wrong all the same."
+  )
+  return tag(
+    "section",
+    tag("h2", "How far the verdict holds"),
+    tag("p", stability_sentence(stability)),
+    tag("div", table, class_="scroll"),
+    tag("p", told, class_="fine"),
+    class_="card",
+  )
+
+
+def _rung(step: Rescored, outcome: str) -> Html:
+  shown = "not judged" if step.deepfake_probability is None else percent(step.deepfake_probability)
+  symbol = _symbol(step.outcome) if step.outcome != outcome else ""
+  return tag(
+    "td",
+    tag("span", symbol, shown, class_=step.outcome, title=f"{step.setting}: {OUTCOME_WORDS[step.outcome]}"),
+  )
 
 
 def _branches(answer: Verdict) -> Html:

@@ -24,8 +24,8 @@ from deepscan_jax.version import __version__
 
 SCALARS_FILE = "scalars.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# Shown first, whatever else there is: a terminal may have no room for all.
-_FIRST_SHOWN = ("fused", "auc", "accuracy")
+# Of a validation, shown in the line of progress beside what chooses the model.
+_SHOWN = ("auc", "accuracy")
 
 
 class RunWatch:
@@ -102,7 +102,7 @@ class RunWatch:
 
   def validated(self, step: int, figures: Mapping[str, float]) -> None:
     """Writes the figures of a validation, and the curves of the scores that it gave to `scored`."""
-    self._shown |= {name: figures[name] for name in ("auc", "accuracy")}
+    self._shown |= {name: figures[name] for name in (self._config.train.metric, *_SHOWN) if name in figures}
     row = {f"validation/{name}": value for name, value in figures.items()}
     if self._scores is not None and len(self._scores.real) and len(self._scores.fake):
       labels, logits = self._scores.labels, self._scores.logits
@@ -123,7 +123,9 @@ class RunWatch:
     """Shows where the run is."""
     if not self._tells:
       return
-    names = [name for name in _FIRST_SHOWN if name in self._shown]
+    # First, whatever else there is: a terminal may have no room for all.
+    first = dict.fromkeys(("fused", self._config.train.metric, *_SHOWN))
+    names = [name for name in first if name in self._shown]
     parts = [f"{name} {self._shown[name]:.3f}" for name in names]
     left_s = None
     if (recent := self._pace.recent()) is not None:

@@ -27,6 +27,7 @@ from deepscan_jax import (
   faithfulness,
   levels,
   media,
+  perturb,
   protocols,
 )
 from deepscan_jax.calibration import Calibration
@@ -93,6 +94,22 @@ class Scored:
   notes: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+  """Scores of the same examples under growing damage.
+
+  Attributes:
+    of: the set that was damaged: "labelled" files, or "pairs" of real examples and their pseudo-fakes.
+    examples, total: how many examples were scored (a pair is one), of how many there are.
+    rungs: by name of a perturbation, of each level from 0 (untouched) on, by level of protocols.LEVELS, rows.
+  """
+
+  of: str
+  examples: int
+  total: int
+  rungs: dict[str, list[dict[str, Rows]]]
+
+
 def evaluate_model(
   folder: str | Path | None,
   *,
@@ -108,6 +125,9 @@ def evaluate_model(
   prevalences: Sequence[float] = (0.01,),
   draws: int = card.DRAWS,
   report_progress: Progress | None = None,
+  perturbations: Sequence[str] = (),
+  perturb_limit: int = 400,
+  report_step: Progress | None = None,
 ) -> dict:
   """The evaluation card of a model on a split of prepared datasets, or on raw media.
 
@@ -126,6 +146,9 @@ def evaluate_model(
       of none.
     prevalences, draws: as of `card.make_card`.
     report_progress: f(done, total) after each raw file.
+    perturbations: damage under which prepared examples are scored again (`score_ladder`): names, or "all".
+    perturb_limit: of how many examples at most; 0: all.
+    report_step: f(done, total) after each step of that.
 
   Raises:
     CheckpointError: the model is missing, damaged or not calibrated.
@@ -141,11 +164,19 @@ def evaluate_model(
       f"The preprocessing {preset.name} cuts raw media, and prepared datasets have been cut already; give "
       "--media."
     )
+  if perturbations and media_files is not None:
+    raise ValueError(
+      "Perturbations are applied to prepared datasets; of raw files `deepscan detect --stability` says how "
+      "far each verdict holds."
+    )
   folder = Path(DEFAULT_MODEL if folder is None else folder)
   facts = checkpoints.read_model(folder)
   datasets = tuple(datasets) or tuple(facts["config"]["data"]["datasets"])
   protocols.check_split(facts, datasets, split, of=_model_facts)
   detector = Detector(folder)
+  # A wrong name is told before the minutes that scoring takes.
+  names = perturb.chosen(perturbations, inputs=detector.inputs) if perturbations else ()
+  ladder = None
   if media_files is None:
     scored = score_prepared(detector, datasets=datasets, data_dir=data_dir, split=split, pairs=pairs)
   else:
@@ -156,6 +187,16 @@ def evaluate_model(
       frames=frames,
       preset=preset,
       report_progress=report_progress,
+    )
+  if names:
+    ladder = score_ladder(
+      detector,
+      scored,
+      data_dir=data_dir,
+      split=split,
+      names=names,
+      limit=perturb_limit,
+      report_progress=report_step,
     )
   trained, selection = protocols.model_protocol(facts)
   protocol = protocols.Protocol(
@@ -188,6 +229,7 @@ def evaluate_model(
     faithfulness=_faithfulness(detector, scored, split, data_dir, map_examples, draws=draws),
     legacy=_tables(scored, detector, split),
     draws=draws,
+    ladder=ladder,
   )
 
 
@@ -251,6 +293,84 @@ def score_prepared(
     parts=parts,
     notes=tuple(notes),
   )
+
+
+def score_ladder(
+  detector: Detector,
+  scored: Scored,
+  *,
+  data_dir: str | Path,
+  split: str,
+  names: Sequence[str],
+  limit: int = 0,
+  report_progress: Progress | None = None,
+) -> Ladder:
+  """Scores prepared examples under perturbations of growing strength.
+
+  It damages the set that the headline is of (`card.headline_set`); of pairs the plain ones, both twins alike
+  and after the blending. Stored faces are damaged as they are stored, larger than what the network sees, and
+  are not looked for again; a detector might miss a face in a file that was damaged so.
+
+  Args:
+    detector: a calibrated model.
+    scored: of `score_prepared`, the same split.
+    data_dir, split: as of `score_prepared`.
+    names: of perturb.PERTURBATIONS.
+    limit: at most so many examples, the same share of each dataset and evenly spread in it; 0: all.
+    report_progress: f(done, total) after each step of the ladder.
+  """
+  of = card.headline_set(scored)
+  rows = scored.pairs["video"] if of == "pairs" else scored.labelled["video"]
+  datasets = np.unique(rows.dataset).tolist()
+  sizes: dict[str, int] = {}
+
+  def score(rung: perturb.Rung) -> dict[str, Rows]:
+    found = []
+    for name in datasets:
+      config = dataclasses.replace(detector.config.data, datasets=(name,), dataset_weights=())
+      pairs = of == "pairs"
+      held_out = data.held_out(
+        config,
+        split,
+        data_dir=data_dir,
+        inputs=detector.inputs,
+        degraded=False if pairs else None,
+        rung=rung,
+      )
+      sizes[name] = len(held_out)
+      rows, _ = _score_held_out(
+        detector,
+        held_out,
+        dataset=name,
+        condition="plain" if pairs else "untouched",
+        seconds=[],
+        limit=_part_of(limit, len(datasets)),
+      )
+      found.append(rows)
+    return levels.join(found)
+
+  total = perturb.LEVELS * len(names) + 1
+  # What nothing was done to is the same for all.
+  untouched = score(perturb.Rung(names[0], 0))
+  rungs = {name: [untouched] for name in names}
+  for done, (name, level) in enumerate(
+    ((name, level) for name in names for level in range(1, perturb.LEVELS + 1)), start=2
+  ):
+    rungs[name].append(score(perturb.Rung(name, level)))
+    if report_progress:
+      report_progress(done, total)
+  part = _part_of(limit, len(datasets))
+  return Ladder(
+    of=of,
+    examples=sum(min(part, size) if part else size for size in sizes.values()),
+    total=sum(sizes.values()),
+    rungs=rungs,
+  )
+
+
+def _part_of(limit: int, datasets: int) -> int:
+  """How many examples of each dataset, where there are at most `limit` in all; 0: all."""
+  return max(limit // datasets, 1) if limit else 0
 
 
 def score_media(
@@ -382,11 +502,15 @@ def _score_held_out(
   dataset: str,
   condition: str,
   seconds: list[float],
+  limit: int = 0,
 ) -> tuple[dict[str, Rows], evaluation.Scores]:
-  """Rows of all levels and the plain scores of what is held out; adds the seconds of each window."""
+  """Rows of all levels and the plain scores of what is held out; adds the seconds of each window.
+
+  With a limit, of at most so many examples, evenly spread.
+  """
   windows, frames, plain = [], [], []
   compiled = False
-  for batch, of_examples in data.held_out_batches(held_out, limit=0, batch_size=_BATCH):
+  for batch, of_examples in data.held_out_batches(held_out, limit=limit, batch_size=_BATCH):
     valid = np.flatnonzero(batch["example_mask"])
     started = time.perf_counter()
     judged = detector.judge({key: batch[key] for key in detector.inputs})

@@ -6,7 +6,8 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from deepscan_jax.checkpoints import (
   save_model,
   write_whole,
 )
-from deepscan_jax.config import Config, differences, from_dict, to_dict
+from deepscan_jax.config import Config, DataConfig, differences, from_dict, to_dict
 from deepscan_jax.inference import CALIBRATIONS
 from deepscan_jax.logs import Progress, ScalarLog, drop_rows_after
 from deepscan_jax.losses import Sum
@@ -45,7 +46,7 @@ from deepscan_jax.parallel import (
   split_batch,
 )
 from deepscan_jax.run_watch import SCALARS_FILE, RunWatch
-from deepscan_jax.stopping import StopRequest, listening
+from deepscan_jax.stopping import Interrupted, StopRequest, listening, raise_again
 from deepscan_jax.stopping import name as signal_name
 from deepscan_jax.train_state import (
   TrainState,
@@ -68,14 +69,6 @@ class TrainingError(RuntimeError):
   """Training cannot go on; the message says at which step and why."""
 
 
-class Interrupted(Exception):
-  """A validation that was broken off because a signal, the number, has asked one of the processes to stop."""
-
-  def __init__(self, number: int):
-    super().__init__(number)
-    self.number = number
-
-
 @dataclasses.dataclass(frozen=True)
 class FitResult:
   """How a run ended.
@@ -84,19 +77,25 @@ class FitResult:
     state: after the last step.
     best, best_step: the best validation metric and its step.
     stopped: why training stopped.
-    finished: whether nothing is left to train; False where it was stopped from outside.
-    signal: the name of the signal that stopped it, "" where none did; `fit` goes on with such a run.
+    signal: the name of the signal that stopped it, "" where none did and nothing is left to train; `fit` goes
+      on with such a run.
   """
 
   state: TrainState
   best: float
   best_step: int
   stopped: str
-  finished: bool = True
   signal: str = ""
 
 
-def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bool = True) -> FitResult:
+def fit(
+  config: Config,
+  *,
+  workdir: str | Path,
+  data_dir: str | Path,
+  resume: bool = True,
+  request: StopRequest | None = None,
+) -> FitResult:
   """Trains a detector, going on where an earlier run in the same workdir stopped.
 
   Writes workdir/config.json, workdir/scalars.jsonl, workdir/tensorboard/, workdir/checkpoints/ (to go on)
@@ -113,58 +112,135 @@ def fit(config: Config, *, workdir: str | Path, data_dir: str | Path, resume: bo
     workdir: a folder of this run alone, which all processes see.
     data_dir: where the datasets are; each process may have its own copy.
     resume: False refuses a workdir that holds a run.
+    request: of a caller who listens to signals himself (stopping.listening), for longer than this.
 
   Raises:
     FileNotFoundError: a dataset has not been built, or weights to start from are not there. Nothing was
       written.
     ValueError: a setting cannot be, the splits lack examples of some label, the batch cannot be split, or the
-      workdir holds a run of another configuration or of another number of processes; the message shows the
-      difference. Nothing was written.
+      workdir holds a run of another configuration, of other builds of the datasets or of another number of
+      processes; the message shows the difference. Nothing was written.
     CheckpointError: there are checkpoints, but none is sound.
     TrainingError: the loss or its gradient is not finite. No state of that step or a later one was saved; the
       examples of that step's batch are in workdir/non_finite_step_N.json.
   """
-  with listening() as request:
-    return _fit(config, workdir=Path(workdir), data_dir=data_dir, resume=resume, request=request)
+  with listening(request) as heard:
+    result = _fit(config, workdir=Path(workdir), data_dir=data_dir, resume=resume, request=heard)
+  if request is None and not result.signal:
+    # It came when the run had no place left to stop at, and is meant for what comes after.
+    raise_again(heard)
+  return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """What the loop begins with: everything opened and, where there was a checkpoint, as that has it.
+
+  Attributes:
+    config: with its steps.
+    part: of the configuration, what is computed; the state holds the whole model.
+    inputs: what that part reads.
+    builds: by dataset the fingerprint of its build, None of old builds.
+    checkpoints, batches: open; the batches go on where the checkpoint was.
+    state: on all devices.
+    record: see `_note`.
+    unvalidated: whether the validation of the state's step was broken off.
+    closing: closes what is open.
+  """
+
+  config: Config
+  part: Config
+  inputs: tuple[str, ...]
+  builds: dict[str, str | None]
+  checkpoints: RunCheckpoints
+  batches: Iterator[dict[str, np.ndarray]]
+  state: TrainState
+  record: dict
+  unvalidated: bool
+  closing: contextlib.ExitStack
+
+
+def _open(config: Config, *, workdir: Path, data_dir: str | Path, resume: bool) -> _Run:
+  """Opens a run; what it has opened it closes where it raises."""
+  with contextlib.ExitStack() as closing:
+    with all_or_none():
+      # Whatever raises does so before anything is written.
+      check_run(config, workdir=workdir, data_dir=data_dir, resume=resume)
+      checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
+      closing.callback(checkpoints.close)
+    with all_or_none():
+      _claim_workdir(config, workdir)
+      config = with_steps(config, data_dir=data_dir)
+      part = trained_part(config)
+      inputs = tuple(detector_inputs(part.model))
+      builds = {name: data.fingerprint(name, data_dir=data_dir) for name in config.data.datasets}
+      open_dataset = functools.partial(
+        data.train_dataset, config.data, data_dir=data_dir, seed=config.seed, inputs=inputs
+      )
+      batches = iter(open_dataset(shard=shard()))
+      closing.callback(batches.close)
+      state = create_state(config)
+    _check_all_see(config, workdir, builds=builds)
+    if config.train.epochs:
+      logging.info("%d epochs are %d steps.", config.train.epochs, config.train.steps)
+    record, unvalidated = {"best": -math.inf, "best_step": 0, "waited": 0}, False
+    with all_or_none():
+      last = checkpoints.recover() if is_first() else None
+    # The first process has moved aside what is damaged, and says what is left.
+    if (last := of_each_process(last)[0]) is not None:
+      meta = checkpoints.meta(last)
+      _check_processes(meta.get("processes", 1), workdir)
+      with all_or_none():
+        _check_same_data(meta, config, builds, workdir)
+      state = _restore(checkpoints, last, state, batches)
+      record, unvalidated = meta["record"], meta.get("unvalidated", False)
+      logging.info("Going on at step %d of %s.", last, workdir)
+    elif not config.train.pretrained and not config.train.start_from:
+      # Measured on the batch of all processes, however many they are.
+      with contextlib.closing(iter(open_dataset())) as first:
+        state = state.replace(batch_stats=first_statistics(config, state.variables, next(first)))
+    return _Run(
+      config=config,
+      part=part,
+      inputs=inputs,
+      builds=builds,
+      checkpoints=checkpoints,
+      batches=batches,
+      state=replicate(from_first(state)),
+      record=record,
+      unvalidated=unvalidated,
+      closing=closing.pop_all(),
+    )
+
+
+def _tidy(run: _Run, workdir: Path) -> None:
+  """Removes what a killed run left: rows of what is done again, no model under its name."""
+  step = int(run.state.step)
+  drop_rows_after(workdir / SCALARS_FILE, step, validated=not run.unvalidated)
+  for name in ("best", "last"):
+    recover_model(workdir / name)
+  with contextlib.suppress(CheckpointError):
+    if (later := read_model(workdir / "best")["training"].get("best_step", 0)) > step:
+      logging.warning(
+        "%s is of step %d, and the run goes on at step %d: where devices do not repeat every bit, there may "
+        "be another model at that step now.",
+        *(workdir / "best", later, step),
+      )
 
 
 def _fit(
   config: Config, *, workdir: Path, data_dir: str | Path, resume: bool, request: StopRequest
 ) -> FitResult:
-  with all_or_none():
-    # Whatever raises does so before anything is written.
-    check_run(config, workdir=workdir, data_dir=data_dir, resume=resume)
-    checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
-  with all_or_none():
-    _claim_workdir(config, workdir)
-    config = with_steps(config, data_dir=data_dir)
-    # What is computed; the state holds the whole model.
-    part = trained_part(config)
-    inputs = detector_inputs(part.model)
-    open_dataset = functools.partial(
-      data.train_dataset, config.data, data_dir=data_dir, seed=config.seed, inputs=inputs
-    )
-    batches = iter(open_dataset(shard=shard()))
-    state = create_state(config)
-  _check_all_see(config, workdir)
-  if config.train.epochs:
-    logging.info("%d epochs are %d steps.", config.train.epochs, config.train.steps)
+  run = _open(config, workdir=workdir, data_dir=data_dir, resume=resume)
+  # `_train` closes it earlier, unless an error comes before its loop.
+  with run.closing:
+    return _train(run, workdir=workdir, data_dir=data_dir, request=request)
+
+
+def _train(run: _Run, *, workdir: Path, data_dir: str | Path, request: StopRequest) -> FitResult:
+  config, part, state, batches = run.config, run.part, run.state, run.batches
+  record, unvalidated = run.record, run.unvalidated
   model, optimizer = Detector(part.model, axis_name=AXIS), create_optimizer(config.train)
-  record, unvalidated = {"best": -math.inf, "best_step": 0, "waited": 0}, False
-  with all_or_none():
-    last = checkpoints.recover() if is_first() else None
-  # The first process has moved aside what is damaged, and says what is left.
-  if (last := of_each_process(last)[0]) is not None:
-    meta = checkpoints.meta(last)
-    _check_processes(meta.get("processes", 1), workdir)
-    state = _restore(checkpoints, last, state, batches)
-    record, unvalidated = meta["record"], meta.get("unvalidated", False)
-    logging.info("Going on at step %d of %s.", last, workdir)
-  elif not config.train.pretrained and not config.train.start_from:
-    # Measured on the batch of all processes, however many they are.
-    with contextlib.closing(iter(open_dataset())) as first:
-      state = state.replace(batch_stats=first_statistics(config, state.variables, next(first)))
-  state = replicate(from_first(state))
   step_fn = parallel_step(
     functools.partial(
       train_step, model=model, optimizer=optimizer, config=part, frozen=frozen_parameters(config)
@@ -172,10 +248,7 @@ def _fit(
   )
   predict = make_predict(part)
   if is_first():
-    # What a killed run left: rows of steps that are taken again, no model under its name.
-    drop_rows_after(workdir / SCALARS_FILE, int(state.step))
-    for name in ("best", "last"):
-      recover_model(workdir / name)
+    _tidy(run, workdir)
   log, progress = ScalarLog(workdir / SCALARS_FILE), Progress(config.train.steps)
   watch = RunWatch(
     workdir,
@@ -189,7 +262,7 @@ def _fit(
   unchecked: list[dict[str, Sum]] = []
   poll, stop, step = Poll(), 0, int(state.step)
   saved = step
-  look = functools.partial(_note_batch, config, workdir=workdir, data_dir=data_dir, inputs=inputs)
+  look = functools.partial(_note_batch, config, workdir=workdir, data_dir=data_dir, inputs=run.inputs)
 
   def judge(step: int) -> tuple[TrainState, dict]:
     # At the end of the run there is nothing to go on with, so its last validation is not broken off.
@@ -208,10 +281,10 @@ def _fit(
       save_model(workdir / "best", params=variables, model=facts)
     return _after_validation(state, better=better, step=step, config=config), after
 
+  # However training ends, what is being saved gets saved.
   with contextlib.ExitStack() as closing:
-    # However training ends, what is being saved gets saved.
-    for open_thing in (watch, batches, checkpoints):
-      closing.callback(open_thing.close)
+    closing.enter_context(run.closing)
+    closing.callback(watch.close)
     if unvalidated:
       try:
         (state, record), unvalidated = judge(step), False
@@ -242,26 +315,27 @@ def _fit(
         except Interrupted as interrupted:
           stop, unvalidated = interrupted.number, True
       if saves or _stop_reason(record, config):
-        _save(checkpoints, step, state, batches, config, record, unvalidated)
+        _save(run, step, state, record, unvalidated)
         saved = step
       watch.show(step)
     if stop and saved < step:
       _finite(unchecked, step, look=look)
-      _save(checkpoints, step, state, batches, config, record, unvalidated)
+      _save(run, step, state, record, unvalidated)
   # A signal that came after the last step is seen here, by all processes alike.
   name = signal_name(stop) if (stop := stop or max(of_each_process(request.number))) else ""
-  reason = _stop_reason(record, config)
-  finished = not name and (step == config.train.steps or reason is not None)
-  if finished and is_first():
+  if not name and is_first():
     _save_last(workdir / "last", state, config, record)
-  stopped = f"stopped by {name} at step {step}" if name else reason or "all steps done"
+  stopped = f"stopped by {name} at step {step}" if name else _stop_reason(record, config) or "all steps done"
   watch.summarise(record=record, stopped=stopped, step=step, params=state.params, data_dir=data_dir)
+  if not name and (stop := max(of_each_process(request.number))):
+    # Too late to stop anything here, but not for what comes after; the next call has nothing left to do.
+    name = signal_name(stop)
+    stopped = f"stopped by {name} at step {step}"
   return FitResult(
     state=state,
     best=record["best"],
     best_step=record["best_step"],
     stopped=stopped,
-    finished=finished,
     signal=name,
   )
 
@@ -281,6 +355,10 @@ def check_run(config: Config, *, workdir: str | Path, data_dir: str | Path, resu
   if not 0 <= config.train.target_accuracy <= 1:
     raise ValueError(
       f"train.target_accuracy must lie from 0 (off) to 1, got {config.train.target_accuracy:g}."
+    )
+  if config.train.metric not in (names := metric_names(config.data)):
+    raise ValueError(
+      f"train.metric is {config.train.metric!r}; validation measures {', '.join(sorted(names))}."
     )
   check_config(config)
   rows_here(config.data.batch_size)
@@ -437,6 +515,21 @@ def validate(
   return {**figures, "mean_auc": float(np.mean([figures[f"{name}_auc"] for name in parts]))}
 
 
+def metric_names(config: DataConfig) -> set[str]:
+  """The figures of `validate`; those of kinds of pseudo-fakes that the data may turn out not to allow too."""
+  two = np.arange(2)
+  texts = np.full(2, "")
+  pair = evaluation.Scores(two, two * 1.0, texts, texts, texts, two > 0, paired=config.pseudofakes)
+  names = set(pair.summary())
+  if not config.pseudofakes:
+    return names
+  parts = ["plain", "degraded", *(kind for kind, weight in config.pseudofake_kinds if weight > 0)]
+  figures = names | {f"{part}_{name}" for part in parts for name in names} | {"mean_auc"}
+  if config.labelled_share:
+    figures |= {f"labelled_{name}" for name in dataclasses.replace(pair, paired=False).summary()}
+  return figures
+
+
 def model_facts(config: Config, training: dict) -> dict:
   """What is written beside the parameters; see checkpoints.save_model.
 
@@ -464,14 +557,18 @@ def _claim_workdir(config: Config, workdir: Path) -> None:
     write_whole(file, json.dumps(to_dict(config), indent=2) + "\n")
 
 
-def _check_all_see(config: Config, workdir: Path) -> None:
+def _check_all_see(config: Config, workdir: Path, *, builds: dict[str, str | None]) -> None:
   """Raises, in all processes alike, unless all of them train the same thing in the same folder."""
-  seen = of_each_process((to_dict(config), (workdir / "config.json").exists()))
-  for process, (theirs, there) in enumerate(seen):
+  seen = of_each_process((to_dict(config), builds, _appears(workdir / "config.json")))
+  for process, (theirs, of_theirs, there) in enumerate(seen):
     if changed := ", ".join(f"{path}: {a!r} -> {b!r}" for path, a, b in differences(seen[0][0], theirs)):
       raise ValueError(
         f"Process {process} was started with another configuration than process 0 ({changed}); start all "
         "with the same flags and data."
+      )
+    if changed := ", ".join(name for name, build in seen[0][1].items() if of_theirs[name] != build):
+      raise ValueError(
+        f"Process {process} has another build of {changed} than process 0; give all hosts a copy of the same."
       )
     if not there:
       raise ValueError(
@@ -480,12 +577,37 @@ def _check_all_see(config: Config, workdir: Path) -> None:
       )
 
 
+def _appears(file: Path, *, wait_s: float = 60.0) -> bool:
+  """Whether a file is there now or soon: NFS may remember for half a minute that there was none."""
+  end = time.monotonic() + wait_s
+  while not (there := file.exists()) and time.monotonic() < end:
+    time.sleep(min(1.0, wait_s / 10))
+  return there
+
+
 def _check_processes(before: int, workdir: Path) -> None:
   _, now = shard()
   if before != now:
     raise ValueError(
       f"{workdir} holds a run of {before} process{'es' * (before > 1)}, each with its own place in the data, "
       f"and now there {'is' if now == 1 else 'are'} {now}; start {before}, or choose another --workdir."
+    )
+
+
+def _check_same_data(meta: dict, config: Config, builds: dict[str, str | None], workdir: Path) -> None:
+  """Raises where a checkpoint, of which the meta is, was trained on other builds of the datasets."""
+  # Neither old builds nor old checkpoints say which; but epochs count examples.
+  known = {name: build for name, build in meta.get("builds", {}).items() if build and builds[name]}
+  changed = [name for name, build in known.items() if build != builds[name]]
+  if not changed and (before := meta["config"]["train"]["steps"]) != config.train.steps:
+    raise ValueError(
+      f"The data of {workdir} have changed: {config.train.epochs} epochs were {before} steps and are "
+      f"{config.train.steps} now; put the old data back to go on with it, or choose another --workdir."
+    )
+  if changed:
+    raise ValueError(
+      f"The data of {workdir} have changed, for it was trained on another build of {', '.join(changed)}; put "
+      "the old data back to go on with it, or choose another --workdir."
     )
 
 
@@ -523,21 +645,13 @@ def _save_last(folder: Path, state: TrainState, config: Config, record: dict) ->
   save_model(folder, params=jax.device_get(state.variables), model=facts)
 
 
-def _save(
-  checkpoints: RunCheckpoints,
-  step: int,
-  state: TrainState,
-  batches,
-  config: Config,
-  record: dict,
-  unvalidated: bool,
-) -> None:
+def _save(run: _Run, step: int, state: TrainState, record: dict, unvalidated: bool) -> None:
   # Copied, because the next step donates these very buffers while the checkpoint is still being written.
   state = of_all_processes(jax.tree.map(jnp.copy, state))
   rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-  meta = {"config": to_dict(config), "version": __version__, "record": record}
-  meta |= {"processes": shard()[1], "unvalidated": unvalidated}
-  checkpoints.save(step, params=state.variables, train=rest, data=batches, meta=meta)
+  meta = {"config": to_dict(run.config), "version": __version__, "record": record}
+  meta |= {"processes": shard()[1], "unvalidated": unvalidated, "builds": run.builds}
+  run.checkpoints.save(step, params=state.variables, train=rest, data=run.batches, meta=meta)
 
 
 def _restore(checkpoints: RunCheckpoints, step: int, state: TrainState, batches) -> TrainState:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deepscan_jax.config import differences
+from deepscan_jax.files import write_whole
 from deepscan_jax.logs import TIMING, clock, is_validation
 from deepscan_jax.report import (
   DASH,
@@ -23,7 +24,6 @@ from deepscan_jax.report import (
   printable,
   round_ticks,
   tag,
-  write_whole,
 )
 
 # A longer curve is drawn by the means of as many stretches of equal length.
@@ -32,7 +32,13 @@ _COLOURS = 4
 _LABELS = ("real", "fake")
 # What is logged beside the losses.
 _NO_LOSSES = ("gradient_norm", "train_accuracy")
-_MEASURES = {"auc": "AUC", "accuracy": "Accuracy", "paired_accuracy": "Fake above its twin"}
+_MEASURES = {
+  "auc": "AUC",
+  "accuracy": "Accuracy",
+  "video_auc": "AUC of files",
+  "video_accuracy": "Accuracy of files",
+  "paired_accuracy": "Fake above its twin",
+}
 _STYLE = """
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr));
   gap: .4rem 2rem; }
@@ -207,8 +213,10 @@ def _validation_card(rows: Sequence[Mapping], facts: Mapping) -> Html | str:
     table = _html_table(header, body)
     parts += [tag("h3", title), table, tag("div", *cells, class_="plots")]
   text = (
-    "Single examples, called fake from logit 0 on; the thresholds that the model is shipped with are fixed "
-    "after training, by deepscan train itself or deepscan calibrate."
+    "Of single examples, or of whole files (videos, pictures, recordings), whose score is the mean of their "
+    "examples' logits; called fake from logit 0 on. The ROC and the confusion matrix are of single examples. "
+    "The thresholds that the model is shipped with are fixed after training, by deepscan train itself or "
+    "deepscan calibrate."
   )
   parts.append(tag("p", text, class_="fine"))
   return tag("section", *parts, class_="card")

@@ -258,6 +258,89 @@ class Evidence:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rescored:
+  """What is said of a file after one step of damage.
+
+  Attributes:
+    level: 1 (slight) to 5 (strong).
+    setting: what the level is, in words.
+    outcome: one of OUTCOMES.
+    deepfake_probability: None where nothing could be judged any more.
+  """
+
+  level: int
+  setting: str
+  outcome: str
+  deepfake_probability: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+  """How far a verdict holds under one kind of damage.
+
+  Attributes:
+    title, words: what the damage is, for people.
+    steps: in order of level, from 1 on.
+    outcome: without damage.
+  """
+
+  title: str
+  words: str
+  steps: tuple[Rescored, ...]
+  outcome: str
+
+  @property
+  def breaks(self) -> Rescored | None:
+    """The first step with another outcome; None where all have the same."""
+    return next((step for step in self.steps if step.outcome != self.outcome), None)
+
+  @property
+  def holds_to(self) -> int:
+    """The highest level up to which every step has the outcome; 0: none has."""
+    return self.breaks.level - 1 if self.breaks else self.steps[-1].level
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability:
+  """How far a verdict holds when the file is damaged before it is judged again.
+
+  Attributes:
+    outcome, deepfake_probability: without damage, of the same frames.
+    frames: how many frames were damaged and judged; 0 of a sound file.
+    ladders: by name of the damage.
+  """
+
+  outcome: str
+  deepfake_probability: float | None
+  frames: int
+  ladders: dict[str, Ladder]
+
+  @property
+  def weakest(self) -> str | None:
+    """The damage that changes the outcome at the lowest level, the first of several; None where none does."""
+    broken = {name: ladder.holds_to for name, ladder in self.ladders.items() if ladder.breaks}
+    return min(broken, key=broken.get) if broken else None
+
+  def to_dict(self) -> dict:
+    """Plain values."""
+    return {
+      "outcome": self.outcome,
+      "deepfake_probability": self.deepfake_probability,
+      "frames": self.frames,
+      "weakest": self.weakest,
+      "perturbations": {
+        name: {
+          "holds_to": ladder.holds_to,
+          "breaks_at": ladder.breaks.level if ladder.breaks else None,
+          "becomes": ladder.breaks.outcome if ladder.breaks else None,
+          "scores": [dataclasses.asdict(step) for step in ladder.steps],
+        }
+        for name, ladder in self.ladders.items()
+      },
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
   """The answer for one file.
 
@@ -276,7 +359,12 @@ class Verdict:
     thresholds: of what decided; those of faces and of sound stand with them.
     model: name, version, sha256 of the weights.
     file: name, bytes, sha256, kind, media (facts of the container).
-    timings: seconds by stage; the only part that differs between two runs on the same file.
+    timings: seconds by stage; the only part that differs between two runs on the same file, on one machine.
+    run: what it takes to do the same again (deepscan_jax/reproduction.py): path of the file and frames, as
+      they were given; model_path, None for the one of the package; device, matmul_precision and versions of
+      packages. Nothing is drawn at random.
+    stability: how far the outcome holds under damage; None where that was not asked for, or nothing could be
+      judged.
     rates: of outcomes on validation data, of what decided; None where the model does not say.
     prevalence: share of fakes among the files that this one came with, above 0 and below 1, for
       `at_prevalence`; None where it was not said.
@@ -297,6 +385,8 @@ class Verdict:
   sound: Sound | None = None
   decided_by: str | None = FACES
   faces: Faces | None = None
+  run: dict = dataclasses.field(default_factory=dict)
+  stability: Stability | None = None
   rates: OutcomeRates | None = None
   prevalence: float | None = None
 
@@ -418,9 +508,11 @@ class Verdict:
       if self.sound is None
       else {**dataclasses.asdict(self.sound), "marked": _places(self.sound.marked)},
       "timeline": self.timeline,
+      "stability": None if self.stability is None else self.stability.to_dict(),
       "model": self.model,
       "file": self.file,
       "timings": self.timings,
+      "run": self.run,
       "warnings": list(self.warnings),
     }
     return _plain(answer)

@@ -13,7 +13,8 @@ names; with pictures of your own, source_weights has no effect. Cost: about two 
 (112,000 pictures seen). The expected scores are the tables of the model card. Method: self-blended images,
 Shiohara and Yamasaki, CVPR 2022 (arXiv:2204.08376), with frozen batch statistics, because a batch that holds
 each face beside its twin leaks the answer, and a warm restart, Loshchilov and Hutter, ICLR 2017
-(arXiv:1608.03983).
+(arXiv:1608.03983). The weights that ship were made when weight decay still
+reached the fusion's probe and the biases of its attention: a run of today has other last digits.
 """
 
 from deepscan_jax.augment import AugmentConfig, ColourConfig

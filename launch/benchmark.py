@@ -1,4 +1,4 @@
-"""Times detect, builds, training, loading, networks, compiling or pseudo-fakes; kills training, and compares.
+"""Times detect, builds, training, evaluation, loading, networks, compiling, pseudo-fakes; kills training.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
@@ -8,6 +8,7 @@
     deepscan benchmark compile
     deepscan benchmark pairs
     deepscan benchmark data --data_dir=data --loader_workers=0 --loader_workers=2 --batches=10000
+    deepscan benchmark evaluate --videos=1000
     deepscan benchmark resume --kills=20
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
@@ -41,7 +42,7 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "build", "train", "models", "compile", "pairs", "data", "resume")
+CASES = ("detect", "build", "train", "models", "compile", "pairs", "data", "evaluate", "resume")
 PARTS = ("step", "around", "scaling", "memory")
 
 _MEDIA = flags.DEFINE_string(
@@ -51,7 +52,7 @@ _MEDIA = flags.DEFINE_string(
   allow_override=True,
 )
 _FRAMES = flags.DEFINE_integer(
-  "frames", 32, "detect, build: frames looked at in a video.", lower_bound=1, allow_override=True
+  "frames", 32, "detect, build, evaluate: frames looked at in a video.", lower_bound=1, allow_override=True
 )
 _BATCH = flags.DEFINE_multi_integer(
   "batch",
@@ -70,7 +71,8 @@ _PART = flags.DEFINE_multi_enum(
 _DATA_DIR = flags.DEFINE_string(
   "data_dir",
   None,
-  "data, train, resume: where the default preset's dataset is; without it one of made pictures is built.",
+  "data, train, evaluate, resume: where the default preset's dataset is; without it one of made pictures is "
+  "built.",
   allow_override=True,
 )
 _WORKERS = flags.DEFINE_multi_integer(
@@ -92,6 +94,16 @@ _KILLS = flags.DEFINE_integer(
 )
 _KILL_SEED = flags.DEFINE_integer(
   "kill_seed", 0, "resume: of the moments of the kills.", lower_bound=0, allow_override=True
+)
+_VIDEOS = flags.DEFINE_integer(
+  "videos", 1000, "evaluate: videos of --frames frames that are scored.", lower_bound=1, allow_override=True
+)
+_STATISTICS_ROWS = flags.DEFINE_integer(
+  "statistics_rows",
+  100_000,
+  "evaluate: scores of which figures are made.",
+  lower_bound=32,
+  allow_override=True,
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each side.", lower_bound=1, allow_override=True)
 _COLD = flags.DEFINE_boolean(
@@ -184,6 +196,7 @@ def main(argv: Sequence[str]) -> int:
     "compile": benchmark_compile,
     "pairs": benchmark_pairs,
     "data": benchmark_data,
+    "evaluate": benchmark_evaluate,
     "resume": benchmark_resume,
   }
   rows = runs[argv[1]]()
@@ -403,6 +416,24 @@ def benchmark_data() -> list[Row | RateRow | MemoryRow]:
       resident_bytes=_resident_bytes,
       consumption=_consumption,
       repeats=_REPEATS.value,
+    )
+
+
+def benchmark_evaluate() -> list[Row | RateRow]:
+  """The figures of a card, and the scoring of prepared videos against the network alone."""
+  from . import benchmark_data, benchmark_evaluate
+
+  with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+    return benchmark_evaluate.evaluate_rows(
+      _default_data(Path(folder)),
+      dataset=benchmark_data.DATASET,
+      videos=_VIDEOS.value,
+      frames=_FRAMES.value,
+      statistics_rows=_STATISTICS_ROWS.value,
+      row=functools.partial(_row, "evaluate"),
+      rate_row=lambda *args, **kwargs: dataclasses.replace(
+        _rate_row("evaluate", *args, **kwargs), device=_device(), threads=len(os.sched_getaffinity(0))
+      ),
     )
 
 

@@ -96,13 +96,16 @@ class Costs:
 class Around:
   """What a watched run showed: seconds of a step, all but saving, and of what stands around it.
 
-  A batch may be waited for while the step before it is still computed: no more is lost than `data` says.
+  A batch may be waited for while the step before it is still computed: no more is lost than `data` says, and
+  `idle` is what was lost, the share of the time in which the devices had nothing to do for want of a batch
+  (logs.Pace).
   """
 
   step_s: float
   data: Costs
   saving: Costs
   logging: Costs
+  idle: float = 0.0
 
   def share(self, costs: Costs, config: Config) -> float:
     """Of a run of the configuration's own length, counted as its steps alone."""
@@ -182,7 +185,8 @@ def around_rows(
     row(
       "train", f"step in the loop, batch {config.data.batch_size} (reference: alone)", around.step_s, alone_s
     ),
-    share_row("waiting for data / step", around.share(around.data, config), MOST_DATA),
+    share_row("devices without a batch / run time", around.idle, MOST_DATA),
+    share_row("waiting for a batch, also beside a step / step", around.share(around.data, config), None),
     share_row("checkpointing / run time", around.share(around.saving, config), MOST_SAVING),
     share_row("checkpointing, if nothing of it ran beside the steps / run time", waited, None),
     share_row("logging / run time", around.share(around.logging, config), MOST_LOGGING),
@@ -193,7 +197,7 @@ def watch_fit(config: Config, data_dir: str, *, plan: Plan) -> Around:
   """Trains for some steps in a folder that is then removed, and says what stood around the steps."""
   from absl import flags
 
-  from deepscan_jax import data, training
+  from deepscan_jax import data, logs, run_watch, training
 
   # The processes of the loader ask for the flags of this one.
   flags.FLAGS.mark_as_parsed()
@@ -211,7 +215,10 @@ def watch_fit(config: Config, data_dir: str, *, plan: Plan) -> Around:
     for name, modules in (("saving", SAVING), ("logging", LOGGING)):
       _watch_modules(watch, name, modules, training, stack)
     training.fit(short, workdir=folder, data_dir=data_dir)
-  return costs_around(watch.spent, plan=plan)
+    rows = logs.read_scalars(Path(folder) / run_watch.SCALARS_FILE)
+  # What was measured since the row before; the first of them looks back on the start.
+  waits = [row["time/data_wait"] for row in rows if row["step"] > plan.warm and "time/data_wait" in row]
+  return dataclasses.replace(costs_around(watch.spent, plan=plan), idle=float(np.mean(waits or [0.0])))
 
 
 def costs_around(spent: Sequence[tuple[str, float, float]], *, plan: Plan) -> Around:
@@ -310,13 +317,19 @@ def memory_rows(*, memory_row: Callable) -> list:
   """The rows of memory, for launch.benchmark, whose row this is."""
   from deepscan_jax.config import load_preset
 
-  needed, peak = in_own_process(functools.partial(peak_of_steps, load_preset("full"), FULL_BATCH))
-  what = f"of a training step of the preset full, batch {FULL_BATCH}"
-  rows = [memory_row(f"arguments, results and temporaries {what}", needed)]
-  if peak is None:
-    print(f"This machine has too little memory to take {what[3:]}.", file=sys.stderr)
-    return rows
-  return [*rows, memory_row(f"peak memory, with the compiler, {what}", peak)]
+  full, rows = load_preset("full"), []
+  # At once, and one example after the other.
+  for parts in (1, FULL_BATCH):
+    config = dataclasses.replace(full, train=dataclasses.replace(full.train, accumulate=parts))
+    needed, peak = in_own_process(functools.partial(peak_of_steps, config, FULL_BATCH))
+    what = f"of a training step of the preset full, batch {FULL_BATCH}"
+    what += f", train.accumulate={parts}" if parts > 1 else ""
+    rows.append(memory_row(f"arguments, results and temporaries {what}", needed))
+    if peak is None:
+      print(f"This machine has too little memory to take {what[3:]}.", file=sys.stderr)
+    else:
+      rows.append(memory_row(f"peak memory, with the compiler, {what}", peak))
+  return rows
 
 
 def peak_of_steps(config: Config, size: int) -> tuple[float, float | None]:

@@ -3,11 +3,14 @@
     deepscan detect clip.mp4
     deepscan detect --video_path=a.mp4 --image_path=b.jpg --output_json=report.json --output_html=report.html
     deepscan detect --model_path=runs/voices/best --audio_path=voice.wav
+    deepscan detect --stability --output_html=report.html clip.mp4
 
 A model judges faces, sound, or both; of both the more suspicious decides, and the answer says which.
 Files may be given by flag or plainly; plain ones are told apart by their content. --output_json holds one
 object for one file and a list, in the order given, for several; a file that could not be read has an "error"
 in place of a verdict. --output_html is one page that needs nothing else, whatever the number of files.
+--stability judges each file again after growing damage (blur, noise, smaller sizes, JPEG, H.264 and so on; of
+sound MP3, Opus, telephone, noise) and says how far the verdict holds and what changes it first.
 Results go to stdout, progress to stderr.
 
 Exit codes:
@@ -38,6 +41,7 @@ from absl import app, flags
 LEAVES_AT_ONCE = True
 PARTIAL, UNREADABLE, FLAGGED, NO_MODEL = 4, 5, 3, 6
 INTERNAL_ERROR = 1
+_STEPS_PER_LINE = 10
 # The code of the answer for a file on which this program failed.
 DEFECT = "internal_error"
 KINDS = ("video", "image", "audio")
@@ -65,6 +69,12 @@ _FRAMES = flags.DEFINE_integer(
   lower_bound=1,
   upper_bound=4096,
   allow_override=True,
+)
+_STABILITY = flags.DEFINE_boolean(
+  "stability", False, "Say how far each verdict holds under damage; a minute or more for each file."
+)
+_STABILITY_FRAMES = flags.DEFINE_integer(
+  "stability_frames", 16, "How many frames of a video --stability damages.", lower_bound=1, upper_bound=4096
 )
 _JSON = flags.DEFINE_boolean("json", False, "Print the verdicts as JSON instead of words.")
 _QUIET = flags.DEFINE_boolean("quiet", False, "Print neither progress nor verdicts; errors are still told.")
@@ -140,6 +150,7 @@ def main(argv: Sequence[str]) -> int:
     say=say,
     decoding=decoding,
     prevalence=prevalence,
+    stability_frames=_STABILITY_FRAMES.value if _STABILITY.value else 0,
   )
 
 
@@ -156,6 +167,7 @@ def detect(
   say: Callable[[str], None] = lambda line: None,
   decoding=None,
   prevalence: float | None = None,
+  stability_frames: int = 0,
 ) -> int:
   """Answers each file, prints and writes what is asked for, and returns the exit code.
 
@@ -170,6 +182,7 @@ def detect(
     say: called with one line of progress at a time.
     decoding: media.Decoding of the first input, begun before; None begins here.
     prevalence: of fakes among such files, for what a verdict is worth; None leaves that out.
+    stability_frames: of how many frames to say how far the verdict holds under damage; 0: not at all.
   """
   from deepscan_jax import compilation_cache, media, report, verdict
 
@@ -179,7 +192,12 @@ def detect(
     say(f"[{number}/{len(inputs)}] {name}")
     begun = {"decoding": decoding} if decoding and number == 1 else {}
     try:
+      if stability_frames and not begun:
+        # Frames that were decoded once are needed again.
+        begun = {"decoding": _begin_decoding(detector, asked.path, frames)}
       answer = dataclasses.replace(detector.detect(asked.path, frames=frames, **begun), prevalence=prevalence)
+      if stability_frames:
+        answer = _with_stability(detector, answer, begun["decoding"].result(), stability_frames, say)
     except media.MediaError as error:
       answer = report.Unread(name=asked.path.name, code=error.reason, message=str(error))
       print(f"deepscan: {name}: {report.printable(str(error))}", file=sys.stderr)
@@ -211,6 +229,28 @@ def detect(
     say(f"Report written to {output_html}")
   compilation_cache.finish()
   return exit_code(answers, fail_on_fake=fail_on_fake)
+
+
+def _begin_decoding(detector, path: Path, frames: int):
+  from deepscan_jax import examples, media
+
+  return media.Decoding(path, plan=examples.sampling_plan(detector.window, frames=frames))
+
+
+def _with_stability(detector, answer, clip, frames: int, say: Callable[[str], None]):
+  """The answer with how far it holds under damage."""
+  from deepscan_jax import stability
+
+  def say_progress(done: int, total: int) -> None:
+    if done % _STEPS_PER_LINE == 0:
+      say(f"{done} of {total} steps of damage judged")
+
+  started = time.monotonic()
+  found = stability.measure(detector, clip, frames=frames, report_progress=say_progress)
+  if found is None:
+    say("Nothing was judged, so there is nothing whose stability could be measured.")
+  timings = {**answer.timings, "stability_s": time.monotonic() - started}
+  return dataclasses.replace(answer, stability=found, timings=timings)
 
 
 def exit_code(answers: Sequence, *, fail_on_fake: bool = False) -> int:

@@ -3,6 +3,7 @@
     deepscan evaluate --checkpoint=runs/mine/best --datasets=real_fake_folder --split=test --workdir=card
     deepscan evaluate --checkpoint=runs/mine/best --media=/path/with/real/and/fake --workdir=card
     deepscan evaluate --media=/path/to/FaceForensics++ --name=faceforensics/c23 --preprocessing=deepfakebench
+    deepscan evaluate --checkpoint=runs/mine/best --datasets=celeb_df --perturb=all --workdir=card
     deepscan evaluate --compare a/card.json b/card.json
 
 The card (card.json, card.html and card.md in --workdir) gives frames, windows, tracks and videos: AUC, AP,
@@ -15,6 +16,10 @@ manipulated.
 
 --media sends raw files through the whole detector, which also gives the time that each stage takes.
 --preprocessing cuts and counts as a published protocol does: ffpp, deepfakebench, sbi, dfdc.
+
+--perturb scores examples of prepared datasets again under growing damage, at five levels each, and adds the
+AUC against the level to the card: saturation, contrast, block, noise, blur, pixelation, resize, jpeg, h264,
+platform; for models that listen mp3, opus, telephone, sound_noise.
 
 A card holds its protocol and a hash of it. --compare tests two cards on the files that both scored (a paired
 bootstrap over groups) and refuses cards of different protocols; more cards give a table of train sets by
@@ -85,11 +90,18 @@ _FAITHFULNESS = flags.DEFINE_integer(
   lower_bound=0,
 )
 _DRAWS = flags.DEFINE_integer("draws", 1000, "Resamples of the bootstrap.", lower_bound=100)
+_PERTURB = flags.DEFINE_list(
+  "perturb", [], "Damage under which prepared examples are scored again: all, or names such as blur,h264."
+)
+_PERTURB_LIMIT = flags.DEFINE_integer(
+  "perturb_limit", 400, "Of how many examples at most, evenly spread; 0: all.", lower_bound=0
+)
 _COMPARE = flags.DEFINE_boolean("compare", False, "Compare the cards that are given as files.")
 _DIFFERENT = flags.DEFINE_boolean(
   "allow_different_protocols", False, "With --compare: compare cards of different protocols all the same."
 )
 _FILES_PER_LINE = 20
+_STEPS_PER_LINE = 5
 
 
 def main(argv: Sequence[str]) -> int:
@@ -106,6 +118,11 @@ def main(argv: Sequence[str]) -> int:
     raise app.UsageError("--split=all goes with --media; prepared datasets are measured split by split.")
   if _NAME.value and not _MEDIA.value:
     raise app.UsageError("--name goes with --media; prepared datasets go into --datasets.")
+  if _PERTURB.value and _MEDIA.value:
+    raise app.UsageError(
+      "--perturb goes with prepared datasets; of raw files `deepscan detect --stability` says how far each "
+      "verdict holds."
+    )
   if _OUTPUT_JSON.value and not Path(_OUTPUT_JSON.value).parent.is_dir():
     # Before the minutes that measuring takes.
     raise app.UsageError(f"Cannot write {_OUTPUT_JSON.value}: there is no such folder.")
@@ -143,6 +160,9 @@ def main(argv: Sequence[str]) -> int:
       data_dir=_DATA_DIR.value,
       pairs=_PAIRS.value,
       map_examples=_FAITHFULNESS.value,
+      perturbations=_PERTURB.value,
+      perturb_limit=_PERTURB_LIMIT.value,
+      report_step=_say_step,
       **about,
     )
   print(card_report.summary(card))
@@ -177,7 +197,10 @@ def _write(card: dict) -> None:
     folder = Path(_WORKDIR.value)
     report.write_whole(folder / "card.json", text)
     report.write_whole(folder / "card.html", card_report.render_html(card))
-    report.write_whole(folder / "card.md", f"{markdown_header()}\n{markdown_row(card)}\n")
+    told = f"{markdown_header()}\n{markdown_row(card)}\n"
+    if "robustness" in card:
+      told += f"\n{card_report.robustness_markdown(card)}\n"
+    report.write_whole(folder / "card.md", told)
 
 
 def _compare(names: Sequence[str]) -> int:
@@ -211,6 +234,11 @@ def _compare(names: Sequence[str]) -> int:
 def _say_progress(done: int, total: int) -> None:
   if done % _FILES_PER_LINE == 0 and done < total:
     print(f"{done} of {total} files scored", file=sys.stderr, flush=True)
+
+
+def _say_step(done: int, total: int) -> None:
+  if done % _STEPS_PER_LINE == 0 or done == total:
+    print(f"{done} of {total} steps of damage scored", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

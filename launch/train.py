@@ -9,16 +9,21 @@
 A preset says everything; flags change single fields of it, and --set any field. The same command again goes
 on where the last saved step was; a workdir of other settings is refused, and they are named. Training stops
 after its epochs or steps, at --target_accuracy, or after train.patience validations (20) without a better
-train.metric (the AUC of whole videos). The model of the best validation lies in WORKDIR/best and is used with
-`deepscan detect --model_path=WORKDIR/best`; WORKDIR/last is the model of the last step, to be calibrated
+train.metric: the AUC of whole videos, but for the preset `default` where it learns without labels, from
+pictures, which has that of single ones. The model of the best validation lies in WORKDIR/best and is used
+with `deepscan detect --model_path=WORKDIR/best`; WORKDIR/last is the model of the last step, to be calibrated
 before it is used. The test split is never opened. SIGTERM or Ctrl-C finishes the step, saves, says how to go
 on and ends with exit code 0, or the one of --stopped_exit_code.
 
 What is learnt: a preset with pseudo-fakes makes forgeries of real examples, and needs no known ones. Where
 --datasets names data that hold known forgeries, their labels are learnt instead, real and fake examples
-drawn equally often (data.pseudofakes=false, data.balance_classes=true), and this is said. To decide
-otherwise, --set=data.pseudofakes=true learns from the real examples alone, and with
---set=data.labelled_share=0.5 half of the pairs hold a known forgery.
+drawn equally often (data.pseudofakes=false, data.balance_classes=true), by focal loss with weights 1.0 of
+real and 1.5 of fake examples (train.focal_gamma=2, train.class_weights=[1,1.5]) and a weight decay of 1e-4,
+and the model with the best AUC of whole videos is kept (train.metric=video_auc), whatever the preset says;
+this is said, and --set sets any of it otherwise. To decide otherwise what is learnt,
+--set=data.pseudofakes=true learns from the real examples alone, by the preset's own objective, and with
+--set=data.labelled_share=0.5 half of the pairs hold a known forgery. A preset that learns labels anyway
+stays as it is.
 
 --folds=5 divides train and validation together into five parts that share no person and no source video,
 trains a model without each in WORKDIR/fold_0 to fold_4, scores each part with the model that has not seen it,
@@ -35,10 +40,11 @@ elsewhere add --coordinator_address=HOST0:8476 --num_processes=2 --process_id=0 
 """
 
 import dataclasses
+import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -167,8 +173,39 @@ def main(argv: Sequence[str]) -> int:
   workdir = chosen_workdir(_WORKDIR.value, _MODEL_NAME.value)
   _tell_what_training_logs()
 
-  from deepscan_jax import compilation_cache, cross_validation, parallel
-  from deepscan_jax.evaluation import calibrate_model
+  from deepscan_jax import stopping
+
+  # From here on, for imports, the other hosts and calibration take their time too.
+  with stopping.listening() as request:
+    try:
+      return _trained(workdir, fold=fold, request=request)
+    except stopping.Interrupted as interrupted:
+      return _stopped(f"stopped by {stopping.name(interrupted.number)}")
+
+
+def _stopped(how: str) -> int:
+  """Says how a run was stopped; returns the exit code."""
+  print(f"{how}; the same command goes on.")
+  return _STOPPED_EXIT_CODE.value
+
+
+def _stopped_together(how: str) -> int:
+  """The same where several processes may have stopped at once, of which one speaks."""
+  from deepscan_jax import parallel
+
+  code = _stopped(how) if parallel.is_first() else _STOPPED_EXIT_CODE.value
+  parallel.disconnect()
+  return code
+
+
+def _trained(workdir: str, *, fold: int | None, request) -> int:
+  """What is done while signals are listened to; returns the exit code.
+
+  Raises:
+    Interrupted: a signal was there before this process knew the others.
+  """
+  from deepscan_jax import compilation_cache, cross_validation, evaluation, parallel, stopping
+  from deepscan_jax.inference import Detector
   from deepscan_jax.training import TrainingError, fit
 
   if _MULTIHOST.value:
@@ -177,6 +214,7 @@ def main(argv: Sequence[str]) -> int:
       num_processes=_NUM_PROCESSES.value,
       process_id=_PROCESS_ID.value,
       timeout_s=_CONNECT_S.value,
+      request=request,
     )
   elif _COORDINATOR.value or _NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None:
     raise app.UsageError(
@@ -184,10 +222,13 @@ def main(argv: Sequence[str]) -> int:
     )
   compilation_cache.switch_on()
   given = {name: flags.FLAGS[name].value for name in _FIELDS if flags.FLAGS[name].value is not None}
-  config = configured(
-    _PRESET.value, given, _SET.value, pretrained_dir=_PRETRAINED_DIR.value, data_dir=_DATA_DIR.value
-  )
-  where = {"workdir": workdir, "data_dir": _DATA_DIR.value, "resume": _RESUME.value}
+  with parallel.all_or_none():
+    config = configured(
+      _PRESET.value, given, _SET.value, pretrained_dir=_PRETRAINED_DIR.value, data_dir=_DATA_DIR.value
+    )
+  if number := max(parallel.of_each_process(request.number)):
+    return _stopped_together(f"stopped by {stopping.name(number)}")
+  where = {"workdir": workdir, "data_dir": _DATA_DIR.value, "resume": _RESUME.value, "request": request}
   try:
     if _FOLDS.value:
       summary = cross_validation.cross_validate(config, **where, folds=_FOLDS.value, fold=fold)
@@ -198,25 +239,33 @@ def main(argv: Sequence[str]) -> int:
         print(f"\nthe figures: {workdir}/{cross_validation.SUMMARY_FILE}")
       wanted = done if fold is None else [done[fold]]
       # Nothing but a signal ends this early.
-      return 0 if all(wanted) else _STOPPED_EXIT_CODE.value
+      return 0 if all(wanted) else _stopped(f"stopped by {stopping.name(request.number)}")
     if any(Path(workdir).glob("fold_*/config.json")):
       raise app.UsageError(f"{workdir} holds a cross-validation; give its --folds, or another --workdir.")
     result = fit(config, **where)
   except TrainingError as error:
     raise app.UsageError(str(error)) from error
-  if parallel.is_first():
-    if result.signal:
-      print(f"{result.stopped}; the same command goes on.")
-    else:
-      calibrate_model(f"{workdir}/best", data_dir=_DATA_DIR.value)
+  stopped = result.stopped if result.signal else ""
+  if parallel.is_first() and not stopped:
+    model, data_dir = f"{workdir}/best", _DATA_DIR.value
+    try:
+      scores = evaluation.held_out_scores(
+        Detector(model, calibrated=False), data_dir=data_dir, split="validation", request=request
+      )
+      evaluation.calibrate_model(model, data_dir=data_dir, scores=scores)
       print(
         f"best {config.train.metric} {result.best:.4f} at step {result.best_step}; stopped: {result.stopped}"
       )
-      print(f"the model: {workdir}/best")
+      print(f"the model: {model}")
       print(f"how it went: {workdir}/summary.html")
+    except stopping.Interrupted as interrupted:
+      # Trained it is; the same command only calibrates.
+      stopped = f"stopped by {stopping.name(interrupted.number)} before the model was calibrated"
   # The others wait here while the first one calibrates.
+  if stopped := parallel.of_each_process(stopped)[0]:
+    return _stopped_together(stopped)
   parallel.disconnect()
-  return _STOPPED_EXIT_CODE.value if result.signal else 0
+  return 0
 
 
 def chosen_workdir(workdir: str | None, model_name: str | None) -> str:
@@ -293,7 +342,7 @@ def configured(
     _say(f"train.steps={config.train.steps} takes the place of the preset's {config.train.epochs} epochs.")
     config = _with_train(config, epochs=0)
   if "datasets" in given and not names & {"data.pseudofakes", "data.labelled_share"}:
-    config = learning_labels(config, data_dir=data_dir, balance="data.balance_classes" not in names)
+    config = learning_labels(config, data_dir=data_dir, kept=names)
   return without_late_restarts(config)
 
 
@@ -312,15 +361,26 @@ def resolved_dataset(name: str, data_dir: str) -> str:
   return f"{name}/{own[0].name}" if own and config is None else name
 
 
-def learning_labels(config, *, data_dir: str, balance: bool):
+# The objective where labels are learnt; a preset for pseudo-fakes has another. Lin et al. 2017
+# (arXiv:1708.02002) for focal_gamma.
+_OF_LABELS = {
+  "metric": "video_auc",
+  "focal_gamma": 2.0,
+  "class_weights": (1.0, 1.5),
+  "weight_decay": 1e-4,
+}
+
+
+def learning_labels(config, *, data_dir: str, kept: Collection[str] = ()):
   """Returns the config with the labels of its datasets learnt, where there are known forgeries; says so.
 
-  A preset that learns labels anyway, or mixes them with pseudo-fakes, stays as it is.
+  A preset that learns labels anyway, or mixes them with pseudo-fakes, stays as it is. Others get the
+  objective for labels (_OF_LABELS) and draw real and fake examples equally often.
 
   Args:
     config: with its datasets.
     data_dir: where they are looked for.
-    balance: then draw real and fake examples equally often.
+    kept: fields that stay as they are, "train.metric".
 
   Raises:
     FileNotFoundError: a dataset has not been built.
@@ -336,11 +396,21 @@ def learning_labels(config, *, data_dir: str, balance: bool):
   real, fake = counts[examples.REAL], counts[examples.FAKE]
   if not fake:
     return config
+  balance = "data.balance_classes" not in kept
   _say(
     f"The labels of {', '.join(config.data.datasets)} are learnt ({real:,} real and {fake:,} fake examples"
     + (", drawn equally often)" if balance else ")")
     + "; --set=data.pseudofakes=true learns from the real ones alone."
   )
+  own = {
+    name: value
+    for name, value in _OF_LABELS.items()
+    if f"train.{name}" not in kept and getattr(config.train, name) != value
+  }
+  if own:
+    settings = (f"train.{n}={json.dumps(v, separators=(',', ':'))}" for n, v in own.items())
+    _say(f"As labels are learnt, not the preset but this counts: {', '.join(settings)}; --set changes it.")
+  config = _with_train(config, **own)
   return _with_data(config, pseudofakes=False, balance_classes=balance or config.data.balance_classes)
 
 

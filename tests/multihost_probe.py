@@ -35,8 +35,8 @@ def main() -> None:
   try:
     with parallel.all_or_none():
       if index == 1:
-        raise ValueError("no data here")
-  except ValueError as error:
+        raise RuntimeError("no data here")
+  except (ValueError, RuntimeError) as error:
     told["error"] = str(error)
   with tiny_branch():
     told["bits"] = dropout_bits()

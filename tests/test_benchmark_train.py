@@ -124,7 +124,7 @@ def test_a_watched_run_sees_where_time_goes(prepared_dataset, monkeypatch):
   with tiny_branch():
     plan = Plan(warm=4, counted=14, save_every=8)
     around = benchmark_train.watch_fit(tiny_config(), str(prepared_dataset), plan=plan)
-  assert around.data.step > 0.1
+  assert around.data.step > 0.1 and 0.3 < around.idle < 1
   assert around.saving.save > 0.3 and around.saving.once > 0.3
   assert 0.02 < around.logging.step < 0.3 and around.logging.once > 0.05
   assert around.saving.step < around.saving.save
@@ -139,6 +139,7 @@ def test_the_table_says_what_is_a_part_of_what(monkeypatch):
     data=dataclasses.replace(nothing, step=0.01),
     saving=dataclasses.replace(nothing, save=0.5, once=2.0),
     logging=dataclasses.replace(nothing, step=0.001),
+    idle=0.03,
   )
   monkeypatch.setattr(benchmark_train, "in_own_process", lambda function: around)
   rows = benchmark_train.around_rows(
@@ -150,8 +151,8 @@ def test_the_table_says_what_is_a_part_of_what(monkeypatch):
   )
   step, *shares = rows
   assert (step.ours_s, step.reference_s, step.ratio) == pytest.approx((0.5, 0.4, 1.25))
-  assert [row.ours_share for row in shares] == pytest.approx([0.02, 7 / 500, 20 / 500, 0.002])
-  assert [row.limit_share for row in shares] == [0.05, 0.02, None, 0.01]
+  assert [row.ours_share for row in shares] == pytest.approx([0.03, 0.02, 7 / 500, 20 / 500, 0.002])
+  assert [row.limit_share for row in shares] == [0.05, None, 0.02, None, 0.01]
   assert "2.00%" in benchmark.table(rows) and "1.40%" in benchmark.table(rows)
 
 
@@ -216,6 +217,6 @@ def test_too_little_memory_is_said_and_no_peak_is_made_up(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_train, "in_own_process", lambda function: figures)
     return benchmark_train.memory_rows(memory_row=lambda case, gigabytes: gigabytes)
 
-  assert rows_of(3.0, 4.0) == [3.0, 4.0] and not capsys.readouterr().err
-  assert rows_of(30.0, None) == [30.0]
+  assert rows_of(3.0, 4.0) == [3.0, 4.0] * 2 and not capsys.readouterr().err
+  assert rows_of(30.0, None) == [30.0] * 2
   assert "too little memory to take a training step of the preset full, batch 4" in capsys.readouterr().err

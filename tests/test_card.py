@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from deepscan_jax import card, card_report, levels, metrics, protocols
 from deepscan_jax.levels import FACES, Rows
-from deepscan_jax.scoring import Missing, Scored
+from deepscan_jax.scoring import Ladder, Missing, Scored
 
 PROTOCOL = protocols.Protocol(
   train={"datasets": ["real_only"], "pseudofakes": True, "labelled_share": 0.0, "start_from": ""},
@@ -467,3 +467,54 @@ def test_the_page_shows_whether_maps_are_faithful():
   assert "Region maps of 40 held-out pseudo-fakes" in told and "0.31 (0.20 to 0.40)" in told
   assert "Region maps" not in card_report.summary(made(scored(videos())))
   assert json.dumps(found["faithfulness"]) == json.dumps(maps) and found["schema_version"] == "1.1"
+
+
+def ladder_of(rows: Rows, *, names=("blur", "noise")) -> Ladder:
+  """The fakes sink towards the reals, level by level; under noise half as fast."""
+  rungs = {}
+  for speed, name in enumerate(names, start=1):
+    steps = [dataclasses.replace(rows, score=rows.score - 0.5 * k / speed * rows.label) for k in range(6)]
+    rungs[name] = [{level: step for level in protocols.LEVELS} for step in steps]
+  return Ladder(of="labelled", examples=len(rows), total=3 * len(rows), rungs=rungs)
+
+
+def test_robustness_is_the_auc_of_each_level_and_no_part_of_the_protocol():
+  rows = videos()
+  ladder = ladder_of(rows)
+  found = made(scored(rows), ladder=ladder)
+  assert found["robustness"].keys() == {"blur", "noise"}
+  for name, rungs in ladder.rungs.items():
+    for step, row in zip(rungs, found["robustness"][name], strict=True):
+      step = step["video"]
+      assert row["auc"] == pytest.approx(roc_auc_score(step.label, step.score))
+      assert row["interval"][0] < row["auc"] < row["interval"][1]
+      assert row["detected"]["value"] == pytest.approx(step.called[step.label == 1].mean())
+      assert row["false_alarms"]["value"] == pytest.approx(step.called[step.label == 0].mean())
+  settings = [row["setting"] for row in found["robustness"]["blur"]]
+  assert settings[0] == "untouched" and settings[5] == "kernel of 21 px"
+  plain = made(scored(rows))
+  assert plain == {key: value for key, value in found.items() if not key.startswith("robustness")}
+
+
+def test_robustness_is_shown_as_charts_and_as_a_table():
+  rows = videos()
+  found = made(scored(rows), ladder=ladder_of(rows))
+  text = card_report.render_html(found)
+  assert text.count("AUC against level of") == 2 and "of 120 of 360 examples, evenly spread" in text
+  assert text.count('class="span"') == 2 and "kernel of 21 px" in text
+  lines = card_report.robustness_markdown(found).splitlines()
+  assert lines[2].startswith("| perturbation | untouched | 1 | 2") and lines[4].startswith("| blur | 0.")
+  assert {line.count("|") for line in lines[2:]} == {10}
+  assert card_report.robustness_markdown(found) in card_report.summary(found)
+  assert "AUC against level" not in card_report.render_html(made(scored(rows)))
+
+
+def test_robustness_without_a_class_is_told():
+  rows = videos()
+  real = rows.take(rows.label == 0)
+  found = made(scored(real), ladder=ladder_of(real))
+  assert all(row["auc"] is None for row in found["robustness"]["blur"])
+  assert found["robustness"]["blur"][3]["false_alarms"]["value"] is not None
+  text = card_report.render_html(found)
+  assert "there is no AUC" in text and "polygon" not in text
+  assert "| blur | - | - |" in card_report.robustness_markdown(found)

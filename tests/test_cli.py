@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from absl import app, flags
 
-from deepscan_jax import compilation_cache, doctor, media, report, verdict
-from deepscan_jax.config import Config, TrainConfig
+from deepscan_jax import compilation_cache, doctor, examples, media, report, verdict
+from deepscan_jax.config import Config, DataConfig, TrainConfig, WindowConfig
 from deepscan_jax.launch import __main__ as dispatcher
 from deepscan_jax.launch import detect, train
 from deepscan_jax.verdict import Person, Reason, Sighting, Sound, SoundWindow, Thresholds, Verdict
@@ -113,7 +113,7 @@ def test_what_follows_a_lone_double_dash_are_files():
 
 def test_verbs_are_found_by_name_and_each_tells_what_it_does():
   known = dispatcher.verbs()
-  assert {"detect", "doctor", "demo"} <= set(known)
+  assert {"detect", "doctor", "demo", "reproduce"} <= set(known)
   assert all(line.endswith(".") and len(line) < 110 for line in known.values())
   assert not any(name.startswith("_") for name in known)
 
@@ -345,10 +345,61 @@ def test_golden_inputs_are_the_same_on_every_machine():
 def test_golden_scores_are_compared_by_their_distance():
   expected = {"portrait": -2.0, "blended": 3.0}
   assert doctor.compare_golden(expected, expected).status == doctor.OK
-  assert doctor.compare_golden({**expected, "blended": 3.1}, expected).status == doctor.WARN
-  assert doctor.compare_golden({**expected, "blended": 2.0}, expected).status == doctor.FAIL
+  assert doctor.compare_golden({**expected, "blended": 3.0009}, expected).status == doctor.OK
+  assert doctor.compare_golden({**expected, "blended": 3.0011}, expected).status == doctor.FAIL
   assert doctor.compare_golden({"portrait": -2.0}, expected).status == doctor.FAIL
   assert doctor.compare_golden({**expected, "blended": float("nan")}, expected).status == doctor.FAIL
+
+
+def test_a_device_that_shortens_factors_is_told_how_to_stop(monkeypatch):
+  found = {"device": "Some GPU", "matmul_precision": "default"}
+  monkeypatch.setattr(doctor.environment, "device", lambda: found)
+  check = doctor.compare_golden({"portrait": 1.01}, {"portrait": 1.0})
+  assert check.status == doctor.FAIL and "JAX_DEFAULT_MATMUL_PRECISION=highest" in check.remedy
+  found["matmul_precision"] = "highest"
+  check = doctor.compare_golden({"portrait": 1.01}, {"portrait": 1.0})
+  assert check.status == doctor.FAIL and "PRECISION" not in check.remedy
+
+
+def test_networks_that_find_faces_are_checked(monkeypatch):
+  assert doctor._face_networks().status == doctor.OK
+  monkeypatch.setattr(doctor, "FACE_NETWORKS_SHA256", "0" * 64)
+  assert doctor._face_networks().status == doctor.FAIL
+
+
+@pytest.mark.parametrize(
+  ("faces_read", "sound_read", "expected"),
+  [
+    (("crops", "crop_mask"), (), {"portrait", "blended"}),
+    ((), ("waveform", "waveform_mask"), {"sound"}),
+    (("crops", "crop_mask"), ("waveform", "waveform_mask"), {"portrait", "blended", "sound"}),
+    (
+      ("crops", "crop_mask", "frame_times_s", "landmarks", "mouth_crops", "mouth_mask", "waveform"),
+      ("waveform", "waveform_mask"),
+      {"portrait", "blended", "sound"},
+    ),
+  ],
+)
+def test_each_model_is_tried_with_what_it_reads(faces_read, sound_read, expected):
+  window = WindowConfig(frames=3, mouth_frames=5, samples=8_000)
+  stand_in = SimpleNamespace(
+    config=Config(data=DataConfig(window=window)),
+    window=window,
+    face_inputs=faces_read,
+    sound_inputs=sound_read,
+  )
+  batches = doctor.golden_batches(stand_in)
+  assert batches.keys() == expected
+  shapes = examples.input_shapes(window)
+  for name, batch in batches.items():
+    assert tuple(batch) == (sound_read if name == "sound" else faces_read)
+    for key, values in batch.items():
+      assert (values.shape, values.dtype) == ((1, *shapes[key][0]), shapes[key][1])
+      assert np.isfinite(values).all() and (values.dtype == bool or len(np.unique(values)) > 2)
+  if "portrait" in batches:
+    assert (batches["portrait"]["crops"][0, 1] != batches["portrait"]["crops"][0, 0]).any()
+  if "sound" in batches:
+    assert 0.25 < np.abs(batches["sound"]["waveform"]).max() < 0.31
 
 
 def test_a_check_that_breaks_is_a_failed_check():
@@ -393,7 +444,7 @@ def test_help_does_not_wait_for_jax():
 
 
 def test_verbs_can_be_imported_beside_each_other():
-  for name in ("detect", "doctor", "demo"):
+  for name in ("detect", "doctor", "demo", "reproduce"):
     module = importlib.import_module(f"deepscan_jax.launch.{name}")
     assert callable(module.main)
 

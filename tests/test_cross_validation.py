@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import signal
 
 import labelled_media
 import numpy as np
@@ -147,6 +149,51 @@ def test_folds_from_two_machines_sum_up_to_the_same(whole, people, tmp_path, cap
   shutil.copytree(whole[1] / "fold_0", tmp_path / "one" / "fold_0")
   together = run(workdir=tmp_path / "one")
   assert together["pooled"] == whole[0]["pooled"] and together["spread"] == whole[0]["spread"]
+
+
+def test_a_signal_stops_a_fold_where_it_is_and_the_same_call_goes_on(
+  whole, people, tmp_path, monkeypatch, caplog
+):
+  run = functools.partial(
+    cross_validation.cross_validate, folded_config(), workdir=tmp_path, data_dir=people[0], folds=FOLDS
+  )
+
+  def asked(function):
+    def called(*args, **kwargs):
+      os.kill(os.getpid(), signal.SIGTERM)
+      return function(*args, **kwargs)
+
+    return called
+
+  step = training.parallel_step
+  for module, name, ask, told in (
+    (training, "parallel_step", lambda *args: asked(step(*args)), "stopped by SIGTERM at step 1;"),
+    # When it is trained and about to be scored.
+    (cross_validation, "Detector", asked(cross_validation.Detector), "stopped by SIGTERM;"),
+  ):
+    caplog.clear()
+    with caplog.at_level("INFO"), monkeypatch.context() as patch:
+      patch.setattr(module, name, ask)
+      assert run() is None
+    assert f"Fold 0: {told} the same command goes on." in caplog.text
+    assert "Not there yet" not in caplog.text and "Fold 1" not in caplog.text
+    assert not (tmp_path / "fold_1").exists() and not (tmp_path / "fold_0" / "fold.json").exists()
+  assert run(fold=0) is None
+  ours, theirs = (cross_validation.fold_figures(folder, 0) for folder in (tmp_path, whole[1]))
+  # Files of the same numbers differ in names that are drawn.
+  assert {**ours, "model": ""} == {**theirs, "model": ""}
+  ours, theirs = (cross_validation.out_of_fold(folder, 0) for folder in (tmp_path, whole[1]))
+  np.testing.assert_array_equal(ours.logits, theirs.logits)
+
+
+def test_the_verb_says_that_a_signal_stopped_a_fold(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(compilation_cache, "switch_on", lambda: "")
+  monkeypatch.setattr(
+    cross_validation, "cross_validate", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+  )
+  with flagsaver.flagsaver(workdir=str(tmp_path), folds=FOLDS, stopped_exit_code=143):
+    assert train.main(["train"]) == 143
+  assert capsys.readouterr().out == "stopped by SIGTERM; the same command goes on.\n"
 
 
 @pytest.mark.parametrize(

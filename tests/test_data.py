@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import face_media
 import numpy as np
 import psutil
@@ -13,6 +14,8 @@ from face_media import COUNTS, SOURCES
 
 from deepscan_jax import data, examples, media
 from deepscan_jax.config import DataConfig, WindowConfig
+from deepscan_jax.faces.align import eval_crop
+from deepscan_jax.perturb import Rung
 from deepscan_jax.pseudofakes.image import BlendConfig
 
 CONFIG = DataConfig(batch_size=4)
@@ -180,6 +183,69 @@ def test_a_limit_takes_evenly_spread_pairs_as_they_are(held_out):
   assert [fact["id"] for fact in facts] == [held_out[0]["id"], held_out[len(held_out) - 1]["id"]]
   for row, fact in enumerate(facts):
     np.testing.assert_array_equal(batch["crops"][2 * row : 2 * row + 2], every[fact["id"]])
+
+
+class Files:
+  """As an ExampleSource of files with so many examples each, in turn as far as they go."""
+
+  def __init__(self, *sizes: int):
+    self._files = [file for turn in range(max(sizes)) for file, size in enumerate(sizes) if turn < size]
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def files(self) -> list[int]:
+    return self._files
+
+
+def test_a_limit_takes_several_examples_of_each_file_it_chooses():
+  source = Files(*[10] * 1000)
+  chosen = data.chosen_examples(data.HeldOutExamples(source), limit=400)
+  files = np.array(source.files())[chosen]
+  # More files than the limit: were examples chosen, each would be of another file.
+  assert len(chosen) == 400 and chosen == sorted(set(chosen))
+  found, counts = np.unique(files, return_counts=True)
+  assert (counts == 4).all() and (found == np.linspace(0, 999, 100).astype(int)).all()
+  # Spread in each file: its first and its last one are there.
+  first, last = (sorted(files[turn]) for turn in (slice(100), slice(-100, None)))
+  assert first == last == found.tolist() and chosen[-1] == len(source) - 1
+
+
+def test_a_limit_that_allows_all_files_takes_more_of_each():
+  sizes = [1, 3, 20, 20, 7]
+  source = Files(*sizes)
+
+  def counts(limit: int) -> list[int]:
+    chosen = data.chosen_examples(data.HeldOutExamples(source), limit=limit)
+    return np.bincount(np.array(source.files())[chosen], minlength=5).tolist()
+
+  assert counts(0) == counts(51) == counts(1000) == sizes
+  assert counts(50) == [1, 3, 19, 19, 7]
+  assert counts(34) == [1, 3, 11, 11, 7]
+  assert counts(32) == [1, 3, 10, 10, 7]
+  # Of few, one each.
+  assert counts(5) == [1] * 5 and counts(2) == [1, 0, 0, 0, 1] and counts(1) == [1, 0, 0, 0, 0]
+  pairs = data.HeldOutPairs(source, CONFIG, draws=2)
+  assert data.chosen_examples(pairs, limit=5) == [0, 2, 4, 6, 8]
+  for limit in range(1, 52):
+    assert 1 <= sum(counts(limit)) <= limit
+
+
+@pytest.mark.parametrize("count", [1, 7, 399, 400])
+def test_a_limit_on_files_of_one_example_each_spreads_over_them(count):
+  expected = np.linspace(0, 1016, count).astype(int).tolist()
+  assert data.chosen_examples(data.HeldOutExamples(Files(*[1] * 1017)), limit=count) == expected
+
+
+def test_examples_of_a_clip_are_of_one_file(prepared_dataset):
+  source = data.ExampleSource(["real_only"], "test", prepared_dataset)
+  ids = [source[i]["id"] for i in range(len(source))]
+  files = source.files()
+  for i, one in enumerate(ids):
+    for j, other in enumerate(ids):
+      assert (files[i] == files[j]) == (one.rpartition("#")[0] == other.rpartition("#")[0])
+  clip = [name for name in ids if ".mp4" in name]
+  assert len(clip) > 1 and len(set(files)) == len(ids) - len(clip) + 1
 
 
 def test_the_last_batch_is_padded_and_says_so(held_out):
@@ -581,3 +647,73 @@ def test_the_sizes_of_all_splits_are_told_without_opening_one(prepared_dataset, 
   assert sizes == {"real_only": expected}
   with pytest.raises(FileNotFoundError, match=r"build it with"):
     data.split_sizes(dataclasses.replace(CONFIG, datasets=("nothing",)), data_dir=prepared_dataset)
+
+
+def test_the_sizes_of_a_fold_are_those_that_its_sources_have(prepared_dataset):
+  (whole,) = data.split_sizes(CONFIG, data_dir=prepared_dataset).values()
+  held = []
+  for number in range(2):
+    config = dataclasses.replace(CONFIG, folds=2, fold=number)
+    (sizes,) = data.split_sizes(config, data_dir=prepared_dataset).values()
+    for split in ("train", "validation"):
+      source = data.ExampleSource(["real_only"], split, prepared_dataset, fold=data.Fold.of(config))
+      assert sizes[split] == len(source) != whole[split]
+    assert sizes["test"] == whole["test"]
+    held.append(sizes["validation"])
+  assert sum(held) == whole["train"] + whole["validation"]
+
+
+def test_damage_is_done_before_the_crop_is_cut(prepared_dataset):
+  plain, blurred = (
+    data.held_out(CONFIG, "validation", data_dir=prepared_dataset, rung=rung)
+    for rung in (Rung("blur", 0), Rung("blur", 5))
+  )
+  untouched = data.held_out(CONFIG, "validation", data_dir=prepared_dataset)
+  assert_same(plain[0], untouched[0])
+  stored = plain.source[0]["faces"]
+  expected = eval_crop(Rung("blur", 5).frames(stored, seed=0))
+  np.testing.assert_array_equal(blurred[0]["crops"][0], expected)
+  # At the borders of the crop it is not what a blur of the crop alone would be.
+  alone = Rung("blur", 5).frames(untouched[0]["crops"][0], seed=0)
+  assert (alone[:, 20:-20, 20:-20] == expected[:, 20:-20, 20:-20]).mean() > 0.99
+  assert (alone[:, 0] != expected[:, 0]).any()
+
+
+@pytest.mark.parametrize("name", ["blur", "noise", "block"])
+def test_both_twins_are_damaged_alike_and_are_the_same_twins(prepared_dataset, name):
+  plain, damaged = (
+    data.held_out(CONFIG, "validation", data_dir=prepared_dataset, degraded=False, rung=rung)[0]
+    for rung in (None, Rung(name, 1))
+  )
+  for key in ("region", "label", "kind", "id"):
+    np.testing.assert_array_equal(plain[key], damaged[key])
+  before, after = plain["crops"][:, 0].astype(int), damaged["crops"][:, 0].astype(int)
+  assert (before[0] != before[1]).any() and (before != after).any()
+  same = (before[0] == before[1]).all(axis=-1)[20:-20, 20:-20]
+  if name == "blur":
+    # Only what a pixel's surroundings hold can make its damage differ.
+    same = cv2.erode(same.astype(np.uint8), np.ones((7, 7), np.uint8), borderValue=0).astype(bool)
+  assert same.mean() > 0.05
+  np.testing.assert_array_equal(after[0, 20:-20, 20:-20][same], after[1, 20:-20, 20:-20][same])
+
+
+def test_sound_and_mouths_are_damaged_where_they_are_there():
+  rng = np.random.default_rng(0)
+  speech = voices.speech(seconds=2.0, seed=1)
+  mouths = rng.integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+  element = {
+    "faces": (),
+    "face_mask": np.zeros(0, bool),
+    "mouths": mouths,
+    "mouth_mask": np.array([True, False, True]),
+    "sound": np.round(speech * 32767).astype(np.int16),
+  }
+  seen = data.perturbed(element, Rung("blur", 3), seed=5)
+  np.testing.assert_array_equal(seen["mouths"][[0, 2]], Rung("blur", 3).frames(mouths[[0, 2]], seed=5))
+  np.testing.assert_array_equal(seen["mouths"][1], mouths[1])
+  assert seen["sound"] is element["sound"]
+  heard = data.perturbed(element, Rung("sound_noise", 3), seed=5)
+  np.testing.assert_array_equal(heard["mouths"], mouths)
+  expected = Rung("sound_noise", 3).sound(element["sound"].astype(np.float32) / 32767, seed=5)
+  np.testing.assert_allclose(heard["sound"] / 32767, expected, atol=1e-4)
+  assert data.perturbed(element, Rung("sound_noise", 0), seed=5)["sound"] is element["sound"]

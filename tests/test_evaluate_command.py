@@ -21,6 +21,7 @@ def write(path, found: dict) -> str:
     ({"checkpoint": "a", "model_path": "b"}, "the same flag"),
     ({"media": ["a"], "datasets": ["b"]}, "either --datasets or --media"),
     ({"name": "dfdc"}, "--name goes with --media"),
+    ({"perturb": ["all"], "media": ["a"]}, "--perturb goes with prepared datasets"),
     ({"split": "all"}, "--split=all goes with --media"),
     ({"output_json": "/nowhere/at/all.json"}, "no such folder"),
   ],

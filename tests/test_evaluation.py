@@ -3,7 +3,7 @@ import functools
 import face_media
 import numpy as np
 import pytest
-from tiny import tiny_branch, write_model
+from tiny import CALIBRATION, tiny_branch, write_model
 
 from deepscan_jax import checkpoints, data, evaluation, metrics
 from deepscan_jax.config import DataConfig
@@ -142,6 +142,41 @@ def test_a_model_is_calibrated_on_validation_and_measured_on_test(prepared_datas
   assert set(counts) == {"street", "studio"}
   for row in figures["false_alarms"].values():
     assert row["interval"][0] <= row["rate"] <= row["interval"][1]
+
+
+def of_both_kinds(faces: list[int], sound: list[int]) -> dict[str, evaluation.Scores]:
+  """Scores of examples with faces and of sound alone, under such labels."""
+  labels, has_faces = np.array(faces + sound), np.array([True] * len(faces) + [False] * len(sound))
+  names = np.arange(len(labels)).astype(str)
+  logits = labels + np.random.default_rng(0).normal(size=len(labels))
+  scores = evaluation.Scores(labels, logits, names, np.full(len(labels), "here"), names, has_faces, False)
+  return {"untouched": scores, "all": scores}
+
+
+def test_a_part_without_both_classes_keeps_its_calibration(tmp_path, caplog):
+  folder = write_model(tmp_path / "best", sound_calibration=CALIBRATION)
+  before = checkpoints.read_model(folder)
+  calibrated = functools.partial(evaluation.calibrate_model, folder, data_dir="nowhere")
+  written = calibrated(scores=of_both_kinds([0, 1] * 20, [0] * 3))
+  after = checkpoints.read_model(folder)
+  assert list(written) == ["calibration"] and after["calibration"] == written["calibration"]
+  assert after["calibration"] != before["calibration"]
+  assert after["sound_calibration"] == before["sound_calibration"]
+  assert "of sound alone the validation split holds 3 real and 0 fake" in caplog.text
+  calibrated(scores=of_both_kinds([1] * 4, [0, 1] * 20))
+  both = checkpoints.read_model(folder)
+  assert both["calibration"] == after["calibration"]
+  assert both["sound_calibration"] != after["sound_calibration"]
+  message = (
+    r"of examples with faces the validation split holds 0 real and 2 fake, and of sound alone .* 1 real"
+  )
+  with pytest.raises(ValueError, match=message):
+    calibrated(scores=of_both_kinds([1] * 2, [0]))
+  assert checkpoints.read_model(folder) == both
+  caplog.clear()
+  # Of what there is nothing, nothing is said.
+  assert list(calibrated(scores=of_both_kinds([], [0, 1] * 20))) == ["sound_calibration"]
+  assert not caplog.records
 
 
 def test_an_uncalibrated_model_judges_as_the_network_does(prepared_dataset, tmp_path):

@@ -109,6 +109,7 @@ def test_a_command_of_each_launch_is_one_that_train_takes(tmp_path):
       config = override(config, assignment)
     assert config.name == "full" and config.data.datasets == ("real_fake_folder/clips",)
     assert config.data.batch_size % devices(path) == 0
+    assert config.data.workers > 0
     assert values["data_dir"] != values["workdir"] and {"data_dir", "workdir"} <= values.keys()
     assert values["multihost"] is True and values["stopped_exit_code"] == STOPPED
     # JAX knows the processes of a TPU slice and of a Slurm job by itself.
@@ -227,21 +228,30 @@ def run_slurm(folder, *, exit_code):
   """What the batch script calls, by program, where training ends with that code."""
   for place in (folder / "env" / "bin", folder):
     recording(place, "deepscan", then=f"exit {exit_code}")
-  recording(folder, "srun", then='exec "$@"')
+  recording(folder, "srun", then='while [[ $1 == -* ]]; do shift; done; exec "$@"')
   recording(folder, "scontrol")
   script = SLURM.read_text(encoding="utf-8").replace("YOUR_FOLDER", str(folder))
-  environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+  environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_CPUS_PER_TASK": "8"}
   done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == exit_code, done.stderr
   return {
     "deepscan": recorded(folder / "env" / "bin", "deepscan"),
     "scontrol": recorded(folder, "scontrol"),
+    "srun": recorded(folder, "srun"),
   }
 
 
 @pytest.mark.parametrize(("exit_code", "asked"), [(0, []), (1, []), (2, []), (STOPPED, [["requeue", "77"]])])
 def test_slurm_goes_on_after_training_was_told_to_stop_and_only_then(tmp_path, exit_code, asked):
   assert run_slurm(tmp_path, exit_code=exit_code)["scontrol"] == asked
+
+
+def test_slurm_tells_each_process_its_cores(tmp_path):
+  """Since 22.05, srun does not take them from sbatch."""
+  (command,) = run_slurm(tmp_path, exit_code=0)["srun"]
+  assert command[:2] == ["--cpus-per-task=8", f"{tmp_path}/env/bin/deepscan"]
+  (workers,) = [int(a.rpartition("=")[2]) for a in command if a.startswith("--set=data.workers=")]
+  assert 0 < workers < int(read(SLURM)[0]["cpus-per-task"]) == 8
 
 
 def test_slurm_leaves_time_to_save_and_gives_each_process_one_gpu():
@@ -286,6 +296,12 @@ def test_the_image_runs_as_nobody_special_and_pins_its_base():
   assert users == [(str(c["runAsUser"]), str(c["fsGroup"])) for c in contexts[:1]]
   assert contexts[0] == contexts[1]
   assert "apt" not in text
+
+
+@pytest.mark.parametrize("path", [SKYPILOT, SLURM, DOCKERFILE], ids=lambda path: path.stem)
+def test_what_is_installed_draws_for_tensorboard(path):
+  (extras,) = re.findall(r"pip\"? install ['\"]\.\[([^\]]+)\]", path.read_text(encoding="utf-8"))
+  assert {"pretrained", "tensorboard"} <= set(re.sub(r"\$\{.*\}", "", extras).split(","))
 
 
 # In the environment's own folder, which need not be on the path.

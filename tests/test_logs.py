@@ -210,6 +210,11 @@ def test_rows_that_a_resumed_run_writes_again_are_dropped(tmp_path):
   assert path.read_text() == "".join(line for line in whole.splitlines(keepends=True)[:3])
   logs.drop_rows_after(path, 3)
   assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 2]
+  path.write_text(whole + '{"step": 6, "validation/auc": 0.5}\n')
+  logs.drop_rows_after(path, 6)
+  assert path.read_text() != whole
+  logs.drop_rows_after(path, 6, validated=False)
+  assert path.read_text() == whole
   logs.drop_rows_after(path, 0)
   assert path.read_text() == "" and [p.name for p in tmp_path.iterdir()] == ["scalars.jsonl"]
 

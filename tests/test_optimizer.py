@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from deepscan_jax.config import TrainConfig
+from deepscan_jax.config import TrainConfig, load_preset
 from deepscan_jax.optimizer import after_validation, create_optimizer, learning_rate, learning_rate_schedule
+from deepscan_jax.train_state import abstract_state
 
 
 def update(config, params, gradients, *, steps):
@@ -62,6 +63,18 @@ def test_weight_decay_leaves_one_dimensional_parameters_alone():
   np.testing.assert_allclose(after["kernel"], 1 - 0.1 * 0.5, rtol=1e-6)
   np.testing.assert_array_equal(after["bias"], 1)
   np.testing.assert_array_equal(after["scale"], 1)
+
+
+def test_weight_decay_reaches_matrices_and_kernels_of_the_whole_model_alone():
+  state = abstract_state(load_preset("full"))
+  names = {(path[-1].key, x.ndim) for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
+  # Of attention heads, and of an LSTM of two directions; the probe of the fusion.
+  assert {("bias", 2), ("probe", 3), ("bottlenecks", 2), ("recurrent", 3), ("kernel", 5)} <= names
+  params = {f"{name}{ndim}": {name: jnp.ones((1,) * ndim)} for name, ndim in names}
+  config = TrainConfig(steps=100, warmup_steps=1, learning_rate=0.1, weight_decay=0.5)
+  after = update(config, params, jax.tree.map(jnp.zeros_like, params), steps=2)
+  decayed = {path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(after) if (x != 1).all()}
+  assert decayed == {"kernel", "recurrent"}
 
 
 def test_gradients_are_clipped_by_their_global_norm():

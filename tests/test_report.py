@@ -573,3 +573,29 @@ def test_what_a_verdict_is_worth_is_told_where_it_was_asked():
   nothing = dataclasses.replace(make(NOT_APPLICABLE, None, name="a.mp4"), prevalence=0.5)
   assert report.worth_sentence(nothing).endswith("nothing was judged, so nothing is known.")
   assert "Where" not in report.summary_text(make(name="a.mp4")) and report.worth_sentence(make()) == ""
+
+
+def test_how_far_a_verdict_holds_is_a_table_and_a_line():
+  def ladder(words, *outcomes):
+    steps = (
+      verdict.Rescored(level, HOSTILE, outcome, None if outcome == NOT_APPLICABLE else 0.1 * level)
+      for level, outcome in enumerate(outcomes, start=1)
+    )
+    return verdict.Ladder(words, words, tuple(steps), LIKELY_MANIPULATED)
+
+  ladders = {
+    "blur": ladder("blur", LIKELY_MANIPULATED, INCONCLUSIVE, NOT_APPLICABLE),
+    "jpeg": ladder(HOSTILE, LIKELY_MANIPULATED, LIKELY_MANIPULATED, LIKELY_MANIPULATED),
+  }
+  stability = verdict.Stability(LIKELY_MANIPULATED, 0.8, 16, ladders)
+  answer = dataclasses.replace(make(name="a.mp4"), stability=stability)
+  found = Page(report.render_html(answer, created=CREATED))
+  assert "holds at all levels of 1 of 2 kinds of damage" in found.text
+  assert "level 2, to inconclusive" in found.text and "never" in found.text and "not judged" in found.text
+  assert len(found.all("script")) == len(Page(report.render_html(make(), created=CREATED)).all("script"))
+  line = " ".join(report.summary_text(answer).split())
+  assert "Stability The outcome (likely manipulated) holds at all levels of 1 of 2 kinds" in line
+  facts = json.loads(json.dumps(report.to_json(answer), allow_nan=False))["stability"]
+  assert facts["weakest"] == "blur" and facts["perturbations"]["blur"]["becomes"] == INCONCLUSIVE
+  assert facts["perturbations"]["jpeg"]["breaks_at"] is None
+  assert "How far the verdict holds" not in report.render_html(make(), created=CREATED)

@@ -126,6 +126,19 @@ def test_the_line_says_how_far_how_fast_and_how_long_still(tmp_path):
   ]
 
 
+def test_the_line_shows_what_chooses_the_model_first(tmp_path):
+  run = Watched(tmp_path, metric="video_auc")
+  run.steps(1)
+  run.watch.trained(1, {"branch_tiny": 0.6, "fused": 0.5}, learning_rate=0.1)
+  figures = {"auc": 0.75, "accuracy": 0.5, "video_auc": 0.875, "video_accuracy": 0.25}
+  run.watch.validated(30, figures)
+  run.watch.show(30)
+  run.watch.close()
+  (line,) = run.stream.getvalue().splitlines()
+  assert line.startswith("step 30/100  fused 0.500  video_auc 0.875  auc 0.750  accuracy 0.500  ")
+  assert "video_accuracy" not in line
+
+
 def test_rows_hold_pace_and_curves_and_tensorboard_the_same(tmp_path):
   run = Watched(tmp_path)
   run.steps(20)

@@ -279,3 +279,69 @@ def test_examples_that_a_model_cannot_use_are_listed(prepared):
   assert len(of_sound) == len(of_faces) == 8
   assert all(row["held"] for row in of_faces) and not any(row["held"] for row in of_sound)
   assert {row["method"] for row in of_faces if row["label"]} == {"swap"}
+
+
+def test_labelled_files_are_scored_again_under_damage(model, prepared):
+  told = []
+  found = scoring.evaluate_model(
+    model,
+    datasets=["real_fake_folder"],
+    data_dir=prepared,
+    draws=DRAWS,
+    perturbations=["contrast", "noise"],
+    perturb_limit=0,
+    report_step=lambda *counts: told.append(counts),
+  )
+  assert told[-1] == (11, 11) and list(found["robustness"]) == ["contrast", "noise"]
+  about = found["robustness_of"]
+  assert (about["set"], about["level"], about["examples"], about["of_examples"]) == (
+    "labelled",
+    "video",
+    8,
+    8,
+  )
+  plain = scoring.evaluate_model(model, datasets=["real_fake_folder"], data_dir=prepared, draws=DRAWS)
+  # Nothing else of the card is touched.
+  assert found["protocol_hash"] == plain["protocol_hash"] and found["results"] == plain["results"]
+  assert "robustness" not in plain
+  main = plain["results"]["labelled"]["levels"]["video"]
+  for rungs in found["robustness"].values():
+    assert [row["level"] for row in rungs] == [0, 1, 2, 3, 4, 5]
+    assert rungs[0]["auc"] == main["auc"]["value"] and rungs[0]["detected"] == main["recall"]
+  # One step by hand: every example damaged as it is stored, windows put together by file.
+  detector = Detector(model)
+  held_out = data.held_out(
+    dataclasses.replace(detector.config.data, datasets=("real_fake_folder",)), "test", data_dir=prepared
+  )
+  of_file: dict[str, list[float]] = {}
+  labels = {}
+  for i in range(len(held_out)):
+    element = held_out.source[i]
+    dark = np.clip(np.rint(element["faces"] * 0.35), 0, 255).astype(np.uint8)
+    crops = faces.eval_crop(dark)[None]
+    logit = detector.judge({"crops": crops, "crop_mask": np.ones((1, 1), bool)}).logits[0]
+    file = element["id"].rpartition("#")[0]
+    of_file.setdefault(file, []).append(logit)
+    labels[file] = int(element["face_label"])
+  expected = roc_auc_score(list(labels.values()), [np.mean(of_file[file]) for file in labels])
+  assert found["robustness"]["contrast"][5]["auc"] == pytest.approx(expected)
+
+
+def test_pairs_are_scored_under_damage_and_a_limit_is_kept(model, prepared_dataset):
+  found = scoring.evaluate_model(
+    model, data_dir=prepared_dataset, draws=DRAWS, perturbations=["blur"], perturb_limit=3
+  )
+  about = found["robustness_of"]
+  assert (about["set"], about["examples"], about["of_examples"]) == ("pairs", 3, 6)
+  assert about["count"]["real"] == about["count"]["fake"] <= 3
+  assert len(found["robustness"]["blur"]) == 6
+
+
+def test_damage_that_cannot_be_done_is_told_before_anything_is_scored(model, files, prepared):
+  settings = {"datasets": ["real_fake_folder"], "data_dir": prepared}
+  with pytest.raises(ValueError, match="Unknown perturbation 'fog'"):
+    scoring.evaluate_model(model, perturbations=["fog"], **settings)
+  with pytest.raises(ValueError, match="changes what this model reads"):
+    scoring.evaluate_model(model, perturbations=["opus"], **settings)
+  with pytest.raises(ValueError, match="detect --stability"):
+    scoring.evaluate_model(model, perturbations=["blur"], media_files=files, **settings)

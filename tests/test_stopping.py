@@ -43,6 +43,20 @@ def test_ctrl_c_after_a_signal_stops_at_once(first):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_who_listens_already_goes_on_listening_and_what_nobody_obeyed_is_handed_on():
+  heard = []
+  signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+  with stopping.listening() as request:
+    with stopping.listening(request) as inner:
+      assert inner is request
+      stopping.raise_again(request)
+      assert not request
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert request.number == signal.SIGTERM and not heard
+  stopping.raise_again(request)
+  assert heard == [signal.SIGTERM]
+
+
 def test_what_is_ignored_stays_ignored():
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   with stopping.listening() as request:

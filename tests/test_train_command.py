@@ -8,7 +8,7 @@ import labelled_media
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from tiny import tiny_branch, write_model
+from tiny import tiny_branch, tiny_config, write_model
 
 from deepscan_jax import checkpoints, compilation_cache, data
 from deepscan_jax.config import from_dict, load_preset, override
@@ -77,10 +77,18 @@ def test_a_detector_is_trained_on_three_public_sets_by_one_command(
   assert not config.data.pseudofakes and config.data.balance_classes and config.data.batch_size == 8
   assert (config.name, config.train.epochs, config.train.learning_rate) == ("my_detector", 2, 1e-4)
   assert config.train.target_accuracy == 0.99
+  # The preset names another metric, for pictures without labels.
+  assert (tiny_config().train.metric, config.train.metric) == ("auc", "video_auc")
+  assert (config.train.focal_gamma, config.train.class_weights) == (2.0, (1.0, 1.5))
+  assert config.train.weight_decay == 1e-4
+  assert "train.metric=video_auc, train.focal_gamma=2.0, " in told.err.replace('"', "")
   assert load_detector("runs/my_detector/best").metadata["name"] == "my_detector"
   rows = [json.loads(line) for line in Path("runs/my_detector/scalars.jsonl").read_text().splitlines()]
   validated = [row for row in rows if "validation/video_auc" in row]
   assert validated and "validation/paired_accuracy" not in validated[-1]
+  # What chose the model, and counts towards an early stop.
+  best = max(row["validation/video_auc"] for row in validated)
+  assert f"best video_auc {best:.4f} at step " in told.out
   # The same command goes on, which at the end is to stay; another one is refused, naming what changed.
   lines = Path("runs/my_detector/scalars.jsonl").read_text()
   assert deepscan(*command) == 0 and Path("runs/my_detector/scalars.jsonl").read_text() == lines
@@ -175,6 +183,21 @@ def test_what_is_learnt_can_be_decided(public_sets, capsys):
     load_preset("spatial_only"), "data.datasets=faceforensics/c23"
   ).data  # fmt: skip
   assert not capsys.readouterr().err
+
+
+def test_labels_have_an_objective_of_their_own_unless_it_is_set(public_sets, capsys):
+  sets = {"data_dir": public_sets, "datasets": ["faceforensics"]}
+  preset, found = load_preset("default").train, configured("default", **sets).train
+  changed = {name for name, value in vars(found).items() if value != getattr(preset, name)}
+  assert changed == {"metric", "focal_gamma", "class_weights", "weight_decay"}
+  assert (found.metric, found.focal_gamma, found.weight_decay) == ("video_auc", 2.0, 1e-4)
+  told = capsys.readouterr().err
+  assert "train.class_weights=[1.0,1.5], train.weight_decay=0.0001; --set changes it." in told
+  ours = ("train.metric=auc", "train.focal_gamma=0", "train.class_weights=[1,1]", "train.weight_decay=0.01")
+  assert configured("default", *ours, **sets).train == preset
+  assert "this counts" not in capsys.readouterr().err
+  # Without labels, the preset counts.
+  assert configured("default", "data.pseudofakes=true", **sets).train == preset
 
 
 def test_training_starts_from_a_folder_of_weights_or_of_a_model(tmp_path):

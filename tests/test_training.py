@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -175,12 +176,6 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(whole_run, prepar
   )
 
 
-def test_a_configuration_that_was_cut_off_is_told(prepared_dataset, tmp_path):
-  (tmp_path / "config.json").write_text('{"name": "ti')
-  with pytest.raises(ValueError, match=r"config\.json is damaged .* choose another --workdir"):
-    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
-
-
 def asked_to_stop(monkeypatch, where: str) -> None:
   """Sends this process SIGTERM once, where its name says."""
   asked = itertools.count()
@@ -248,6 +243,101 @@ def test_a_run_that_is_asked_to_stop_goes_on_to_the_bit(
   assert scalars(tmp_path) == scalars(workdir)
   ours, theirs = (checkpoints.read_model(folder / "best") for folder in (tmp_path, workdir))
   assert ours["training"] == theirs["training"]
+
+
+def test_a_signal_after_the_last_step_is_not_lost(whole_run, prepared_dataset, tmp_path, monkeypatch, capfd):
+  whole, workdir, _ = whole_run
+  shutil.copytree(workdir, tmp_path / "run")
+
+  def asked(function):
+    def called(*args, **kwargs):
+      os.kill(os.getpid(), signal.SIGTERM)
+      return function(*args, **kwargs)
+
+    return called
+
+  with monkeypatch.context() as patch:
+    patch.setattr(training.RunWatch, "summarise", asked(training.RunWatch.summarise))
+    result = training.fit(tiny_config(), workdir=tmp_path / "run", data_dir=prepared_dataset)
+  assert (result.signal, result.stopped) == ("SIGTERM", "stopped by SIGTERM at step 4")
+  # Later still, it is for whoever listens after the run; or for the caller who listens already.
+  handed_on = []
+  before = signal.signal(signal.SIGTERM, lambda number, frame: handed_on.append(number))
+  try:
+    with monkeypatch.context() as patch:
+      patch.setattr(training, "_fit", asked(lambda *_, **__: whole))
+      assert training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset) is whole
+      assert handed_on == [signal.SIGTERM]
+      with training.listening() as request:
+        training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset, request=request)
+      assert request.number == signal.SIGTERM and handed_on == [signal.SIGTERM]
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_validation_that_was_broken_off_and_then_killed_is_written_once(
+  whole_run, prepared_dataset, tmp_path, monkeypatch
+):
+  whole, workdir, _ = whole_run
+  with monkeypatch.context() as patch:
+    asked_to_stop(patch, "validation 1")
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+
+  class Killed(Exception):
+    pass
+
+  def killed(*_, **__):
+    raise Killed
+
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(training, "_after_validation", killed)
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert [row["step"] for row in scalars(tmp_path) if "validation/auc" in row] == [2]
+  resumed = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+  assert_same_state(resumed.state, whole.state)
+  assert scalars(tmp_path) == scalars(workdir)
+
+
+def test_changed_data_are_not_gone_on_with(whole_run, prepared_dataset, tmp_path):
+  whole, workdir, _ = whole_run
+  shutil.copytree(workdir, tmp_path / "run")
+  shutil.copytree(prepared_dataset, tmp_path / "data")
+  again = training.fit(tiny_config(), workdir=tmp_path / "run", data_dir=tmp_path / "data")
+  assert_same_state(again.state, whole.state)
+  (manifest,) = (tmp_path / "data").rglob("manifest.json")
+  manifest.write_text(manifest.read_text() + " ")
+  with pytest.raises(ValueError, match=r"run have changed, .* another build of real_only; put the old data"):
+    training.fit(tiny_config(), workdir=tmp_path / "run", data_dir=tmp_path / "data")
+  # Checkpoints of before this was noted, and builds that have no manifest, say only how many they are.
+  config = tiny_config(epochs=1)
+  for meta, builds in (({}, {"real_only": "a"}), ({"builds": {"real_only": "a"}}, {"real_only": None})):
+    meta["config"] = to_dict(config)
+    training._check_same_data(meta, config, builds, tmp_path)
+    longer = override(config, "train.steps=7")
+    with pytest.raises(ValueError, match="1 epochs were 4 steps and are 7 now"):
+      training._check_same_data(meta, longer, builds, tmp_path)
+
+
+def test_a_file_that_another_host_wrote_may_take_a_while_to_appear(tmp_path):
+  late = threading.Timer(0.3, (tmp_path / "late").touch)
+  late.start()
+  assert training._appears(tmp_path / "late", wait_s=60)
+  late.join()
+  assert not training._appears(tmp_path / "never", wait_s=0.1)
+
+
+def test_a_best_model_of_a_later_step_than_the_checkpoint_is_told(
+  whole_run, prepared_dataset, tmp_path, caplog
+):
+  whole, workdir, _ = whole_run
+  shutil.copytree(workdir, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+  best = checkpoints.read_model(tmp_path / "run" / "best")
+  best["training"]["best_step"] = 3
+  checkpoints.write_model_json(tmp_path / "run" / "best", {k: v for k, v in best.items() if k != "sha256"})
+  resumed = training.fit(tiny_config(), workdir=tmp_path / "run", data_dir=prepared_dataset)
+  assert "run/best is of step 3, and the run goes on at step 2" in caplog.text
+  assert_same_state(resumed.state, whole.state)
 
 
 def test_a_loss_that_is_not_finite_is_not_saved_by_a_signal_either(prepared_dataset, tmp_path, monkeypatch):
@@ -459,7 +549,21 @@ def test_training_stops_at_its_target(prepared_dataset, tmp_path, monkeypatch):
 
 def test_a_metric_that_is_not_measured_is_refused(prepared_dataset, tmp_path):
   with pytest.raises(ValueError, match=r"train\.metric is 'recall'; validation measures accuracy, auc"):
-    training.fit(tiny_config(metric="recall", steps=2), workdir=tmp_path, data_dir=prepared_dataset)
+    training.fit(tiny_config(metric="recall", steps=2), workdir=tmp_path / "run", data_dir=prepared_dataset)
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_names_of_metrics_are_those_that_validation_measures(whole_run):
+  config = tiny_config().data
+  measured = set(checkpoints.read_model(whole_run[1] / "best")["training"]) - {"best", "best_step", "waited"}
+  kinds = tuple(f"{kind}_" for kind, _ in config.pseudofake_kinds)
+  names = training.metric_names(config)
+  # The data hold faces alone, and one kind by itself is not told apart.
+  assert {name for name in names if not name.startswith(kinds)} == measured
+  mixed = training.metric_names(dataclasses.replace(config, labelled_share=0.5))
+  assert mixed - names == {f"labelled_{name}" for name in ("auc", "accuracy", "video_auc", "video_accuracy")}
+  plain = training.metric_names(dataclasses.replace(config, pseudofakes=False))
+  assert plain == {"auc", "accuracy", "video_auc", "video_accuracy"}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_naming_the_step(prepared_dataset, tmp_path, monkeypatch):
@@ -550,13 +654,25 @@ def test_the_verb_trains_calibrates_and_says_where_the_model_is(
   (tmp_path / "preset.py").write_text(
     "from tiny import tiny_config\n\n\ndef get_config():\n  return tiny_config()\n"
   )
-  run = tmp_path / "run"
+  run, fit = tmp_path / "run", training.fit
+
+  def late_signal(*args, **kwargs):
+    result = fit(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return result
+
   with flagsaver.flagsaver(
     preset=str(tmp_path / "preset.py"),
     set=["train.steps=2"],
     data_dir=str(prepared_dataset),
     workdir=str(run),
+    stopped_exit_code=143,
   ):
+    with monkeypatch.context() as patch:
+      patch.setattr(training, "fit", late_signal)
+      assert train.main(["train"]) == 143
+    told = "stopped by SIGTERM before the model was calibrated; the same command goes on.\n"
+    assert capsys.readouterr().out == told
     assert train.main(["train"]) == 0
   assert f"the model: {run}/best" in capsys.readouterr().out
   assert load_detector(run / "best").config == tiny_config(steps=2)

@@ -68,7 +68,10 @@ def rows():
           "time_s": 1e9 + step,
           "validation/auc": 0.8123 if step == 60 else 0.7321,
           "validation/accuracy": 0.7,
+          "validation/video_auc": 0.8345,
+          "validation/video_accuracy": 0.7123,
           "validation/plain_auc": 0.9,
+          "validation/plain_video_auc": 0.9234,
           "validation/plain_accuracy": 0.75,
           "validation/plain_paired_accuracy": 0.95,
           "validation/equal_error_rate": 0.21,
@@ -115,6 +118,7 @@ def test_the_page_says_how_it_went_in_the_numbers_of_the_log():
   page = training_report.render_html(rows(), facts(), created=CREATED)
   reader = Reader(page)
   words = " ".join(reader.texts("p"))
+  assert "Of single examples, or of whole files" in words
   assert "Best validation AUC 0.8123 at step 60" in words
   assert "Stopped at step 100 of 200: no better auc in 2 validations." in words
   assert f"03:21 of running time, validation and compiling with it, on {facts()['device']}." in words
@@ -150,6 +154,7 @@ def test_curves_are_drawn_where_their_values_lie():
     [heights[0] * (1 - i / 4) for i in range(4)], abs=0.02
   )
   assert [len(lines[name]) for name in ("AUC", "Accuracy", "Fake above its twin")] == [2, 2, 1]
+  assert [len(lines[name]) for name in ("AUC of files", "Accuracy of files")] == [2, 1]
   marks = [a for name, a in reader.attributes if name == "line" and a["class"] == "best"]
   assert marks and all(mark["x1"] == mark["x2"] == "60.00" for mark in marks)
 
@@ -167,9 +172,9 @@ def test_the_same_facts_stand_in_markdown():
   text = training_report.render_markdown(rows(), facts())
   for line in (
     "Best validation AUC 0.8123 at step 60.",
-    "| Of | AUC | Accuracy | Fake above its twin | Equal error rate |",
-    "| all | 0.8123 | 0.7000 | \N{EN DASH} | 0.2100 |",
-    "| plain | 0.9000 | 0.7500 | 0.9500 | \N{EN DASH} |",
+    "| Of | AUC | Accuracy | AUC of files | Accuracy of files | Fake above its twin | Equal error rate |",
+    "| all | 0.8123 | 0.7000 | 0.8345 | 0.7123 | \N{EN DASH} | 0.2100 |",
+    "| plain | 0.9000 | 0.7500 | 0.9234 | \N{EN DASH} | 0.9500 | \N{EN DASH} |",
     "| fake | 5 | 1235 |",
     f"| fused | {rows()[-2]['train/fused']:.4f} |",
     "| real_only | 7,421 | 391 | 404 |",

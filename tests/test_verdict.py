@@ -23,7 +23,7 @@ OF_SOUND = Thresholds(inconclusive=0.8, manipulated=0.9, false_positive_rate=0.0
 EXPECTED_KEYS = {
   "schema_version", "deepfake_probability", "is_deepfake", "confidence", "frame_consistency_score",
   "recommendation", "outcome", "reasons", "thresholds", "branches", "people", "timeline", "model", "file",
-  "timings", "warnings", "faces", "sound", "decided_by", "at_prevalence",
+  "timings", "warnings", "faces", "sound", "decided_by", "run", "stability", "at_prevalence",
 }  # fmt: skip
 
 
