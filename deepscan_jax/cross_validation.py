@@ -21,9 +21,9 @@ import numpy as np
 from deepscan_jax import checkpoints, data, evaluation, examples, training
 from deepscan_jax.config import Config, to_dict
 from deepscan_jax.evaluation import COLUMNS, Scores
+from deepscan_jax.files import whole_file, write_whole
 from deepscan_jax.inference import Detector
 from deepscan_jax.models.detector import detector_inputs
-from deepscan_jax.report import write_whole
 from deepscan_jax.stopping import Interrupted, StopRequest, listening, raise_again
 from deepscan_jax.stopping import name as signal_name
 
@@ -218,10 +218,8 @@ def _run_fold(config: Config, *, folder: Path, data_dir: str | Path, request: St
   )
   evaluation.calibrate_model(model, data_dir=data_dir, scores=scores)
   held_out = scores["all"]
-  temporary = folder / f".{_SCORES_FILE}"
-  with temporary.open("wb") as file:
+  with whole_file(folder / _SCORES_FILE) as file:
     np.savez_compressed(file, paired=held_out.paired, **{name: getattr(held_out, name) for name in COLUMNS})
-  temporary.replace(folder / _SCORES_FILE)
   facts = {
     "fold": config.data.fold,
     "figures": held_out.summary(),
