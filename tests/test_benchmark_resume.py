@@ -42,7 +42,7 @@ class Forgetful:
   def wait_for_first_step(self) -> float:
     self.step = max(self.step, self._start + 1)
     self._sum = self._sum if self.step > self._start + 1 else self._sum + self.step
-    return 1.0
+    return 0.01
 
   def end_within(self, seconds: float) -> int | None:
     steps = benchmark_resume.STEPS
@@ -57,7 +57,7 @@ class Forgetful:
     self._run.close()
     if self.step < steps:
       return None
-    (self._workdir / "scalars.jsonl").write_text(json.dumps({"step": steps, "time_s": self._sum}) + "\n")
+    (self._workdir / "scalars.jsonl").write_text(json.dumps({"step": steps, "train/sum": self._sum}) + "\n")
     checkpoints.save_model(self._workdir / "best", params={"a": jnp.asarray(self._sum)}, model={})
     return 0
 
