@@ -24,7 +24,8 @@ SOURCES = {
 CONV_2D, DEPTHWISE_CONV_2D, DEQUANTIZE, PRELU = 3, 4, 6, 54
 TENSOR_TYPES = {0: np.float32, 1: np.float16}
 
-MODELS = flags.DEFINE_string("models", None, "Folder with the .tflite files.", required=True)
+# Not required by itself: who imports this module to read such files may have flags of its own.
+MODELS = flags.DEFINE_string("models", None, "Folder with the .tflite files.")
 OUTPUT = flags.DEFINE_string(
   "output", str(Path(__file__).parent / "weights" / "faces.npz"), "Where to write the weights."
 )
@@ -103,6 +104,8 @@ def read_layers(data: bytes) -> list[dict[str, np.ndarray]]:
 
 def main(_: list[str]) -> None:
   """Writes the three networks as arrays named network/layer/part, in the precision of their source."""
+  if not MODELS.value:
+    raise app.UsageError("Say where the .tflite files are: --models=FOLDER.")
   arrays = {}
   for name, file_name in SOURCES.items():
     for index, layer in enumerate(read_layers((Path(MODELS.value) / file_name).read_bytes())):
