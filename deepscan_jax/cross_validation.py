@@ -71,10 +71,8 @@ def cross_validate(
   workdir = Path(workdir)
   if (workdir / "config.json").exists():
     raise ValueError(f"{workdir} holds a run without folds; choose another --workdir.")
-  if folds < 2 or not 0 <= (fold or 0) < folds:
-    raise ValueError(
-      f"Give 2 folds or more and a fold from 0 to below them; got --folds={folds}, fold {fold}."
-    )
+  # It knows which there are.
+  data.Fold(fold or 0, folds, config.data.datasets)
   if other := [path for path in workdir.glob("fold_*") if path.name not in _names(folds)]:
     raise ValueError(
       f"{other[0]} is of a cross-validation with more than {folds} folds; choose another --workdir."

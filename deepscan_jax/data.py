@@ -75,8 +75,8 @@ class Fold:
   def __post_init__(self):
     if self.count < 2 or not 0 <= self.number < self.count:
       raise ValueError(
-        f"There is no fold {self.number} of {self.count}: give data.folds=2 or more (0: none), and a "
-        "data.fold from 0 to below it."
+        f"There is no fold {self.number} of {self.count}: give 2 folds or more (0: none), and a fold from 0 "
+        "to below them."
       )
 
   @classmethod

@@ -21,9 +21,9 @@ from deepscan_jax.checkpoints import (
   read_model,
   recover_model,
   save_model,
-  write_whole,
 )
 from deepscan_jax.config import Config, DataConfig, differences, from_dict, to_dict
+from deepscan_jax.files import write_whole
 from deepscan_jax.inference import CALIBRATIONS
 from deepscan_jax.logs import Progress, ScalarLog, drop_rows_after
 from deepscan_jax.losses import Sum

@@ -161,11 +161,6 @@ def main(argv: Sequence[str]) -> int:
   fold = None if flags.FLAGS["fold"].using_default_value or _FOLD.value == -1 else _FOLD.value
   if fold is not None and not _FOLDS.value:
     raise app.UsageError("--fold says which fold of a cross-validation: give --folds too.")
-  if _FOLDS.value and (_FOLDS.value < 2 or not 0 <= (fold or 0) < _FOLDS.value):
-    raise app.UsageError(
-      f"Give --folds=2 or more, and a --fold from 0 to below it; got --folds={_FOLDS.value}"
-      + ("." if fold is None else f" and --fold={fold}.")
-    )
   if _FOLDS.value and _MULTIHOST.value:
     raise app.UsageError(
       "--folds is for one host at a time; give each host its own --fold in place of --multihost."

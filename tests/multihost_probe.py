@@ -39,7 +39,7 @@ def main() -> None:
   except (ValueError, RuntimeError) as error:
     told["error"] = str(error)
   with tiny_branch():
-    told["bits"] = dropout_bits()
+    told["bits"] = dropout_bits(rows=2)
   # As often as it likes.
   for _ in range(1 + index):
     alone = parallel.parallel_map(lambda scale, batch: scale * batch.sum())
@@ -48,8 +48,8 @@ def main() -> None:
   print(json.dumps(told))
 
 
-def dropout_bits() -> list[int]:
-  """Random bits from the key of dropout, of all devices of all processes."""
+def dropout_bits(rows: int) -> list[int]:
+  """Random bits from the key of dropout in a step on so many rows, of all devices of all processes."""
   config = tiny_config()
   model, keys = Detector(config.model), []
 
@@ -65,7 +65,7 @@ def dropout_bits() -> list[int]:
     return state, jax.lax.all_gather(jax.random.bits(keys[-1]), axis_name)
 
   state = parallel.replicate(train_state.create_state(config))
-  _, bits = parallel.parallel_step(bits_of_all)(state, parallel.split_batch(tiny_batch(2)))
+  _, bits = parallel.parallel_step(bits_of_all)(state, parallel.split_batch(tiny_batch(rows)))
   return np.asarray(bits).tolist()
 
 

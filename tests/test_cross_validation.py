@@ -200,7 +200,7 @@ def test_the_verb_says_that_a_signal_stopped_a_fold(monkeypatch, tmp_path, capsy
   ("changes", "message"),
   [
     ({"folds": 1}, r"2 folds or more"),
-    ({"folds": FOLDS, "fold": FOLDS}, r"a fold from 0 to below them; got --folds=2, fold 2"),
+    ({"folds": FOLDS, "fold": FOLDS}, r"There is no fold 2 of 2: give 2 folds or more"),
     ({"folds": FOLDS, "resume": False}, r"fold_0 holds a run already; leave out --noresume"),
     (
       {"folds": FOLDS, "config": folded_config(steps=9)},

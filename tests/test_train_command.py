@@ -123,8 +123,11 @@ def test_a_detector_is_trained_on_three_public_sets_by_one_command(
       "DATA has no ImageNet weights of lite0: expected a file whose name begins with efficientnetlite0 and",
     ),
     (["--set=train.start_from=gone"], "No model at gone"),
-    (["--folds=1"], "Give --folds=2 or more, and a --fold from 0 to below it; got --folds=1."),
-    (["--folds=5", "--fold=5"], "got --folds=5 and --fold=5."),
+    (
+      ["--folds=1"],
+      "There is no fold 0 of 1: give 2 folds or more (0: none), and a fold from 0 to below them.",
+    ),
+    (["--folds=5", "--fold=5"], "There is no fold 5 of 5: "),
     (["--fold=1"], "--fold says which fold of a cross-validation: give --folds too."),
     (["--folds=40"], "of 40) has no real examples, without which no model can be chosen; add some,"),
     (["--epochs=2", "--set=train.steps=3"], "--epochs=2 and --set=train.steps=3 both say how long to train"),

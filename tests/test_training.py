@@ -75,23 +75,28 @@ def compilations():
     logger.removeHandler(handler)
 
 
-def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
-  whole_run, prepared_dataset, tmp_path, monkeypatch
-):
-  whole, workdir, _ = whole_run
+@contextlib.contextmanager
+def broken_off(*, at: int):
+  """Inside, a run has to end with an error once it has shown this step."""
 
-  class Interrupted(Exception):
+  class Broken(Exception):
     pass
 
   class Progress(training.Progress):
     def show(self, step, text):
-      if step == 3:
-        raise Interrupted
+      if step == at:
+        raise Broken
 
-  with monkeypatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Broken):
     patch.setattr(training, "Progress", Progress)
-    with pytest.raises(Interrupted):
-      training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
+    yield
+
+
+def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(whole_run, prepared_dataset, tmp_path):
+  whole, workdir, _ = whole_run
+
+  with broken_off(at=3):
+    training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
   resumed = training.fit(tiny_config(), workdir=tmp_path, data_dir=prepared_dataset)
   assert_same_state(resumed.state, whole.state)
   assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
@@ -512,18 +517,8 @@ def test_on_a_plateau_the_rate_falls_as_worked_out_by_hand_also_in_a_run_that_wa
   assert logged_rates(tmp_path / "whole") == pytest.approx(rates)
   assert (whole.best, whole.best_step) == (0.7, 7)
 
-  class Interrupted(Exception):
-    pass
-
-  class Progress(training.Progress):
-    def show(self, step, text):
-      if step == 5:
-        raise Interrupted
-
-  with monkeypatch.context() as patch:
-    patch.setattr(training, "Progress", Progress)
-    with pytest.raises(Interrupted):
-      training.fit(config, workdir=tmp_path / "resumed", data_dir=prepared_dataset)
+  with broken_off(at=5):
+    training.fit(config, workdir=tmp_path / "resumed", data_dir=prepared_dataset)
   resumed = training.fit(config, workdir=tmp_path / "resumed", data_dir=prepared_dataset)
   assert_same_state(resumed.state, whole.state)
   assert float(resumed.state.opt_state[-1].scale) == 0.25
