@@ -41,7 +41,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _MODEL_PATH = flags.DEFINE_string("model_path", None, "The same as --checkpoint.", allow_override=True)
 _DATASETS = flags.DEFINE_list(
-  "datasets", [], "Prepared datasets; without it those that the model was trained on.", allow_override=True
+  "datasets", None, "Prepared datasets; without it those that the model was trained on.", allow_override=True
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", "data", "Where build_dataset wrote the datasets.", allow_override=True
@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
   else:
     card = scoring.evaluate_model(
       model,
-      datasets=_DATASETS.value,
+      datasets=_DATASETS.value or (),
       data_dir=_DATA_DIR.value,
       pairs=_PAIRS.value,
       map_examples=_FAITHFULNESS.value,

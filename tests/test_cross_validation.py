@@ -191,7 +191,7 @@ def test_the_verb_says_that_a_signal_stopped_a_fold(monkeypatch, tmp_path, capsy
   monkeypatch.setattr(
     cross_validation, "cross_validate", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
   )
-  with flagsaver.flagsaver(workdir=str(tmp_path), folds=FOLDS, stopped_exit_code=143):
+  with flagsaver.flagsaver(workdir=str(tmp_path), preset="default", folds=FOLDS, stopped_exit_code=143):
     assert train.main(["train"]) == 143
   assert capsys.readouterr().out == "stopped by SIGTERM; the same command goes on.\n"
 
