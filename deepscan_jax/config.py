@@ -18,7 +18,7 @@ from deepscan_jax.augment import AugmentConfig
 from deepscan_jax.augment_audio import AudioAugmentConfig
 from deepscan_jax.pseudofakes.audio import VoiceConfig
 from deepscan_jax.pseudofakes.clip import ClipBlendConfig, MotionConfig
-from deepscan_jax.pseudofakes.image import BlendConfig
+from deepscan_jax.pseudofakes.image import BlendConfig, SwapConfig
 from deepscan_jax.pseudofakes.sync import SyncConfig
 from deepscan_jax.rooms import import_room
 
@@ -125,7 +125,8 @@ class DataConfig:
     labelled_share: how many of the pairs are a real example and, in place of a twin, another that is known to
       be forged, 0 to 1; 0 leaves out of training with pseudo-fakes whatever is not known to be real.
     pseudofake_kinds: (kind, relative frequency) pairs of what is forged, where an example allows it and the
-      model reads it: "face" (self-blended), "voice" (copy synthesis), "sync" (sound of another moment).
+      model reads it: "face" (self-blended), "swap" (the face of another person blended in; single pictures),
+      "voice" (copy synthesis), "sync" (sound of another moment).
     moving_stills: how often an example of one picture becomes a window of frames by a camera that moves,
       where the model looks at windows.
     plain_probability: how often a training pair is cut as for evaluation and not degraded.
@@ -139,8 +140,8 @@ class DataConfig:
       `folds` parts by person or source video; validation is then part number `fold`, from 0 on, and train
       whatever shows nobody of it. 0 folds: the splits as they were built. The test split is never divided.
     window: the size of an example.
-    blend, clip_blend, motion, voice, sync, augment, augment_audio: how pseudo-fakes and augmentations are
-      drawn; the blend of clip_blend is `blend`.
+    blend, clip_blend, swap, motion, voice, sync, augment, augment_audio: how pseudo-fakes and augmentations
+      are drawn; the blend of clip_blend is `blend`.
   """
 
   datasets: tuple[str, ...] = ("real_only",)
@@ -160,6 +161,7 @@ class DataConfig:
   window: WindowConfig = dataclasses.field(default_factory=WindowConfig)
   blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
   clip_blend: ClipBlendConfig = dataclasses.field(default_factory=ClipBlendConfig)
+  swap: SwapConfig = dataclasses.field(default_factory=SwapConfig)
   motion: MotionConfig = dataclasses.field(default_factory=MotionConfig)
   voice: VoiceConfig = dataclasses.field(default_factory=VoiceConfig)
   # Windows of stored examples are cut again, so that there is sound and picture to shift.

@@ -34,13 +34,15 @@ from deepscan_jax.faces.align import eval_crop, eval_points
 from deepscan_jax.perturb import SOUND, Rung
 from deepscan_jax.pseudofakes.audio import matched_pair, voice_pair
 from deepscan_jax.pseudofakes.clip import moving_still, self_blend_clip
-from deepscan_jax.pseudofakes.image import self_blend
+from deepscan_jax.pseudofakes.image import BlendedPair, best_donor, self_blend, swap_face
 from deepscan_jax.pseudofakes.sync import SAMPLES_PER_FRAME, sync_pair
 
 # Places of the region map along a side: 224 px at stride 16.
 REGION_SIZE = 14
 FACE_INPUTS = ("crops", "crop_mask")
-PSEUDOFAKES = ("face", "voice", "sync")
+PSEUDOFAKES = ("face", "swap", "voice", "sync")
+# Of these, those of the face.
+FORGED_FACES = ("face", "swap")
 _TEXT_KEYS = ("id", "group", "source", "method")
 _FACT_KEYS = (*_TEXT_KEYS, "dataset", "kind", "face_size_px")
 _ENCODED_KEYS = ("faces", "mouths")
@@ -257,7 +259,8 @@ def _stream(
   """The endless examples of training, shuffled and mixed, and what makes rows of them."""
   parts = _parts(config, "train", data_dir, inputs)
   if config.pseudofakes:
-    make = PairMaker(config, tuple(inputs), reals=parts[0][0] if config.labelled_share else None)
+    needs_others = config.labelled_share or any(kind == "swap" for kind, _ in config.pseudofake_kinds)
+    make = PairMaker(config, tuple(inputs), reals=parts[0][0] if needs_others else None)
   else:
     make = SingleMaker(config, tuple(inputs))
   datasets = [grain.MapDataset.source(part).seed(seed).shuffle().repeat() for part, _ in parts]
@@ -346,7 +349,8 @@ def use_one_thread() -> None:
 class PairMaker(grain.transforms.RandomMap):
   """Example -> itself and its forged twin, augmented alike, each key with a twin axis in front.
 
-  An example that is known to be forged comes after one of `reals`, drawn for it.
+  An example that is known to be forged comes after one of `reals`, drawn for it; and faces that are swapped
+  in are theirs.
   """
 
   config: DataConfig
@@ -375,7 +379,13 @@ class PairMaker(grain.transforms.RandomMap):
     if self.reals is not None and examples.labels(element, keys=self.inputs)["label"] == examples.FAKE:
       forged, element = element, self.reals[int(rng.integers(len(self.reals)))]
     rows, forgery = draw_pair(
-      element, rng=rng, config=self.config, inputs=self.inputs, degraded=degraded, forged=forged
+      element,
+      rng=rng,
+      config=self.config,
+      inputs=self.inputs,
+      degraded=degraded,
+      forged=forged,
+      donors=self.reals,
     )
     return rows, forgery, degraded, (element, forged or element)
 
@@ -453,6 +463,7 @@ def make_pair(
   degraded: bool,
   inputs: Sequence[str] = FACE_INPUTS,
   forged: dict | None = None,
+  donors: ExampleSource | None = None,
   rung: Rung | None = None,
   seed: int = 0,
 ) -> dict:
@@ -468,6 +479,7 @@ def make_pair(
     degraded: augment both alike as in training; else both are as in evaluation.
     inputs: what the model reads.
     forged: an example that is known to be forged, in place of a twin.
+    donors: real examples, of which the faces are that "swap" blends in; None: there are none.
     rung: damage done to both twins alike, before they are cut and augmented; None: none.
     seed: of that damage; what is drawn from rng does not depend on it.
 
@@ -486,6 +498,7 @@ def make_pair(
     degraded=degraded,
     inputs=inputs,
     forged=forged,
+    donors=donors,
     rung=rung,
     seed=seed,
   )
@@ -500,13 +513,20 @@ def draw_pair(
   degraded: bool,
   inputs: Sequence[str] = FACE_INPUTS,
   forged: dict | None = None,
+  donors: ExampleSource | None = None,
   rung: Rung | None = None,
   seed: int = 0,
 ) -> tuple[Rows, Forgery]:
   """The rows of `make_pair` without their kind, and how the second of them was forged."""
   window = config.window.reading(inputs)
   pair = [examples.fit(e, window=window, keys=inputs) for e in (element, forged) if e is not None]
-  kind = "labelled" if forged is not None else _draw_kind(pair[0], rng, config, inputs)
+  donor = None
+  if forged is not None:
+    kind = "labelled"
+  else:
+    kind = _draw_kind(pair[0], rng, config, inputs, has_donors=donors is not None)
+    if kind == "swap":
+      donor = _draw_donor(element, donors, rng, config)
   # Two of the same, unless another example is given.
   rows = {key: np.stack([np.asarray(row[key]) for row in (pair[0], pair[-1])]) for key in pair[0]}
   labels = [examples.labels(e, keys=inputs) for e in (element, forged or element)]
@@ -518,7 +538,7 @@ def draw_pair(
   damage = None if rung is None else functools.partial(rung.frames, seed=seed)
   if "crops" in inputs:
     twins, blended = _face_twins(
-      pair, rng, config, window, forged=kind == "face", degraded=degraded, damage=damage
+      pair, rng, config, window, forged=kind in FORGED_FACES, degraded=degraded, donor=donor, damage=damage
     )
     rows, forgery = rows | twins, blended or forgery
     rows["region_mask"] = np.array([True, kind != "labelled"])
@@ -529,8 +549,8 @@ def draw_pair(
     twins = zip(rows["mouth_crops"], rows["mouth_mask"], strict=True)
     rows["mouth_crops"] = np.stack([_damaged(mouths, there, damage) for mouths, there in twins])
   labels["label"][1] = examples.FAKE
-  if kind in ("face", "voice"):
-    labels["face_label" if kind == "face" else "sound_label"][1] = examples.FAKE
+  if kind in (*FORGED_FACES, "voice"):
+    labels["sound_label" if kind == "voice" else "face_label"][1] = examples.FAKE
   regions = {key: rows[key] for key in ("region", "region_mask") if key in rows}
   return _as_inputs(rows, inputs) | labels | {"example_mask": np.ones(2, bool)} | regions, forgery
 
@@ -565,6 +585,7 @@ class HeldOutPairs:
       config=self.config,
       inputs=self.source.inputs,
       degraded=self.degraded,
+      donors=self.source,
       rung=self.rung,
       seed=seed[0],
     )
@@ -851,17 +872,29 @@ def label_counts(
   return counts
 
 
-def possible_kinds(element: dict, *, config: DataConfig, inputs: Sequence[str]) -> tuple[str, ...]:
-  """Which of `PSEUDOFAKES` an example allows and a model of these inputs can see, whatever is drawn."""
+def possible_kinds(
+  element: dict, *, config: DataConfig, inputs: Sequence[str], has_donors: bool = False
+) -> tuple[str, ...]:
+  """Which of `PSEUDOFAKES` an example allows and a model of these inputs can see, whatever is drawn.
+
+  Args:
+    element, config, inputs: as of `make_pair`.
+    has_donors: whether there are other examples, whose faces can be swapped in.
+  """
   fitted = examples.fit(element, window=config.window.reading(inputs), keys=inputs)
-  return _possible_kinds(fitted, config, inputs)
+  return _possible_kinds(fitted, config, inputs, has_donors)
 
 
-def _possible_kinds(fitted: dict, config: DataConfig, inputs: Sequence[str]) -> tuple[str, ...]:
+def _possible_kinds(
+  fitted: dict, config: DataConfig, inputs: Sequence[str], has_donors: bool
+) -> tuple[str, ...]:
   heard = int(fitted["waveform_mask"].sum()) if "waveform" in fitted else 0
   mouths = _first_run(fitted["mouth_mask"]) if "mouth_mask" in fitted else 0
+  seen = "crops" in inputs and bool(fitted["face_mask"].any())
   possible = {
-    "face": "crops" in inputs and bool(fitted["face_mask"].any()),
+    "face": seen,
+    # Another person's face does not move with this one's.
+    "swap": seen and has_donors and config.window.reading(inputs).frames == 1,
     "voice": heard > 0,
     "sync": mouths >= config.sync.mouth_frames + config.sync.shift_frames[0]
     and heard >= mouths * SAMPLES_PER_FRAME,
@@ -869,8 +902,30 @@ def _possible_kinds(fitted: dict, config: DataConfig, inputs: Sequence[str]) -> 
   return tuple(kind for kind in PSEUDOFAKES if possible[kind])
 
 
-def _draw_kind(fitted: dict, rng: np.random.Generator, config: DataConfig, inputs: Sequence[str]) -> str:
-  possible = _possible_kinds(fitted, config, inputs)
+def _draw_donor(
+  element: dict, donors: ExampleSource, rng: np.random.Generator, config: DataConfig
+) -> tuple[np.ndarray, np.ndarray]:
+  """Stored crop and mesh points of another face: of several, the one that fits best.
+
+  Where all that are drawn show the same person, it is theirs all the same, which no label depends on.
+  """
+  found = []
+  for index in rng.integers(len(donors), size=config.swap.candidates):
+    other = donors[int(index)]
+    place = int(np.argmax(other["face_mask"])) if len(other["face_mask"]) else 0
+    if len(other["faces"]) and other["face_mask"][place]:
+      found.append((other["group"] == element["group"], other["faces"][place], other["landmarks"][place]))
+  if not found:
+    raise ValueError("None of the examples that were drawn to swap faces with has a face.")
+  found = [other[1:] for other in found if not other[0]] or [other[1:] for other in found]
+  place = int(np.argmax(element["face_mask"]))
+  return found[best_donor(element["faces"][place], element["landmarks"][place], found)]
+
+
+def _draw_kind(
+  fitted: dict, rng: np.random.Generator, config: DataConfig, inputs: Sequence[str], *, has_donors: bool
+) -> str:
+  possible = _possible_kinds(fitted, config, inputs, has_donors)
   for kind, weight in config.pseudofake_kinds:
     if kind not in PSEUDOFAKES or weight < 0:
       raise ValueError(
@@ -898,6 +953,7 @@ def _face_twins(
   *,
   forged: bool,
   degraded: bool,
+  donor: tuple[np.ndarray, np.ndarray] | None = None,
   damage: Callable | None = None,
 ) -> tuple[Rows, Forgery | None]:
   """crops, face_mask, frame_times_s, landmarks in the crops' pixels and region, each [2, frame, ...].
@@ -907,6 +963,7 @@ def _face_twins(
     rng, config, window: as in `make_pair`.
     forged: blend the second row.
     degraded: as in `make_pair`.
+    donor: crop and mesh points of the face that is swapped in; None: the face is blended into itself.
     damage: of each clip before it is cut; None: none.
   """
   twins = [_clip_of(fitted, rng, config, window) for fitted in pair]
@@ -914,13 +971,13 @@ def _face_twins(
   if forged:
     faces, points, *_ = twins[0]
     if len(faces) == 1:
-      blended = self_blend(faces[0], points[0], rng=rng, config=config.blend)
+      blended = _blend_still(faces[0], points[0], donor, rng, config)
       clips, masks = [blended.real[None], blended.fake[None]], blended.mask[None]
     else:
       drift = dataclasses.replace(config.clip_blend, blend=config.blend)
       blended = self_blend_clip(faces, points, rng=rng, config=drift)
       clips, masks = [blended.real, blended.fake], blended.mask
-    forgery = Forgery("face", blended.kind)
+    forgery = Forgery("face" if donor is None else "swap", blended.kind)
   if damage:
     clips = [damage(clip) for clip in clips]
   # Not both at once where they differ in length; twins that are drawn for one camera get one camera.
@@ -954,6 +1011,18 @@ def _face_twins(
       forgery = dataclasses.replace(forgery, mask=_placed(blend, places, window.frames))
     made.append({key: _placed(value, places, window.frames) for key, value in values.items()})
   return {key: np.stack([row[key] for row in made]) for key in made[0]}, forgery
+
+
+def _blend_still(
+  face: np.ndarray,
+  points: np.ndarray,
+  donor: tuple[np.ndarray, np.ndarray] | None,
+  rng: np.random.Generator,
+  config: DataConfig,
+) -> BlendedPair:
+  if donor is None:
+    return self_blend(face, points, rng=rng, config=config.blend)
+  return swap_face(face, points, *donor, rng=rng, config=config.swap.blend)
 
 
 def _clip_of(

@@ -73,7 +73,7 @@ def trace(
       return None
     # Row 2i + 1 is the fake of pair i; padding follows the pairs.
     for place, fact in enumerate(facts):
-      maps.append(region[2 * place + 1] if fact["kind"] == "face" else None)
+      maps.append(region[2 * place + 1] if fact["kind"] in data.FORGED_FACES else None)
       groups.append(f"{fact['dataset']}/{fact['group']}")
   forged = [i for i, found in enumerate(maps) if found is not None]
   if not forged:

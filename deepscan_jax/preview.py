@@ -144,6 +144,7 @@ def render_html(
     frames = max(1, *(len(element["face_mask"]) for element in elements), 0)
     config = dataclasses.replace(config, window=dataclasses.replace(config.window, frames=frames))
   keys = source.inputs
+  donors = source if inputs is not None and config.pseudofakes else None
   title = ", ".join(config.datasets)
   return page(
     masthead("Dataset preview", created or datetime.datetime.now(datetime.UTC)),
@@ -151,7 +152,7 @@ def render_html(
       "main",
       tag("h1", "What training makes of ", tag("bdi", title), class_="file-name"),
       _introduction(source, len(elements), config, preset),
-      *(_example(element, config, keys) for element in elements),
+      *(_example(element, config, keys, donors) for element in elements),
       id="main",
     ),
     colophon(),
@@ -183,7 +184,7 @@ def _introduction(source: ExampleSource, count: int, config: DataConfig, preset:
   )
 
 
-def _example(element: dict, config: DataConfig, keys: Sequence[str]) -> Html:
+def _example(element: dict, config: DataConfig, keys: Sequence[str], donors: ExampleSource | None) -> Html:
   own = examples.labels(element, keys=keys)
   parts = {"face_label": "faces", "sound_label": "sound"}
   there = {
@@ -199,7 +200,10 @@ def _example(element: dict, config: DataConfig, keys: Sequence[str]) -> Html:
     tag("h2", tag("bdi", element["id"]), style="overflow-wrap:anywhere"),
     tag("p", "; ".join(about), class_="fine"),
     tag("div", *_stored(element, config, keys), class_="stored"),
-    *(tag("div", tag("h3", *words), *parts, class_="draw") for words, parts in _draws(element, config, keys)),
+    *(
+      tag("div", tag("h3", *words), *parts, class_="draw")
+      for words, parts in _draws(element, config, keys, donors)
+    ),
     class_="card",
   )
 
@@ -240,12 +244,12 @@ def _stored(element: dict, config: DataConfig, keys: Sequence[str]) -> Iterator[
 
 
 def _draws(
-  element: dict, config: DataConfig, keys: Sequence[str]
+  element: dict, config: DataConfig, keys: Sequence[str], donors: ExampleSource | None
 ) -> Iterator[tuple[tuple[object, ...], list[Html]]]:
   """Of each draw its heading and what there is to see and hear."""
   real = int(examples.labels(element, keys=keys)["label"]) == examples.REAL
   wanted = [kind for kind, weight in config.pseudofake_kinds if weight]
-  possible = data.possible_kinds(element, config=config, inputs=keys)
+  possible = data.possible_kinds(element, config=config, inputs=keys, has_donors=donors is not None)
   kinds = [kind for kind in wanted if kind in possible]
   if not (config.pseudofakes and real and kinds):
     if config.pseudofakes and real:
@@ -256,8 +260,10 @@ def _draws(
     return
   for draw in range(DRAWS):
     one = dataclasses.replace(config, pseudofake_kinds=((kinds[draw % len(kinds)], 1.0),))
-    rows, forgery, degraded = PairMaker(one, tuple(keys)).draw(element, _rng(element, draw))
+    rows, forgery, degraded = PairMaker(one, tuple(keys), donors).draw(element, _rng(element, draw))
     words = METHODS[forgery.method]
+    if forgery.kind == "swap":
+      words += ", from another person"
     if forgery.late_s:
       words += f", {abs(forgery.late_s):.2f} s {'late' if forgery.late_s > 0 else 'early'}"
     if forgery.kind == "voice":
@@ -278,7 +284,7 @@ def _shown(rows: dict, forgery: Forgery | None) -> Iterator[Html]:
   kind = forgery.kind if forgery else None
   if "crops" in rows and np.any(rows["crop_mask"]):
     pictures = {name: rows["crops"][i] for i, name in enumerate(names)}
-    if kind == "face":
+    if kind in data.FORGED_FACES:
       real, fake = rows["crops"]
       pictures[f"difference, {_DIFFERENCE_GAIN} times"] = np.stack(
         [

@@ -9,8 +9,16 @@ from rough_faces import IDENTITY, NO_COLOUR, rough_landmarks
 from skimage import data
 
 from deepscan_jax.augment import AugmentConfig, augment_pair
-from deepscan_jax.pseudofakes import MASK_KINDS, BlendConfig, BlendedPair, contact_sheet, self_blend
-from deepscan_jax.pseudofakes.image import face_mask
+from deepscan_jax.pseudofakes import (
+  MASK_KINDS,
+  BlendConfig,
+  BlendedPair,
+  SwapConfig,
+  contact_sheet,
+  self_blend,
+  swap_face,
+)
+from deepscan_jax.pseudofakes.image import best_donor, face_mask
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +214,62 @@ def test_other_sizes_work(face):
   small = cv2.resize(face, (128, 128), interpolation=cv2.INTER_AREA)
   pair = self_blend(small, rough_landmarks() / 2, rng=np.random.default_rng(0), config=BlendConfig())
   assert isinstance(pair, BlendedPair) and pair.mask.shape == (128, 128) and pair.mask.any()
+
+
+def moved(points, image, *, by=(9, -6), scale=0.9):
+  """A face somewhere else in its crop."""
+  matrix = np.column_stack([np.eye(2) * scale, np.array(by) + 128 * (1 - scale)])
+  return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32), cv2.warpAffine(
+    image, matrix, (256, 256)
+  )
+
+
+def test_a_swapped_face_is_the_other_one_laid_on_the_first(face):
+  points = rough_landmarks()
+  rng = np.random.default_rng(0)
+  texture = cv2.GaussianBlur(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8), (0, 0), 4)
+  donor_points, donor = moved(points, texture)
+  whole = dataclasses.replace(IDENTITY, ratios=(1.0,), clone_probability=0.0, elastic_px=0.0)
+  for _ in range(6):
+    pair = swap_face(face, points, donor, donor_points, rng=rng, config=whole)
+    np.testing.assert_array_equal(pair.real, face)
+    np.testing.assert_array_equal(pair.fake[pair.mask == 0], face[pair.mask == 0])
+    inside = pair.mask == 1
+    assert inside.any()
+    # Where nothing of the target is left, it is the donor at the target's place.
+    assert np.abs(pair.fake[inside].astype(int) - texture[inside]).mean() < 4
+    assert np.abs(pair.fake[inside].astype(int) - face[inside]).mean() > 15
+
+
+def test_gradients_are_cloned_where_asked_and_change_nothing_where_source_and_target_are_one(face):
+  points = rough_landmarks()
+  cloning = dataclasses.replace(IDENTITY, ratios=(1.0,), clone_probability=1.0)
+  for seed in range(4):
+    pair = self_blend(face, points, rng=np.random.default_rng(seed), config=cloning)
+    assert np.abs(pair.fake.astype(int) - face).max() <= 2
+  darker = (face * 0.5).astype(np.uint8)
+  light = dataclasses.replace(cloning, clone_probability=0.0)
+  cloned, mixed = (
+    swap_face(face, points, darker, points, rng=np.random.default_rng(1), config=c) for c in (cloning, light)
+  )
+  inside = mixed.mask > 0.99
+  # Mixing takes the darker colours over, cloning does not.
+  assert cloned.fake[inside].mean() > mixed.fake[inside].mean() + 20
+  np.testing.assert_array_equal(cloned.fake[cloned.mask == 0], face[cloned.mask == 0])
+
+
+def test_the_donor_that_fits_is_chosen(face):
+  points = rough_landmarks()
+  bent = points + np.random.default_rng(0).normal(0, 6, points.shape).astype(np.float32)
+  red = face.copy()
+  red[..., 0] = 255
+  assert best_donor(face, points, [(red, bent), (face, moved(points, face)[0]), (face, bent)]) == 1
+
+
+def test_swaps_of_two_sizes_and_of_nothing_are_refused(face):
+  points = rough_landmarks()
+  rng, config = np.random.default_rng(0), SwapConfig().blend
+  with pytest.raises(ValueError, match="one size, got 256 and 128"):
+    swap_face(face, points, cv2.resize(face, (128, 128)), points / 2, rng=rng, config=config)
+  with pytest.raises(ValueError, match="Landmarks must be finite"):
+    swap_face(face, points, face, points[:5], rng=rng, config=config)

@@ -8,7 +8,15 @@ from deepscan_jax.pseudofakes.clip import (
   moving_still,
   self_blend_clip,
 )
-from deepscan_jax.pseudofakes.image import MASK_KINDS, BlendConfig, BlendedPair, contact_sheet, self_blend
+from deepscan_jax.pseudofakes.image import (
+  MASK_KINDS,
+  BlendConfig,
+  BlendedPair,
+  SwapConfig,
+  contact_sheet,
+  self_blend,
+  swap_face,
+)
 from deepscan_jax.pseudofakes.sync import SYNC_KINDS, SyncConfig, SyncPair, sync_pair
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
   "BlendedPair",
   "ClipBlendConfig",
   "MotionConfig",
+  "SwapConfig",
   "SyncConfig",
   "SyncPair",
   "VoiceConfig",
@@ -29,6 +38,7 @@ __all__ = [
   "moving_still",
   "self_blend",
   "self_blend_clip",
+  "swap_face",
   "sync_pair",
   "voice_pair",
 ]

@@ -3,8 +3,10 @@
 Forged faces differ by who made them; what most share is that one picture was blended into another. A face
 blended into itself carries that trace and no other (Shiohara & Yamasaki 2022, "Detecting Deepfakes with
 Self-Blended Images", CVPR; masks of several facial regions after Li et al. 2020, "Face X-ray for More General
-Face Forgery Detection"). Images are uint8 RGB [size, size, 3]; every random number comes from the Generator
-passed in; nothing here calls JAX, for it runs in loader workers.
+Face Forgery Detection"). `swap_face` blends in the face of another person instead, as that paper does, which
+brings differences of light, colour and resolution that no change of one picture has. Images are uint8 RGB
+[size, size, 3]; every random number comes from the Generator passed in; nothing here calls JAX, for it runs
+in loader workers.
 """
 
 import functools
@@ -47,6 +49,8 @@ class BlendConfig:
     fill_probability: how often the black outside of the photograph is filled by its mirror image; otherwise
       it stays exactly black in both twins.
     min_difference: twins that differ by less than this inside the mask (grey levels, mean) are drawn again.
+  clone_probability: how often the source's gradients are put into the target in place of its colours (Perez
+    et al. 2003, "Poisson Image Editing"), where the whole of the source goes in.
   """
 
   face: float = 0.45
@@ -79,6 +83,39 @@ class BlendConfig:
   ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
   fill_probability: float = 0.7
   min_difference: float = 2.0
+  clone_probability: float = 0.0
+
+
+@dataclass(frozen=True)
+class SwapConfig:
+  """How a face of another person is put into a picture.
+
+  Attributes:
+    blend: the blend; by default with colours that are matched more often, single features more often, and
+      sharper edges than where a face is blended into itself.
+    candidates: of so many other faces the one that fits best goes in, see `best_donor`.
+  """
+
+  blend: BlendConfig = field(
+    default_factory=lambda: BlendConfig(
+      face=0.35,
+      face_below_brows=0.13,
+      inner_face=0.17,
+      mouth_and_chin=0.12,
+      parts=0.23,
+      resample_probability=0.25,
+      sharpen_probability=0.2,
+      generator_probability=0.3,
+      colour_transfer_probability=0.75,
+      shift_x=0.01,
+      shift_y=0.01,
+      scale=0.97,
+      soften_kernel=(3, 25),
+      ratios=(0.75, 1.0, 1.0, 1.0),
+      clone_probability=0.15,
+    )
+  )
+  candidates: int = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +160,64 @@ def self_blend(
   check_face(image, landmarks)
   (canvas,) = make_canvases([image], rng=rng, config=config)
   return draw_blend(canvas, landmarks, rng=rng, config=config)[0]
+
+
+def swap_face(
+  image: np.ndarray,
+  landmarks: np.ndarray,
+  donor: np.ndarray,
+  donor_landmarks: np.ndarray,
+  *,
+  rng: np.random.Generator,
+  config: BlendConfig,
+) -> BlendedPair:
+  """Returns a real face and a forgery of it, into which the face of another person was blended.
+
+  As `self_blend`, with the donor's picture as the source, laid on the face by the affine map that brings its
+  mesh points closest (least squares).
+
+  Args:
+    image: uint8 [size, size, 3], one stored crop.
+    landmarks: float [468, 2], its mesh points in pixels.
+    donor: uint8 [size, size, 3], a stored crop of another person.
+    donor_landmarks: float [468, 2], the donor's mesh points.
+    rng: the only source of randomness.
+    config: what is drawn how often.
+
+  Raises:
+    ValueError: as `self_blend`; or the crops differ in size.
+  """
+  check_face(image, landmarks)
+  check_face(donor, donor_landmarks)
+  if donor.shape != image.shape:
+    raise ValueError(f"Face and donor must be of one size, got {image.shape[0]} and {donor.shape[0]} px.")
+  (canvas,) = make_canvases([image], rng=rng, config=config)
+  points = np.column_stack([donor_landmarks, np.ones(len(donor_landmarks))])
+  matrix = np.linalg.lstsq(points, landmarks, rcond=None)[0].T
+  laid = warp(fill_outside(donor), matrix=matrix, size=donor.shape[:2])
+  return draw_blend(canvas, landmarks, rng=rng, config=config, donor=laid)[0]
+
+
+def best_donor(
+  image: np.ndarray, landmarks: np.ndarray, donors: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> int:
+  """Which of several faces fits best: the lowest sum of two ranks, of mesh points after the best affine map
+  and of the mean colour of the inner face.
+
+  Forgers choose alike; of faces at random most would be told by anybody.
+
+  Args:
+    image, landmarks: uint8 [size, size, 3] and float [468, 2] of the face that is replaced.
+    donors: the same of each that could replace it.
+  """
+  misfits, strangeness, own = [], [], _inner_colour(image, landmarks)
+  for picture, points in donors:
+    flat = np.column_stack([points, np.ones(len(points))])
+    laid = flat @ np.linalg.lstsq(flat, landmarks, rcond=None)[0]
+    misfits.append(float(np.square(laid - landmarks).sum()))
+    strangeness.append(float(np.linalg.norm(_inner_colour(picture, points) - own)))
+  ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (misfits, strangeness)]
+  return int(np.argmin(ranks[0] + ranks[1]))
 
 
 def face_mask(
@@ -187,6 +282,7 @@ class Recipe:
     soften_kernels: greatest windows of erosion and of the soft edge.
     soften_sigma: of the soft edge.
     ratio: how much of the source goes in.
+    clones: whether its gradients go in, and not its colours.
   """
 
   kind: str
@@ -201,6 +297,7 @@ class Recipe:
   soften_kernels: tuple[int, int]
   soften_sigma: float
   ratio: float
+  clones: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,16 +374,28 @@ def fill_outside(image: np.ndarray) -> np.ndarray:
 
 
 def draw_blend(
-  canvas: Canvas, landmarks: np.ndarray, *, rng: np.random.Generator, config: BlendConfig
+  canvas: Canvas,
+  landmarks: np.ndarray,
+  *,
+  rng: np.random.Generator,
+  config: BlendConfig,
+  donor: np.ndarray | None = None,
 ) -> tuple[BlendedPair, Recipe, Held]:
   """Draws a recipe whose twins differ enough, and returns the twins too.
+
+  Args:
+    canvas: the picture.
+    landmarks: float [468, 2], mesh points in pixels of the crop.
+    rng: the only source of randomness.
+    config: what is drawn how often.
+    donor: as of `apply_recipe`.
 
   Raises:
     ValueError: no part of the face lies inside the crop.
   """
   for _ in range(_ATTEMPTS):
     recipe = _draw_recipe(canvas.image.shape[0], rng, config)
-    pair, held = apply_recipe(canvas, landmarks, recipe)
+    pair, held = apply_recipe(canvas, landmarks, recipe, donor=donor)
     if _difference(pair) >= config.min_difference:
       break
   if not pair.mask.any():
@@ -303,6 +412,7 @@ def apply_recipe(
   *,
   held: Held | None = None,
   drift: Drift | None = None,
+  donor: np.ndarray | None = None,
 ) -> tuple[BlendedPair, Held]:
   """Makes the twins that a recipe describes of one frame.
 
@@ -312,6 +422,7 @@ def apply_recipe(
     recipe: what was drawn.
     held: what was measured on another frame of the clip; None measures it on this one.
     drift: how this frame departs from the recipe; None for not at all.
+    donor: uint8 [size, size, 3], what is blended in, already laid on the face; None: the face itself.
 
   Returns:
     The twins, and what was measured or held.
@@ -319,8 +430,10 @@ def apply_recipe(
   image = canvas.image
   size = image.shape[0]
   hard_mask = _fill_outlines(landmarks, size, recipe.outlines)
-  jittered = functools.reduce(lambda seen, change: change(seen), recipe.jitter, image)
-  source, target = (image, jittered) if recipe.jitters_target else (jittered, image)
+  given = image if donor is None else donor
+  changed = image if recipe.jitters_target else given
+  jittered = functools.reduce(lambda seen, change: change(seen), recipe.jitter, changed)
+  source, target = (given, jittered) if recipe.jitters_target else (jittered, image)
   if recipe.generator_px is not None:
     source = _through(source, small=recipe.generator_px, down=cv2.INTER_AREA)
   colours = held.colours if held else None
@@ -338,7 +451,10 @@ def apply_recipe(
   source = cv2.cvtColor(together, cv2.COLOR_RGBA2RGB)
   mask, windows = _soften(_bend(cv2.extractChannel(together, 3), bend, motion), recipe, held)
   mask *= np.float32(recipe.ratio)
-  real, fake = target, _mix(source, target, mask)
+  if recipe.clones and (cloned := _clone(source, target, mask)) is not None:
+    real, fake = target, cloned
+  else:
+    real, fake = target, _mix(source, target, mask)
   if canvas.inside is not None:
     real, fake, mask = (cv2.copyTo(v, canvas.inside) for v in (real, fake, mask))
   return BlendedPair(real, fake, mask, recipe.kind), Held(colours, windows)
@@ -408,6 +524,8 @@ def _draw_recipe(size: int, rng: np.random.Generator, config: BlendConfig) -> Re
     soften_kernels=(int(widest[0]), int(widest[1])),
     soften_sigma=rng.uniform(*config.soften_sigma),
     ratio=float(rng.choice(config.ratios)),
+    # Nothing is drawn where nothing is cloned: what is drawn after this stays what it was.
+    clones=bool(config.clone_probability and rng.random() < config.clone_probability),
   )
 
 
@@ -460,6 +578,12 @@ def _measure_colours(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -
   target_mean, target_spread = (v[:, 0] for v in cv2.meanStdDev(target, mask=mask))
   gain = np.clip(target_spread / np.maximum(source_spread, 1.0), 0.5, 2.0)
   return np.stack([gain, target_mean - gain * source_mean])
+
+
+def _inner_colour(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+  """Mean of each channel between brows and mouth, float64 [3]."""
+  mask = _fill_outlines(landmarks, image.shape[0], ((_OUTLINES["inner_face"], 1.0),))
+  return np.array(cv2.mean(image, mask=mask)[:3])
 
 
 def _draw_misalignment(size: int, rng: np.random.Generator, config: BlendConfig) -> np.ndarray:
@@ -518,6 +642,22 @@ def _mix(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray
     change = cv2.multiply(change, cv2.cvtColor(mask[box], cv2.COLOR_GRAY2RGB), dst=change)
     fake[box] = cv2.add(below, change, dtype=cv2.CV_8U)
   return fake
+
+
+def _clone(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+  """The target with the source's gradients where the mask is over a half of its highest, and then mixed by
+  the mask, which keeps what is outside of it as it was; None where so little is left that it has no inside.
+  """
+  hard = (mask > 0.5 * cv2.minMaxLoc(mask)[1]).astype(np.uint8) * 255
+  # OpenCV solves inside of the outline, and takes what lies on the picture's edge for outside.
+  hard[:2] = hard[-2:] = 0
+  hard[:, :2] = hard[:, -2:] = 0
+  left, top, width, height = cv2.boundingRect(hard)
+  if min(width, height) < 8:
+    return None
+  middle = (left + width // 2, top + height // 2)
+  cloned = cv2.seamlessClone(source, target, hard, middle, cv2.NORMAL_CLONE)
+  return _mix(cloned, target, mask)
 
 
 def _chain(*matrices: np.ndarray) -> np.ndarray:
