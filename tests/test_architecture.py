@@ -54,6 +54,7 @@ FORBIDDEN = {
   "copies": {""},
   "environment": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
   "reproduction": TRAINING | {"inference", "report", "models", "media", "faces", "examples", "checkpoints"},
+  "matching": TRAINING | SERVING | {"models", "examples", "config", "checkpoints", "augment", "pseudofakes"},
   "folds": {""},
   "speech": {""},
   "stopping": {""},
