@@ -10,6 +10,7 @@ beside each as `coverage`.
 
 import dataclasses
 import datetime
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -157,6 +158,22 @@ def make_card(
   if ladder is not None:
     card |= _robustness(ladder, protocol.level, draws=draws)
   return _plain(card)
+
+
+def without_names(card: Mapping) -> dict:
+  """A card in which hashes stand for the names of files and groups, which may be those of people.
+
+  The same name has the same hash in every card, so that such cards compare with each other; who knows a name
+  can find it, who does not cannot. Scores are rounded to six digits, which moves no figure.
+  """
+
+  def hidden(names: Sequence[str]) -> list[str]:
+    return [hashlib.sha256(name.encode()).hexdigest()[:16] for name in names]
+
+  scores = dict(card["scores"])
+  scores |= {key: hidden(scores[key]) for key in ("id", "group")}
+  scores["score"] = [float(f"{value:.6g}") for value in scores["score"]]
+  return {**card, "scores": scores}
 
 
 def headline_set(scored) -> str:

@@ -96,6 +96,11 @@ _PERTURB = flags.DEFINE_list(
 _PERTURB_LIMIT = flags.DEFINE_integer(
   "perturb_limit", 400, "Of how many examples at most, evenly spread; 0: all.", lower_bound=0
 )
+_HIDE_NAMES = flags.DEFINE_boolean(
+  "hide_names",
+  False,
+  "Write hashes in place of the names of files and groups, so that the card can be published.",
+)
 _COMPARE = flags.DEFINE_boolean("compare", False, "Compare the cards that are given as files.")
 _DIFFERENT = flags.DEFINE_boolean(
   "allow_different_protocols", False, "With --compare: compare cards of different protocols all the same."
@@ -188,8 +193,10 @@ def _media_files(name: str, split: str) -> list:
 
 def _write(card: dict) -> None:
   from deepscan_jax import card_report, report
-  from deepscan_jax.card import markdown_header, markdown_row
+  from deepscan_jax.card import markdown_header, markdown_row, without_names
 
+  if _HIDE_NAMES.value:
+    card = without_names(card)
   text = json.dumps(card, indent=1, allow_nan=False) + "\n"
   if _OUTPUT_JSON.value:
     report.write_whole(_OUTPUT_JSON.value, text)

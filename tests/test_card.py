@@ -518,3 +518,15 @@ def test_robustness_without_a_class_is_told():
   text = card_report.render_html(found)
   assert "there is no AUC" in text and "polygon" not in text
   assert "| blur | - | - |" in card_report.robustness_markdown(found)
+
+
+def test_a_card_without_names_compares_like_one_with_them():
+  rows, other = videos(), videos(shift=0.2)
+  a, b = made(scored(rows)), made(scored(other))
+  hidden = [card.without_names(found) for found in (a, b)]
+  text = json.dumps(hidden)
+  assert ".mp4" not in text and '"celeb_df/' not in text
+  assert len(set(hidden[0]["scores"]["id"])) == len(rows)
+  with_names, without = card.compare(a, b, draws=DRAWS), card.compare(*hidden, draws=DRAWS)
+  for key in ("a", "b", "difference"):
+    assert without["figures"]["auc"][key] == pytest.approx(with_names["figures"]["auc"][key], abs=1e-4)
