@@ -12,6 +12,7 @@ branch alone: on real voices beside their copy synthesis, and on real voices bes
 holds folders of your own, real/<speaker>/ and fake/<engine>/<voice>/. Cost: half an hour on two CPU cores.
 """
 
+from deepscan_jax.augment_audio import AudioAugmentConfig
 from deepscan_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from deepscan_jax.pseudofakes.audio import VoiceConfig
 
@@ -21,32 +22,44 @@ def get_config() -> Config:
   return Config(
     name="default",
     seed=0,
-    model=ModelConfig(branches=("spatial", "audio"), backbone="lite0"),
+    model=ModelConfig(branches=("spatial", "audio"), backbone="lite0", dropout=0.3),
     data=DataConfig(
       datasets=("real_fake_folder",),
-      plain_probability=0.25,
-      labelled_share=0.5,
+      plain_probability=0.35,
+      labelled_share=0.75,
       voice=VoiceConfig(
-        partial_probability=0.25,
+        griffin_lim=0.35,
+        mel=0.1,
+        phase=0.2,
+        pitch=0.15,
+        formant=0.1,
+        partial_probability=0.2,
         # Resampling, rumble and a floor of digital silence tell synthetic voices from recordings, and are not
         # what makes them synthetic.
         highpass_hz=(60.0, 120.0),
-        lowpass_hz=(3600.0, 7600.0),
-        noise_snr_db=(15.0, 40.0),
+        lowpass_hz=(4500.0, 7400.0),
+        noise_snr_db=(20.0, 50.0),
+      ),
+      augment_audio=AudioAugmentConfig(
+        noise_probability=0.3,
+        noise_snr_db=(10.0, 40.0),
+        band_probability=0.15,
+        codec_probability=0.3,
+        second_codec_probability=0.0,
       ),
       batch_size=32,
-      validation_limit=400,
+      validation_limit=160,
     ),
     train=TrainConfig(
-      start_from="runs/default/best",
+      start_from="default",
       branches=("audio",),
       pretrained=False,
-      steps=1000,
+      steps=800,
       learning_rate=1.5e-3,
-      weight_decay=0.02,
-      warmup_steps=100,
-      ema_decay=0.995,
-      validate_every=150,
+      weight_decay=0.1,
+      warmup_steps=50,
+      ema_decay=0.99,
+      validate_every=400,
       save_every=50,
       metric="mean_auc",
     ),

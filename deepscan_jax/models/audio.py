@@ -13,11 +13,13 @@ from deepscan_jax.models.audio_features import (
   audible,
   audio_features,
   check_waveform,
-  standardise,
+  power_spectrum,
+  without_channel,
 )
-from deepscan_jax.models.convnext import ConvNextBlock, Reduce, halve_mask, with_height
+from deepscan_jax.models.audio_statistics import spectral_statistics
+from deepscan_jax.models.convnext import halve_mask, with_height
 from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
-from deepscan_jax.models.time_windows import time_windows
+from deepscan_jax.models.time_windows import TimeWindows, time_windows
 
 _HIDDEN_SCORE = -1e9
 
@@ -25,32 +27,33 @@ _HIDDEN_SCORE = -1e9
 class AudioBranch(nn.Module):
   """A convolutional network over the log-mel spectrogram, beside hand-made features, pooled by attention.
 
+  Statistics of the spectrogram over the same time (`audio_statistics`) join what is pooled.
+
   The same pooling and the same last layers judge the whole and each of the overlapping windows, so that these
   show where in time the whole found its evidence. Attentive mean and deviation: Okabe et al. 2018
   (https://arxiv.org/abs/1803.10963).
 
   Attributes:
     features: width of a token.
-    widths: channels of each stage; a stage halves time and frequency, the first one quarters frequency.
-    depths: blocks of each stage.
+    widths: channels of each stage; a stage halves time and frequency.
+    depths: residual blocks of each stage.
     dropout: of a token, in training.
-    drop_path: how often training leaves out the last block; earlier ones less, linearly.
     least_s: seconds of sound without which the branch is absent.
     window_s, window_hop_s: of the windows in time.
-    sound: frames and bands.
+    sound: frames and bands. The outermost bands are left out: what a recorder or a resampler did tells
+      recordings apart there, and is not what makes a voice synthetic.
   """
 
   INPUTS = ("waveform", "waveform_mask")
 
   features: int = 256
-  widths: tuple[int, ...] = (32, 64, 128)
-  depths: tuple[int, ...] = (1, 2, 2)
+  widths: tuple[int, ...] = (8, 16, 32)
+  depths: tuple[int, ...] = (0, 1, 1)
   dropout: float = 0.2
-  drop_path: float = 0.0
   least_s: float = 0.25
   window_s: float = 1.0
   window_hop_s: float = 0.5
-  sound: FeatureConfig = FeatureConfig()
+  sound: FeatureConfig = FeatureConfig(hop_length=320, window_length=512, lowest_hz=80.0, highest_hz=7200.0)
 
   @nn.compact
   def __call__(self, batch: dict[str, jax.Array], *, train: bool) -> BranchOutput:
@@ -85,6 +88,8 @@ class AudioBranch(nn.Module):
     )
     present = windows.present(step_mask, least=max(1, round(self.least_s / step_s)))
     pooled = AttentivePooling(name="pool")(steps, step_mask, windows.member)
+    statistics = self._statistics(heard, power_spectrum(waveform, mask, self.sound), windows, train=train)
+    pooled = jnp.concatenate([pooled, statistics], axis=-1)
     tokens = nn.relu(nn.Dense(self.features, name="describe")(pooled))
     tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
     logits = hide(nn.Dense(1, name="classify")(tokens)[..., 0], present)
@@ -98,21 +103,31 @@ class AudioBranch(nn.Module):
   def _spectrogram_steps(self, heard: AudioFeatures, *, train: bool) -> tuple[jax.Array, jax.Array]:
     """The spectrogram through the stages: [batch, step, feature] and which steps are sound."""
     mask = heard.frame_mask
-    x = hide(with_height(standardise(heard.log_mel, mask)), mask)
-    block, blocks = 0, sum(self.depths)
+    x = hide(with_height(without_channel(heard.log_mel, mask)), mask)
+    block = 0
     for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       mask = halve_mask(mask)
-      # On CPUs the cost lies in the places of the first stage: half of them, of 128 bands, tell as much.
-      size, strides = (3, (2, 2)) if stage else (5, (2, 4))
-      x = hide(Reduce(width, kernel_size=size, strides=strides, name=f"reduce{stage}")(x), mask)
+      size = 3 if stage else 5
+      x = nn.Conv(width, (size, size), 2, padding=size // 2, use_bias=False, name=f"reduce{stage}")(x)
+      x = nn.relu(ExampleNorm(name=f"norm{stage}")(x, mask))
       for _ in range(depth):
-        drop_path = self.drop_path * block / blocks
-        x = ConvNextBlock(drop_path=drop_path, name=f"block{block}")(x, mask, train=train)
+        x = ResidualBlock(name=f"block{block}")(x, mask)
         block += 1
+    x = nn.relu(ExampleNorm(name="norm")(x, mask))
     x = MaskedChannelAttention(name="channel_attention")(x, mask)
     # Which band a trace lies in matters, so bands are not averaged.
     x = x.reshape(*x.shape[:2], -1)
     return hide(nn.gelu(nn.Dense(self.features, name="bands")(x)), mask), mask
+
+  def _statistics(
+    self, heard: AudioFeatures, power: jax.Array, windows: TimeWindows, *, train: bool
+  ) -> jax.Array:
+    """What the statistics of all of the sound and of each window tell: [batch, 1 + window, feature]."""
+    frame_s = self.sound.hop_length / self.sound.sample_rate_hz
+    member = windows.over(frame_s * np.arange(heard.frame_mask.shape[1]))
+    found = spectral_statistics(heard.log_mel, power, heard.frame_mask, member, self.sound)
+    found = nn.Dropout(self.dropout, deterministic=not train)(found)
+    return nn.relu(nn.Dense(self.features, name="statistics")(found))
 
   def _feature_steps(self, heard: AudioFeatures, stages: int) -> jax.Array:
     """The hand-made features of frames, reduced to the same steps: [batch, step, feature]."""
@@ -123,6 +138,47 @@ class AudioBranch(nn.Module):
       x = nn.Conv(64, (5,), 2, padding=2, name=f"series{stage}")(x)
       x = hide(nn.gelu(nn.LayerNorm(epsilon=1e-6, name=f"series_norm{stage}")(x)), mask)
     return x
+
+
+class ExampleNorm(nn.Module):
+  """Mean 0 and deviation 1 over all of one example, then a scale and a bias for each channel.
+
+  Group norm of a single group (Wu & He 2018, https://arxiv.org/abs/1803.08494) that padding stays out of.
+  No statistics of a batch: those of a batch of pairs tell each twin what the other is.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns [batch, rows, columns, channel], zero where the mask is False.
+
+    Args:
+      x: [batch, rows, columns, channel].
+      mask: [batch, rows] bool.
+    """
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    x = hide(x, mask)
+    mean = masked_mean(x.mean(axis=(-2, -1)), mask)[:, None, None, None]
+    variance = masked_mean(jnp.square(x - mean).mean(axis=(-2, -1)), mask)[:, None, None, None]
+    return hide((x - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias, mask)
+
+
+class ResidualBlock(nn.Module):
+  """Two convolutions behind norms, around which the input is added (He et al. 2016, arXiv:1603.05027)."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns [batch, rows, columns, channel], zero where the mask is False.
+
+    Args:
+      x: [batch, rows, columns, channel], zero where the mask is False.
+      mask: [batch, rows] bool, rows being time.
+    """
+    y = x
+    for i in range(2):
+      y = nn.relu(ExampleNorm(name=f"norm{i}")(y, mask))
+      y = nn.Conv(x.shape[-1], (3, 3), padding=1, use_bias=False, name=f"conv{i}")(y)
+    return x + hide(y, mask)
 
 
 class AttentivePooling(nn.Module):
@@ -180,10 +236,8 @@ def _scaled_features(heard: AudioFeatures, sound: FeatureConfig) -> jax.Array:
   """All features of a frame but the spectrogram, each in about -2..2, as [batch, frame, feature]."""
   mask = heard.frame_mask
   highest_hz = sound.sample_rate_hz / 2
-  # Loudness and the channel's colour are in the mean of the cepstrum.
-  cepstrum = heard.mfcc - masked_mean(heard.mfcc, mask)[:, None]
   scaled = [
-    cepstrum / 50.0,
+    heard.mfcc / 50.0,
     heard.chroma * 2.0 - 1.0,
     heard.centroid / highest_hz * 4.0 - 1.0,
     heard.bandwidth / highest_hz * 8.0 - 2.0,
@@ -192,4 +246,6 @@ def _scaled_features(heard: AudioFeatures, sound: FeatureConfig) -> jax.Array:
     heard.contrast / 10.0 - 2.0,
     heard.zero_crossings * 8.0 - 1.0,
   ]
-  return hide(jnp.concatenate(scaled, axis=-1), mask)
+  scaled = jnp.concatenate(scaled, axis=-1)
+  # Loudness, room and line are in the mean.
+  return hide(scaled - masked_mean(scaled, mask)[:, None], mask)
