@@ -139,7 +139,7 @@ def calibrate_model(folder: str | Path, *, data_dir: str | Path, false_positive_
           false_positive_rate=false_positive_rate,
         )
       )
-  checkpoints.write_model_json(folder, {**{k: v for k, v in facts.items() if k not in CALIBRATIONS}, **found})
+  checkpoints.write_model_json(folder, {**facts, **found})
   return found
 
 

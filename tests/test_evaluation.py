@@ -1,8 +1,9 @@
+import dataclasses
 import functools
 
 import numpy as np
 import pytest
-from tiny import tiny_branch, write_model
+from tiny import CALIBRATION, tiny_branch, write_model
 
 from deepscan_jax import checkpoints, data, evaluation, metrics
 from deepscan_jax.config import DataConfig
@@ -59,10 +60,13 @@ def test_scores_can_be_joined_and_chosen_from():
 
 
 def test_a_model_is_calibrated_on_validation_and_measured_on_test(prepared_dataset, tmp_path):
-  folder = write_model(tmp_path / "best", calibration=None)
+  folder = write_model(tmp_path / "best", calibration=None, sound_calibration=CALIBRATION)
   written = evaluation.calibrate_model(folder, data_dir=prepared_dataset, false_positive_rate=0.25)
   assert list(written) == ["calibration"]  # there is no sound in the data
-  assert checkpoints.read_model(folder)["calibration"] == written["calibration"]
+  facts = checkpoints.read_model(folder)
+  assert facts["calibration"] == written["calibration"] and facts["sound_calibration"] == dataclasses.asdict(
+    CALIBRATION
+  )
   detector = load_detector(folder)
   untouched = evaluation.held_out_scores(detector, data_dir=prepared_dataset, split="validation")["untouched"]
   for source in set(untouched.source):
