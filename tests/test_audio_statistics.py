@@ -9,7 +9,7 @@ import voices
 
 from deepscan_jax.models import audio_features
 from deepscan_jax.models.audio_features import FeatureConfig
-from deepscan_jax.models.audio_statistics import spectral_statistics
+from deepscan_jax.models.audio_statistics import pulse_frames, pulse_statistics, spectral_statistics
 from deepscan_jax.models.time_windows import time_windows
 
 CONFIG = FeatureConfig(hop_length=320, window_length=512, mel_bands=40, lowest_hz=80.0, highest_hz=7200.0)
@@ -90,3 +90,45 @@ def test_a_window_tells_of_its_own_time(voice):
   assert before.shape == (4, 370)
   assert changed[3] > 3 * changed[1] and changed[3] > 3 * changed[2]
   assert np.isfinite(after).all() and np.abs(after).max() <= 5
+
+
+@functools.partial(jax.jit, static_argnames="windowed")
+def pulses(waveform, mask, windowed=False):
+  times = 0.001 * np.arange(1 + waveform.shape[1] // 16)
+  windows = time_windows(times, window_s=0.5, hop_s=0.5, duration_s=SAMPLES / 16000)
+  return pulse_statistics(waveform, mask, windows.member if windowed else windows.member[:1], CONFIG)
+
+
+def test_pulse_statistics_ignore_loudness_and_padding(voice):
+  assert pulse_frames(CONFIG).hop_length == 16
+  whole = np.ones(voice.shape, bool)
+  found = pulses(voice, whole)
+  assert found.shape == (1, 1, 5 * 28 - 1 - 2 + 28) and np.abs(found).max() <= 5
+  np.testing.assert_allclose(pulses(voice / 8, whole), found, atol=2e-2)
+  padded = np.pad(voice, ((0, 0), (0, 8000)), constant_values=0.5)
+  np.testing.assert_allclose(pulses(padded, np.arange(SAMPLES + 8000)[None] < SAMPLES), found, atol=2e-2)
+  assert np.isfinite(pulses(np.zeros_like(voice), ~whole)).all()
+
+
+def test_bands_rise_together_in_a_row_of_pulses_and_not_in_noise():
+  """Clicks at 100 Hz against noise; deviations stand first, correlations with all bands from 109 on."""
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=SAMPLES).astype(np.float32)
+  clicks = 0.01 * noise
+  clicks[::160] += 10
+  # Something softer, so that there is a louder half.
+  sound = np.stack([noise, clicks]) * np.repeat([0.02, 0.2], SAMPLES // 2).astype(np.float32)
+  found = np.asarray(pulses(sound.astype(np.float32), np.ones(sound.shape, bool)))[:, 0]
+  deviation, together = found[:, :28], found[:, 109:137]
+  assert together[1].min() > 2 > 0 > together[0].mean()
+  assert deviation[1].mean() > deviation[0].mean() + 2
+
+
+def test_pulse_statistics_of_a_window_are_of_its_own_time(voice):
+  mask = np.ones(voice.shape, bool)
+  other = voice.copy()
+  other[:, 20000:] = np.random.default_rng(0).normal(0, voice.std(), (1, 4000))
+  before, after = (np.asarray(pulses(x, mask, windowed=True))[0] for x in (voice, other))
+  changed = np.abs(after - before).mean(axis=1)
+  assert before.shape == (4, 165)
+  assert changed[3] > 3 * changed[1] and changed[3] > 3 * changed[2]

@@ -16,7 +16,7 @@ from deepscan_jax.models.audio_features import (
   power_spectrum,
   without_channel,
 )
-from deepscan_jax.models.audio_statistics import spectral_statistics
+from deepscan_jax.models.audio_statistics import pulse_frames, pulse_statistics, spectral_statistics
 from deepscan_jax.models.convnext import halve_mask, with_height
 from deepscan_jax.models.interface import BranchOutput, hide, masked_mean
 from deepscan_jax.models.time_windows import TimeWindows, time_windows
@@ -35,6 +35,8 @@ class AudioBranch(nn.Module):
 
   Attributes:
     features: width of a token.
+    network: False leaves the convolutional network out, and listens to the statistics alone: they need a
+      hundredth of the data.
     widths: channels of each stage; a stage halves time and frequency.
     depths: residual blocks of each stage.
     dropout: of a token, in training.
@@ -47,8 +49,9 @@ class AudioBranch(nn.Module):
   INPUTS = ("waveform", "waveform_mask")
 
   features: int = 256
-  widths: tuple[int, ...] = (8, 16, 32)
-  depths: tuple[int, ...] = (0, 1, 1)
+  network: bool = True
+  widths: tuple[int, ...] = (16, 32, 64)
+  depths: tuple[int, ...] = (0, 1, 2)
   dropout: float = 0.2
   least_s: float = 0.25
   window_s: float = 1.0
@@ -74,22 +77,23 @@ class AudioBranch(nn.Module):
     check_waveform(waveform, mask)
     mask = mask & audible(waveform, mask)[:, None]
     heard = audio_features(waveform, mask, self.sound)
-    steps, step_mask = self._spectrogram_steps(heard, train=train)
-    series = self._feature_steps(heard, len(self.widths))
-    steps = nn.gelu(nn.Dense(self.features, name="join")(jnp.concatenate([steps, series], axis=-1)))
-
-    frame_s = self.sound.hop_length / self.sound.sample_rate_hz
-    step_s = frame_s * 2 ** len(self.widths)
     windows = time_windows(
-      step_s * np.arange(steps.shape[1]),
+      _times_s(heard.frame_mask.shape[1], self.sound),
       window_s=self.window_s,
       hop_s=self.window_hop_s,
       duration_s=waveform.shape[1] / self.sound.sample_rate_hz,
     )
-    present = windows.present(step_mask, least=max(1, round(self.least_s / step_s)))
-    pooled = AttentivePooling(name="pool")(steps, step_mask, windows.member)
-    statistics = self._statistics(heard, power_spectrum(waveform, mask, self.sound), windows, train=train)
-    pooled = jnp.concatenate([pooled, statistics], axis=-1)
+    frame_s = self.sound.hop_length / self.sound.sample_rate_hz
+    present = windows.present(heard.frame_mask, least=max(1, round(self.least_s / frame_s)))
+    pooled = self._statistics(heard, waveform, mask, windows)
+    pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
+    if self.network:
+      steps, step_mask = self._spectrogram_steps(heard)
+      series = self._feature_steps(heard, len(self.widths))
+      steps = nn.gelu(nn.Dense(self.features, name="join")(jnp.concatenate([steps, series], axis=-1)))
+      member = windows.over(2 ** len(self.widths) * _times_s(steps.shape[1], self.sound))
+      found = AttentivePooling(name="pool")(steps, step_mask, member)
+      pooled = jnp.concatenate([found, pooled], axis=-1)
     tokens = nn.relu(nn.Dense(self.features, name="describe")(pooled))
     tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
     logits = hide(nn.Dense(1, name="classify")(tokens)[..., 0], present)
@@ -100,7 +104,7 @@ class AudioBranch(nn.Module):
       maps={"window_logit": logits[:, 1:], "window_times_s": windows.times_of(present)},
     )
 
-  def _spectrogram_steps(self, heard: AudioFeatures, *, train: bool) -> tuple[jax.Array, jax.Array]:
+  def _spectrogram_steps(self, heard: AudioFeatures) -> tuple[jax.Array, jax.Array]:
     """The spectrogram through the stages: [batch, step, feature] and which steps are sound."""
     mask = heard.frame_mask
     x = hide(with_height(without_channel(heard.log_mel, mask)), mask)
@@ -120,14 +124,16 @@ class AudioBranch(nn.Module):
     return hide(nn.gelu(nn.Dense(self.features, name="bands")(x)), mask), mask
 
   def _statistics(
-    self, heard: AudioFeatures, power: jax.Array, windows: TimeWindows, *, train: bool
+    self, heard: AudioFeatures, waveform: jax.Array, mask: jax.Array, windows: TimeWindows
   ) -> jax.Array:
-    """What the statistics of all of the sound and of each window tell: [batch, 1 + window, feature]."""
-    frame_s = self.sound.hop_length / self.sound.sample_rate_hz
-    member = windows.over(frame_s * np.arange(heard.frame_mask.shape[1]))
-    found = spectral_statistics(heard.log_mel, power, heard.frame_mask, member, self.sound)
-    found = nn.Dropout(self.dropout, deterministic=not train)(found)
-    return nn.relu(nn.Dense(self.features, name="statistics")(found))
+    """Statistics of all of the sound and of each window: [batch, 1 + window, statistic]."""
+    frames, pulses = heard.frame_mask, pulse_frames(self.sound)
+    of_bands = spectral_statistics(
+      heard.log_mel, power_spectrum(waveform, mask, self.sound), frames, windows.member, self.sound
+    )
+    count = 1 + waveform.shape[1] // pulses.hop_length
+    of_pulses = pulse_statistics(waveform, mask, windows.over(_times_s(count, pulses)), self.sound)
+    return jnp.concatenate([of_bands, of_pulses], axis=-1)
 
   def _feature_steps(self, heard: AudioFeatures, stages: int) -> jax.Array:
     """The hand-made features of frames, reduced to the same steps: [batch, step, feature]."""
@@ -230,6 +236,10 @@ class MaskedChannelAttention(nn.Module):
     pooled = jnp.stack([masked_mean(x.mean(axis=2), mask), highest], axis=1)
     weights = nn.sigmoid(expand(nn.relu(reduce(pooled))).sum(axis=1))
     return x * weights[:, None, None, :]
+
+
+def _times_s(count: int, sound: FeatureConfig) -> np.ndarray:
+  return sound.hop_length / sound.sample_rate_hz * np.arange(count)
 
 
 def _scaled_features(heard: AudioFeatures, sound: FeatureConfig) -> jax.Array:
