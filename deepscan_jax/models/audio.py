@@ -35,8 +35,8 @@ class AudioBranch(nn.Module):
 
   Attributes:
     features: width of a token.
-    network: False leaves the convolutional network out, and listens to the statistics alone: they need a
-      hundredth of the data.
+    network: False leaves the convolutional network out and judges by a linear function of the statistics: of
+      few engines, a hidden layer learns those it is shown and hears less in those it never heard.
     widths: channels of each stage; a stage halves time and frequency.
     depths: residual blocks of each stage.
     dropout: of a token, in training.
@@ -94,9 +94,13 @@ class AudioBranch(nn.Module):
       member = windows.over(2 ** len(self.widths) * _times_s(steps.shape[1], self.sound))
       found = AttentivePooling(name="pool")(steps, step_mask, member)
       pooled = jnp.concatenate([found, pooled], axis=-1)
-    tokens = nn.relu(nn.Dense(self.features, name="describe")(pooled))
+    tokens = nn.Dense(self.features, name="describe")(pooled)
+    if self.network:
+      tokens = nn.relu(tokens)
     tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
-    logits = hide(nn.Dense(1, name="classify")(tokens)[..., 0], present)
+    # A linear judgement begins at none: what chance drew would stay where nothing is learned.
+    begin = nn.linear.default_kernel_init if self.network else nn.initializers.zeros
+    logits = hide(nn.Dense(1, kernel_init=begin, name="classify")(tokens)[..., 0], present)
     return BranchOutput(
       tokens=hide(tokens, present),
       token_mask=present,
