@@ -11,7 +11,10 @@ own, real/<speaker>/ and fake/<engine>/<voice>/; several --media, one for each k
 calibration hold its rate for each of them. The branch is a linear function of statistics of the spectrum: with
 a dozen engines to learn from, a hidden layer heard the engines it was shown and less of others.
 
-@COST@
+Cost: five minutes on two quiet CPU cores. No score is promised. The same statistics under a logistic regression,
+each engine heard only by one that was never shown it or its relatives: AUC 0.83 in the mean of 18 engines, from
+chance (WORLD, 0.49) to 1.00 (a diphone voice, VITS); of recordings of a kind that it was never shown, 1 to 16 %
+were called synthetic at a threshold that 5 % of the kinds it knew reached (8 kHz: 30 %). Too many to ship.
 """
 
 from deepscan_jax.augment_audio import AudioAugmentConfig
