@@ -1,17 +1,24 @@
-"""A second step that is being worked on: the faces of `default`, and a branch that listens to the voice.
-
-No model of this preset ships, and no score is promised: no run of it has been good enough yet.
+"""A second step: the faces of `default`, and a branch that listens to the voice. No model of it ships.
 
     deepscan build_dataset --name=real_fake_folder --media=voices --data_dir=data
     deepscan train --preset=default_voice --data_dir=data --workdir=runs/default_voice
     deepscan calibrate --model_path=runs/default_voice/best --data_dir=data
     deepscan evaluate --model_path=runs/default_voice/best --data_dir=data --split=test
 
-It begins with the faces of runs/default/best, which stay as they are to the bit, and trains the audio
-branch alone: on real voices beside their copy synthesis, and on real voices beside synthetic ones. voices/
-holds folders of your own, real/<speaker>/ and fake/<engine>/<voice>/. Cost: half an hour on two CPU cores.
+It begins with the shipped faces, which stay as they are to the bit, and trains the audio branch alone: on
+real voices beside their copy synthesis, and on real voices beside synthetic ones. voices/ holds folders of
+your own, real/<speaker>/ and fake/<engine>/<voice>/; several --media, one for each kind of recording, let the
+calibration hold its rate for each of them. The branch is a linear function of statistics of the spectrum:
+with a dozen engines to learn from, a hidden layer heard those it was shown and less of others.
+
+Cost: about a second a step on two CPU cores. No score is promised: what was measured is a logistic regression
+on the same statistics, not a run of this preset to its end. Each engine judged by one that was never shown it
+or its relatives: AUC 0.83 in the mean of 18 engines, from chance (WORLD, 0.49) to 1.00 (VITS). Recordings of
+a kind that it was never shown were called synthetic in 1 to 16 % (8 kHz: 30 %) at a threshold that at most
+5 % of each kind it knew reached: too many to ship. The statistics were chosen by looking at these figures.
 """
 
+from deepscan_jax.augment_audio import AudioAugmentConfig
 from deepscan_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from deepscan_jax.pseudofakes.audio import VoiceConfig
 
@@ -21,32 +28,44 @@ def get_config() -> Config:
   return Config(
     name="default",
     seed=0,
-    model=ModelConfig(branches=("spatial", "audio"), backbone="lite0"),
+    model=ModelConfig(branches=("spatial", "audio"), backbone="lite0", audio_network=False, dropout=0.4),
     data=DataConfig(
       datasets=("real_fake_folder",),
-      plain_probability=0.25,
-      labelled_share=0.5,
+      plain_probability=0.35,
+      labelled_share=0.75,
       voice=VoiceConfig(
-        partial_probability=0.25,
+        griffin_lim=0.35,
+        mel=0.1,
+        phase=0.2,
+        pitch=0.15,
+        formant=0.1,
+        partial_probability=0.2,
         # Resampling, rumble and a floor of digital silence tell synthetic voices from recordings, and are not
         # what makes them synthetic.
         highpass_hz=(60.0, 120.0),
-        lowpass_hz=(3600.0, 7600.0),
-        noise_snr_db=(15.0, 40.0),
+        lowpass_hz=(4500.0, 7400.0),
+        noise_snr_db=(20.0, 50.0),
+      ),
+      augment_audio=AudioAugmentConfig(
+        noise_probability=0.3,
+        noise_snr_db=(10.0, 40.0),
+        band_probability=0.15,
+        codec_probability=0.3,
+        second_codec_probability=0.0,
       ),
       batch_size=32,
-      validation_limit=400,
+      validation_limit=160,
     ),
     train=TrainConfig(
-      start_from="runs/default/best",
+      start_from="default",
       branches=("audio",),
       pretrained=False,
-      steps=1000,
-      learning_rate=1.5e-3,
-      weight_decay=0.02,
-      warmup_steps=100,
-      ema_decay=0.995,
-      validate_every=150,
+      steps=400,
+      learning_rate=1e-3,
+      weight_decay=0.3,
+      warmup_steps=30,
+      ema_decay=0.99,
+      validate_every=400,
       save_every=50,
       metric="mean_auc",
     ),
