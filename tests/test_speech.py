@@ -66,6 +66,17 @@ def test_what_is_too_short_silent_or_overdriven_is_refused():
   assert "clipped" in speech.speech_problems(np.clip(100 * voice, -1, 1))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_went_through_a_telephone_is_refused(seed):
+  voice = voices.speech(seconds=4, seed=seed)
+  narrow = voices.telephone(voice)
+  assert speech.speech_problems(narrow) == ("narrow_band",)
+  assert speech.measure_speech(narrow).band_hz <= 4500 < 7000 < speech.measure_speech(voice).band_hz
+  # A codec's low-pass, or a dull microphone, is none.
+  dull = scipy.signal.sosfilt(scipy.signal.butter(6, 5500, fs=RATE_HZ, output="sos"), voice)
+  assert speech.speech_problems(dull.astype(np.float32)) == ()
+
+
 def test_of_what_is_meant_to_be_shorter_than_a_second_only_the_level_is_asked():
   assert speech.speech_problems(noise()[:8000], least_s=0.5) == ()
   assert speech.speech_problems(0 * noise()[:8000], least_s=0.5) == ("silent",)
