@@ -89,6 +89,8 @@ class AudioBranch(nn.Module):
     frame_s = self.sound.hop_length / self.sound.sample_rate_hz
     present = windows.present(heard.frame_mask, least=max(1, round(self.least_s / frame_s)))
     pooled = self._statistics(heard, waveform, mask, windows)
+    # For who asks for "intermediates" (launch/benchmark_voices.py).
+    self.sow("intermediates", "statistics", pooled)
     pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
     if self.network:
       steps, step_mask = self._spectrogram_steps(heard)
