@@ -13,6 +13,7 @@ Each seed draws other pairs, and other speakers whose recordings are kept from t
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -122,7 +123,11 @@ def voice_rows(
   """
   describe = statistics_of(config)
   sounds = read_sounds(config, data_dir, describe)
-  drawn = [draw_pairs(config, data_dir, describe, count=pairs, seed=seed) for seed in range(seeds)]
+  drawn = []
+  for seed in range(seeds):
+    print(f"drawing pairs, seed {seed} of {seeds} ...", file=sys.stderr, flush=True)
+    drawn.append(draw_pairs(config, data_dir, describe, count=pairs, seed=seed))
+  print("fitting ...", file=sys.stderr, flush=True)
   return judge(sounds, drawn, related=related)
 
 
@@ -145,11 +150,9 @@ def judge(
   groups = _groups(engines, related)
   auc, recall, alarms = ({} for _ in range(3))
   for seed, pairs in enumerate(drawn):
-    speakers = np.unique(sounds.speaker[~sounds.fake])
-    kept = np.random.default_rng(seed).random(len(speakers)) < _KEPT_SPEAKERS
-    kept = set(speakers[kept].tolist())
-    unseen = ~sounds.fake & np.isin(sounds.speaker, list(kept))
-    fitted = ~np.isin(pairs.speakers, list(kept)).any(axis=1)
+    kept = _kept_speakers(sounds, seed)
+    unseen = ~sounds.fake & np.isin(sounds.speaker, kept)
+    fitted = ~np.isin(pairs.speakers, kept).any(axis=1)
     for group in groups:
       score = fit(pairs, fitted & ~np.isin(pairs.engine, group))
       logits = score(sounds.statistics)
@@ -320,6 +323,15 @@ def _groups(engines: Sequence[str], related: Sequence[tuple[str, ...]]) -> list[
   groups = [tuple(name for name in group if name in engines) for group in related]
   known = {name for group in groups for name in group}
   return [group for group in groups if group] + [(name,) for name in engines if name not in known]
+
+
+def _kept_speakers(sounds: Sounds, seed: int) -> np.ndarray:
+  """Speakers of real recordings whom no fit is shown: a quarter of each kind, but one at least."""
+  rng, kept = np.random.default_rng(seed), []
+  for kind in np.unique(sounds.source[~sounds.fake]):
+    speakers = np.unique(sounds.speaker[~sounds.fake & (sounds.source == kind)])
+    kept.append(rng.permutation(speakers)[: max(1, round(_KEPT_SPEAKERS * len(speakers)))])
+  return np.concatenate(kept)
 
 
 def _files_of(sounds: Sounds, rows: np.ndarray) -> int:
