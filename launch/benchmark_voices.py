@@ -40,7 +40,7 @@ class EngineRow:
 
   Attributes:
     engine: its name.
-    related: engines that were left out with it.
+    related: what was left out of the fit with it.
     files: how many of it were judged.
     auc: against the real recordings of speakers that no fit was shown either.
     recall: share of its files at or above the threshold.
@@ -116,7 +116,8 @@ def voice_rows(
     data_dir: where its dataset is; all of its splits are read.
     seeds: how often.
     pairs: to draw for each seed.
-    related: engines that are left out together.
+    related: engines that are left out together; the copy synthesis of training is "voice (griffin_lim)" and
+      the like.
 
   Raises:
     ValueError: the data hold fewer than two engines, or two kinds of real recordings, of LEAST_FILES files.
@@ -158,7 +159,7 @@ def judge(
       logits = score(sounds.statistics)
       threshold = _threshold(sounds, logits, unseen & np.isin(sounds.source, list(kinds)))
       real = _by_file(sounds, logits, unseen)
-      for engine in group:
+      for engine in (name for name in group if name in engines):
         found = _by_file(sounds, logits, sounds.engine == engine)
         labels = np.repeat([0, 1], [len(real), len(found)])
         auc.setdefault(engine, []).append(metrics.auc(labels, np.concatenate([real, found])))
@@ -170,7 +171,7 @@ def judge(
       alarms.setdefault(kind, []).append(float(np.mean(_by_file(sounds, logits, own) >= threshold)))
   rows: list[EngineRow | SourceRow] = []
   for group in groups:
-    for engine in group:
+    for engine in (name for name in group if name in engines):
       others = tuple(name for name in group if name != engine)
       rows.append(EngineRow(engine, others, files[engine], _spread(auc[engine]), _spread(recall[engine])))
   return rows + [SourceRow(kind, count, _spread(alarms[kind])) for kind, count in kinds.items()]
@@ -319,10 +320,10 @@ def _sources(config: Config, data_dir: Path, split: str, labels: tuple[int, ...]
 
 
 def _groups(engines: Sequence[str], related: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-  """The engines, those that are related together."""
-  groups = [tuple(name for name in group if name in engines) for group in related]
-  known = {name for group in groups for name in group}
-  return [group for group in groups if group] + [(name,) for name in engines if name not in known]
+  """What is left out together, each engine in one of them; a group may name what is not judged itself."""
+  known = {name for group in related for name in group}
+  groups = [tuple(group) for group in related if set(group) & set(engines)]
+  return groups + [(name,) for name in engines if name not in known]
 
 
 def _kept_speakers(sounds: Sounds, seed: int) -> np.ndarray:
