@@ -59,7 +59,7 @@ def get_config() -> Config:
       validation_limit=160,
     ),
     train=TrainConfig(
-      start_from="default",
+      start_from="runs/default_synthetic/best",
       branches=("audio",),
       pretrained=False,
       steps=400,
