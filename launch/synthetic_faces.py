@@ -1,4 +1,4 @@
-"""Writes pictures of people who do not exist, by a published generator, to train and test detectors with.
+"""Writes faces of people who do not exist, by a published generator, to train and test detectors with.
 
     pip install --no-deps random-face && pip install openvino
     deepscan synthetic_faces --output=stylegan --count=1300 --seed=7
