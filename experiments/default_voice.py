@@ -1,4 +1,4 @@
-"""The second step of the model that ships: the faces of `default`, and a branch that listens to the voice.
+"""The third step of the model that ships: the faces of `default_synthetic`, and a branch that listens.
 
     deepscan build_dataset --name=real_fake_folder --media=voices --data_dir=data
     deepscan train --preset=default_voice --data_dir=data --workdir=runs/default_voice
@@ -26,7 +26,7 @@ from deepscan_jax.pseudofakes.audio import VoiceConfig
 
 
 def get_config() -> Config:
-  """The second step of the default model."""
+  """The third step of the default model."""
   return Config(
     name="default",
     seed=0,

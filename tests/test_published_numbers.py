@@ -1,0 +1,88 @@
+"""The tables of the model card and the README are those of the evaluation card in the repository."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deepscan_jax import checkpoints
+from deepscan_jax.inference import DEFAULT_MODEL
+
+ROOT = Path(__file__).resolve().parents[1]
+CARD = ROOT / "deepscan_jax/weights/cards/faces_test.json"
+MODEL_CARD, README = ROOT / "deepscan_jax/weights/MODEL_CARD.md", ROOT / "README.md"
+PAIRS = {
+  "plain, face": "blended into itself, plain",
+  "degraded, face": "blended into itself, degraded",
+  "plain, swap": "another person's face, plain",
+  "degraded, swap": "another person's face, degraded",
+  "all": "all",
+}
+
+
+@pytest.fixture(scope="module")
+def card():
+  return json.loads(CARD.read_text(encoding="utf-8"))
+
+
+def pair_row(card: dict, kind: str) -> str:
+  figures = card["pairs"][kind]
+  low, high = figures["auc_interval"]
+  found = card["detected"][kind]
+  return (
+    f"| {PAIRS[kind]} | {figures['count']} | {figures['auc']:.3f} | {low:.3f} to {high:.3f} | "
+    f"{figures['paired_accuracy']:.3f} | {100 * found:.1f} % |"
+  )
+
+
+def alarm_row(card: dict, source: str) -> str:
+  figures = card["false_alarms"][source]
+  low, high = (100 * end for end in figures["interval"])
+  return f"| {source} | {figures['count']} | {100 * figures['rate']:.1f} % | {low:.1f} to {high:.1f} % |"
+
+
+def synthetic_row(card: dict) -> str:
+  figures = card["results"]["labelled"]["by"]["method"]["mobilestylegan"]
+  auc, recall = figures["auc"], figures["recall"]
+  low, high = auc["interval"]
+  least, most = (100 * end for end in recall["interval"])
+  return (
+    f"| MobileStyleGAN | {figures['count']['fake']} | {auc['value']:.3f} | {low:.3f} to {high:.3f} | "
+    f"{100 * recall['value']:.1f} % | {least:.1f} to {most:.1f} % |"
+  )
+
+
+def test_the_card_is_of_the_model_that_ships(card):
+  assert card["model"]["sha256"] == checkpoints.read_model(DEFAULT_MODEL)["sha256"]
+  assert card["split"] == "test"
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_pairs(card, kind):
+  assert pair_row(card, kind) in MODEL_CARD.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", ["ffhq512", "utkface", "web_faces"])
+def test_false_alarms(card, source):
+  assert alarm_row(card, source) in MODEL_CARD.read_text(encoding="utf-8")
+
+
+def test_synthetic_faces(card):
+  assert synthetic_row(card) in MODEL_CARD.read_text(encoding="utf-8")
+
+
+def test_the_readme_says_the_same(card):
+  readme = README.read_text(encoding="utf-8")
+  for kind in PAIRS:
+    assert pair_row(card, kind) in readme
+  assert synthetic_row(card) in readme
+  for source in ("ffhq512", "utkface", "web_faces"):
+    assert alarm_row(card, source) in readme
+
+
+def test_what_is_said_of_region_maps(card):
+  gains, readme = card["faithfulness"]["gain"], " ".join(README.read_text(encoding="utf-8").split())
+  for way in ("deletion", "insertion"):
+    for against in ("random", "other"):
+      value, (low, high) = gains[way][against]["value"], gains[way][against]["interval"]
+      assert f"{value:.2f} ({low:.2f} to {high:.2f})" in readme, (way, against)
