@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+from typing import Annotated
 
 import anyio
 from fastapi import Depends, Request
@@ -110,7 +111,7 @@ def require(scope: str, *, counted: bool = True):
     What Depends(...) gives: KeyInfo.
   """
 
-  async def check(request: Request, _=Depends(_SCHEME)) -> KeyInfo:
+  async def check(request: Request, _: Annotated[object, Depends(_SCHEME)]) -> KeyInfo:
     context: Context = request.app.state.context
     # The gate in front of the app has asked for the key already.
     key: KeyInfo = request.state.key

@@ -66,7 +66,7 @@ class Windows:
     return len(self._seen)
 
   def ask(self, name: str, who: str, *, limit: int, window_s: float, count: bool) -> tuple[bool, int, float]:
-    """Returns whether one more passes, how many remain and seconds until one is forgotten; counts it or not."""
+    """Whether one more passes, how many remain and seconds until one is forgotten; counts it or not."""
     now = self._clock()
     if now - self._swept_s > _SWEEP_S:
       self._swept_s = now
@@ -105,7 +105,7 @@ class Limits:
     except Exception as error:
       # The message may hold the URL, and the URL a password.
       raise ValueError(
-        f"REDIS_URL cannot be used ({type(error).__name__}); check it, and that the package redis is installed."
+        f"REDIS_URL cannot be used ({type(error).__name__}); check it, and `pip install redis`."
       ) from error
 
   async def hit(self, name: str, who: str, *, limit: int, window_s: int = HOUR_S) -> Count:
@@ -134,7 +134,9 @@ class Limits:
     allowed, remaining, reset_s = self._here.ask(name, who, limit=limit, window_s=window_s, count=count)
     return Count(name, allowed, limit, remaining, reset_s, window_s)
 
-  def _ask_redis(self, name: str, who: str, limit: int, window_s: int, count: bool) -> tuple[bool, int, float]:
+  def _ask_redis(
+    self, name: str, who: str, limit: int, window_s: int, count: bool
+  ) -> tuple[bool, int, float]:
     item = RateLimitItemPerSecond(limit, window_s, namespace=f"deepscan/{name}")
     hit = self._shared.hit(item, who) if count else None
     reset, remaining = self._shared.get_window_stats(item, who)

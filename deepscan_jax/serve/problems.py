@@ -43,7 +43,11 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "unknown_model": (422, "No such model", "Ask /api/v1/models which there are."),
   "key_reused": (422, "Idempotency-Key reused", "Use another Idempotency-Key for another request."),
   "rate_limited": (429, "Too many requests", "Wait for the seconds that the header Retry-After tells."),
-  "too_many_failures": (429, "Too many wrong keys", "Wait for the seconds that the header Retry-After tells."),
+  "too_many_failures": (
+    429,
+    "Too many wrong keys",
+    "Wait for the seconds that the header Retry-After tells.",
+  ),
   # The file.
   "empty_file": (422, "Empty file", "Copy or download it again."),
   "unknown_extension": (415, "Unknown file type", "Give the file its right extension, or convert it."),
@@ -62,7 +66,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "internal_error": (500, "Internal error", "Try again; if it stays, tell the operator the request_id."),
   "not_ready": (503, "Not ready", "Wait for the seconds that the header Retry-After tells."),
   "busy": (503, "Busy", "Wait for the seconds that the header Retry-After tells."),
-  "draining": (503, "Ending", "Send it again: another replica, or this one once it is back, answers."),
+  "no_jobs": (422, "No jobs here", "Send it without async."),
 }
 _CODE_OF_STATUS = {
   400: "bad_request",
@@ -180,11 +184,11 @@ def install(app: FastAPI) -> None:
   """Answers all errors of an app with problem details."""
 
   async def on_problem(request: Request, error: Problem) -> Response:
-    del request
+    # For the log and the metrics.
+    request.state.problem = error.code
     return error.response()
 
   async def on_http(request: Request, error: HTTPException) -> Response:
-    del request
     code = _CODE_OF_STATUS.get(error.status_code)
     if code is None:
       code = "internal_error" if error.status_code >= 500 else "bad_request"
@@ -194,17 +198,18 @@ def install(app: FastAPI) -> None:
       400: "The request could not be read.",
     }
     detail = details.get(error.status_code, PROBLEMS[code][1] + ".")
-    return Problem(code, detail, status=error.status_code, headers=error.headers).response()
+    problem = Problem(code, detail, status=error.status_code, headers=error.headers)
+    return await on_problem(request, problem)
 
   async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-    del request
     # What was sent is not repeated: it may be a secret.
     faults = [
       {"place": ".".join(str(part) for part in fault["loc"]), "message": str(fault["msg"])}
       for fault in error.errors()
     ]
     places = ", ".join(dict.fromkeys(fault["place"] for fault in faults))
-    return Problem("invalid", f"The request is not valid at {places}.", errors=faults).response()
+    problem = Problem("invalid", f"The request is not valid at {places}.", errors=faults)
+    return await on_problem(request, problem)
 
   app.add_exception_handler(Problem, on_problem)
   app.add_exception_handler(HTTPException, on_http)

@@ -117,7 +117,9 @@ class UploadFolder:
     idle_s, whole_s: how long an upload may stand still, and take.
   """
 
-  def __init__(self, temp_dir: Path, *, keep: Path | None = None, idle_s: float = 30.0, whole_s: float = 900.0):
+  def __init__(
+    self, temp_dir: Path, *, keep: Path | None = None, idle_s: float = 30.0, whole_s: float = 900.0
+  ):
     parent = temp_dir / f"{FOLDER}-{os.getuid()}"
     parent.mkdir(mode=0o700, exist_ok=True)
     state = parent.lstat()
@@ -368,7 +370,7 @@ def _parser(content_type: str, form: _Form) -> MultipartParser:
 
 
 def shown_name(sent: str) -> str:
-  """A client's file name as it may be shown: without folders, control and direction characters, and not long."""
+  """A client's file name as it may be shown: no folders, no control or direction characters, not long."""
   name = re.split(r"[/\\]", sent)[-1]
   name = "".join(c for c in name if unicodedata.category(c)[0] != "C").strip()
   stem, dot, extension = name.rpartition(".")
