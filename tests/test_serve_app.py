@@ -113,7 +113,7 @@ def test_questions_reach_the_engine(client):
   )
   assert engine.calls[-1][1:] == (7, "fake@2.0.0")
   assert send(client, query="?model=cdcdcdcd").headers["x-model-version"] == "fake@2.0.0"
-  assert code_of(send(client, query="?model=other")) == (422, "unknown_model")
+  assert code_of(send(client, query="?model=other")) == (404, "unknown_model")
   assert "fake@1.0.0, fake@2.0.0" in send(client, query="?model=other").json()["detail"]
   for query in ("?frames=0", "?frames=257", "?frames=x", "?model=%20", "?explain=maybe"):
     answer = send(client, mp4(), kind="video", query=query)

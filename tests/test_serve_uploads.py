@@ -8,8 +8,17 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
-from serve_fakes import API_KEY, FakeEngine, make_settings, mp4, png, received_files, service, wav
+from serve_fakes import (
+  API_KEY,
+  FakeEngine,
+  make_settings,
+  mp4,
+  png,
+  real_server,
+  received_files,
+  service,
+  wav,
+)
 from starlette.requests import Request
 
 from deepscan_jax.serve import uploads
@@ -55,21 +64,6 @@ def test_a_file_may_be_as_large_as_its_kind_allows(client, folder):
   assert send(client, wav(note=bytes(LIMIT + 1)), name="a.wav", kind="audio").status_code == 200
   assert send(client, mp4(note=bytes(2 * LIMIT + 1)), name="a.mp4", kind="video").status_code == 200
   assert received_files(folder) == []
-
-
-@contextlib.contextmanager
-def real_server(app):
-  """The address of a server in a thread."""
-  server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
-  thread = threading.Thread(target=server.run, daemon=True)
-  thread.start()
-  while not server.started:
-    thread.join(0.02)
-  try:
-    yield server.servers[0].sockets[0].getsockname()[:2]
-  finally:
-    server.should_exit = True
-    thread.join(20)
 
 
 def test_both_framings_of_too_large_a_file_are_refused_and_leave_nothing(tmp_path):

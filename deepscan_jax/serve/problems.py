@@ -40,7 +40,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "invalid": (422, "Invalid request", "Correct what `errors` names; /api/v1/docs describes all parameters."),
   "missing_file": (422, "No file", "Send the file in the form field that /api/v1/docs names."),
   "unexpected_field": (422, "Unexpected field", "Send one file in one form field and nothing else."),
-  "unknown_model": (422, "No such model", "Ask /api/v1/models which there are."),
+  "unknown_model": (404, "No such model", "Ask /api/v1/models which there are."),
   "key_reused": (422, "Idempotency-Key reused", "Use another Idempotency-Key for another request."),
   "rate_limited": (429, "Too many requests", "Wait for the seconds that the header Retry-After tells."),
   "too_many_failures": (
