@@ -1,8 +1,7 @@
 """How schemathesis makes requests for the service: what its schema cannot say is added here.
 
 Random bytes are hardly ever a picture, so a file that is sent as it should be gets the beginning and the name
-of one of its kind. The same Idempotency-Key is drawn for several requests, and refused but for the first: that
-is what it is for.
+of one of its kind. The same Idempotency-Key is drawn for several requests, and refused but for the first.
 """
 
 import schemathesis

@@ -48,6 +48,15 @@ def serve(app: FastAPI) -> int:
 class _Server(uvicorn.Server):
   """Leaves signals to us: uvicorn ends the process with the signal that it got, and not with 0."""
 
+  async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    """As uvicorn's; says where it listens once it does."""
+    await super().startup(sockets)
+    if self.started and sockets:
+      host, port = sockets[0].getsockname()[:2]
+      scheme = "https" if self.config.is_ssl else "http"
+      host = f"[{host}]" if ":" in host else host
+      logger.info("Listening.", extra={"url": f"{scheme}://{host}:{port}"})
+
   @contextlib.contextmanager
   def capture_signals(self) -> Iterator[None]:
     yield
@@ -73,9 +82,6 @@ async def _run(server: _Server, context: Context, listener: socket.socket) -> No
   loop.add_signal_handler(signal.SIGTERM, end, "SIGTERM")
   loop.add_signal_handler(signal.SIGINT, end, "SIGINT")
   loop.add_signal_handler(signal.SIGHUP, lambda: start(_reload(context.engine)))
-  host, port = listener.getsockname()[:2]
-  scheme = "https" if context.settings.tls else "http"
-  logger.info("Listening.", extra={"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"})
   await server.serve(sockets=[listener])
 
 
