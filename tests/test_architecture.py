@@ -57,6 +57,7 @@ FORBIDDEN = {
   "folds": {""},
   "speech": {""},
   "stopping": {""},
+  "serve": TRAINING | {"models", "audit", "pseudofakes", "augment"},
   "inference": {
     "training",
     "train_state",
@@ -69,6 +70,17 @@ FORBIDDEN = {
     "report",
   },
 }
+SERVICE = {
+  "serve.app",
+  "serve.auth",
+  "serve.front",
+  "serve.idempotency",
+  "serve.problems",
+  "serve.routes_detect",
+  "serve.routes_service",
+  "serve.server",
+  "serve.uploads",
+}
 # Who may use a package at all, of the modules of the library.
 ONLY = {
   "orbax": {"checkpoints"},
@@ -77,6 +89,12 @@ ONLY = {
   "av": {"media_decoder", "augment", "augment_audio", "doctor"},
   "PIL": {"media_decoder"},
   "tensorboardX": {"event_files"},
+  "fastapi": SERVICE,
+  "starlette": SERVICE,
+  "uvicorn": {"serve.server"},
+  "limits": {"serve.limits"},
+  "python_multipart": {"serve.uploads"},
+  "prometheus_client": {"serve.metrics"},
   "torch": set(),
   "tensorflow": set(),
 }
@@ -136,6 +154,13 @@ def test_the_library_never_imports_the_rooms_beside_it():
       assert name.split(".")[0] not in ("launch", "experiments", "datasets"), f"{path.name} imports {name}"
       for room in ("launch", "experiments", "datasets"):
         assert not reaches(name, f"deepscan_jax.{room}"), f"{path.name} imports {name}"
+
+
+def test_nothing_in_the_library_knows_the_service():
+  for path in modules():
+    for name in imports(path):
+      ours = reaches(module_name(path), "serve")
+      assert ours or not reaches(name, "deepscan_jax.serve"), f"{path.name} imports {name}"
 
 
 def test_dataset_builders_never_see_models_or_training():

@@ -572,6 +572,14 @@ def test_no_key_is_ever_logged(client, log_lines):
   assert json_logs.REDACTED in log_lines.text() and "traceback" in log_lines()[-1]
 
 
+def test_refused_keys_are_logged(client, log_lines):
+  for key, code in (("wrong" * 10, "wrong_key"), (METRICS_KEY, "wrong_scope")):
+    answer = client.get("/api/v1/models", headers={"Authorization": f"Bearer {key}"})
+    lines = [line for line in log_lines() if line["request_id"] == answer.headers["x-request-id"]]
+    assert lines[-1]["problem"] == code and lines[-1]["address"] == "testclient"
+  assert [line["code"] for line in log_lines() if line["message"] == "A key was refused."] == ["wrong_key"]
+
+
 def test_lines_stay_lines(log_lines):
   logging.getLogger("x").warning("two\nlines \u202e %s", {"a": 1}, extra={"odd": object()})
   (line,) = log_lines()

@@ -163,3 +163,12 @@ def test_an_address_that_cannot_be_had_is_told(tmp_path):
       server._listen(make_settings(tmp_path, port=port))
   with pytest.raises(ValueError, match="Nothing can listen on no-such-host"):
     server._listen(make_settings(tmp_path, host="no-such-host.invalid"))
+
+
+def test_proxies_are_believed_only_where_they_are_named(tmp_path):
+  async def app(scope, receive, send):
+    raise AssertionError("Nobody asks.")
+
+  assert server._config(app, make_settings(tmp_path)).proxy_headers is False
+  named = server._config(app, make_settings(tmp_path, forwarded_allow_ips="192.0.2.1"))
+  assert named.proxy_headers is True and named.forwarded_allow_ips == "192.0.2.1"
