@@ -1,4 +1,4 @@
-"""Decoders that are forked: the same clips, a process for each file, and nothing that reaches another file."""
+"""Decoders that are forked: the same clips, a process for each file, nothing that reaches another file."""
 
 import os
 import signal
@@ -102,11 +102,12 @@ def test_a_fork_is_limited_and_holds_nothing_of_other_files(files, monkeypatch):
 import os, resource, sys
 def probe(file, region, **_):
   names = ("AS", "CPU", "FSIZE", "NOFILE", "CORE")
+  opened = ["/proc/self/fd/" + name for name in os.listdir("/proc/self/fd")[:-1]]
   return m._result("image", dict(
     limits=[resource.getrlimit(getattr(resource, "RLIMIT_" + name))[1] for name in names],
     heavy=[name for name in ("numpy", "jax", "deepscan_jax") if name in sys.modules],
     secret="SECRET_KEY" in os.environ,
-    open=sorted({os.readlink(f"/proc/self/fd/{name}").split(":[")[0] for name in os.listdir("/proc/self/fd")[:-1]}),
+    open=sorted({os.readlink(name).split(":[")[0] for name in opened}),
   ), [])
 m.decode_file = probe
 """

@@ -1,4 +1,4 @@
-"""Batches of many callers' rows: everyone gets his own, quickly and in turn, and nobody's fault is another's."""
+"""Batches of many callers' rows: everyone gets his own, in turn, and nobody's fault is another's."""
 
 import threading
 import time

@@ -1,8 +1,8 @@
 """Rows of many callers in one batch.
 
-A `Batcher` runs networks, one batch after the other in each of its threads. Callers hand in rows and wait. The
-next batch is taken from whoever waits longest; of a network whose batches are shared, every caller gives one
-row in turn until the batch is full, so that many rows of one caller do not keep the single row of another
+A `Batcher` runs networks, one batch after the other in each of its threads. Callers hand in rows and wait.
+The next batch is taken from whoever waits longest; of a network whose batches are shared, every caller gives
+one row in turn until the batch is full, so that many rows of one caller do not keep the single row of another
 waiting. Sizes of batches are those that are compiled; which one begins the quickest way through the rows that
 wait is worked out from what each was measured to cost: where a batch of eight takes eight times as long as
 one row, as on most CPUs, nobody waits for another, and nothing is padded.
@@ -126,8 +126,8 @@ class Batcher:
   """Threads that run batches; close it at the end.
 
   Args:
-    threads: how many batches run at a time: several on a CPU, whose small operations leave processors idle; two
-      on an accelerator, so that one batch is handed over while the other is computed.
+    threads: how many batches run at a time: several on a CPU, whose small operations leave processors idle;
+      two on an accelerator, so that one batch is handed over while the other is computed.
     max_wait_s: how long rows wait for others where more in a batch cost less each, and more are coming.
     callers: how many callers there are in all, with those that have not handed in anything yet.
   """

@@ -2,8 +2,8 @@
 
 Every request has a thread of its caller. In it the file is decoded (in a child process forked from one that
 has loaded the decoder, a few at a time), faces are looked for and cut out, and the verdict is made; what the
-networks have to do on the way goes through one `Batcher`, in which requests take turns. Everything is compiled
-before the engine is ready: no request ever waits for a compiler.
+networks have to do on the way goes through one `Batcher`, in which requests take turns. Everything is
+compiled before the engine is ready: no request ever waits for a compiler.
 
 A row's score does not depend on who shares its batch: networks work row by row, and programs for different
 sizes of batch differ by rounding alone. On a CPU the pictures in which faces are looked for never share a
