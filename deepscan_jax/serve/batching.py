@@ -97,7 +97,7 @@ class Network:
 
 @dataclasses.dataclass(eq=False)
 class _Caller:
-  """Whose rows wait: how many there are, how many were taken, and what came back, by the first row of each."""
+  """Whose rows wait: how many there are and were taken, and what came back, by the first row of each part."""
 
   network: Network
   rows: dict[str, np.ndarray]
