@@ -227,6 +227,8 @@ def serve() -> None:
   for name in ("Image", "ImageOps", "JpegImagePlugin", "PngImagePlugin", "WebPImagePlugin", "GifImagePlugin"):
     importlib.import_module(f"PIL.{name}")
   _harden()
+  # Ctrl-C in a terminal reaches this process as well; it ends when nobody is left to ask.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   most = min(DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
   resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
   # What is there now stays: neither this process nor a fork needs to look through it, or to copy its pages.

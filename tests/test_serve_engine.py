@@ -47,8 +47,8 @@ def files(tmp_path_factory):
   return {path.name: path for path in sorted(made.iterdir())}
 
 
-def started(*folders, **settings):
-  engine = Engine(folders, **settings)
+def started(*folders, max_batch=2, **settings):
+  engine = Engine(folders, max_batch=max_batch, **settings)
   engine.start()
   assert engine.wait_until_loaded(300), engine.problem
   return engine
@@ -56,7 +56,7 @@ def started(*folders, **settings):
 
 @pytest.fixture(scope="module")
 def engine(folder):
-  made = started(folder)
+  made = started(folder, max_batch=8)
   yield made
   made.close(drain_s=10)
 
@@ -154,7 +154,7 @@ def test_nothing_is_compiled_for_a_request(engine, files):
 def test_it_is_not_ready_before_everything_is_compiled(folder, files, monkeypatch):
   go, compile_all = threading.Event(), engines.ServedDetector.compile
   monkeypatch.setattr(engines.ServedDetector, "compile", lambda self: (go.wait(60), compile_all(self))[1])
-  engine = Engine([folder])
+  engine = Engine([folder], max_batch=2)
   assert not engine.ready and engine.problem is None
   engine.start()
   try:
