@@ -19,23 +19,19 @@ def test_pictures_have_the_size_of_their_kind(tmp_path):
 
 
 def test_so_many_clients_ask_for_every_file_in_turn():
-  files, at_once, most, asked, lock = [Path(name) for name in "abc"], [0], [0], [], threading.Lock()
+  files, asked, four = [Path(name) for name in "abc"], [], threading.Barrier(4, timeout=60)
 
   def ask(path):
-    with lock:
-      at_once[0] += 1
-      most[0] = max(most[0], at_once[0])
-      asked.append(path)
+    four.wait()  # fewer at a time would wait for ever
+    asked.append(path)
     time.sleep(0.02)
-    with lock:
-      at_once[0] -= 1
     return float(ord(path.name))
 
   done = benchmark.load(files, ask, requests=12, clients=4)
-  assert most == [4] and sorted(asked) == sorted(files * 4)
+  assert sorted(asked) == sorted(files * 4)
   assert done.scores == {path: float(ord(path.name)) for path in files}
   assert len(done.latencies_s) == 12 and min(done.latencies_s) >= 0.02
-  assert 0.06 <= done.seconds < 12 * 0.02 + 5 and done.per_second == pytest.approx(12 / done.seconds)
+  assert done.seconds >= 0.06 and done.per_second == pytest.approx(12 / done.seconds)
 
 
 def test_a_client_that_fails_is_heard_of():
