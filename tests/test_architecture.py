@@ -16,6 +16,7 @@ FORBIDDEN = {
   "config": TRAINING | SERVING | {"models", "faces", "media", "examples", "checkpoints", "parallel"},
   "media": TRAINING | SERVING | {"models", "faces", "examples", "config"},
   "media_decoder": {""},
+  "media_forks": {""},
   "provenance": TRAINING | SERVING | {"models", "faces", "examples", "config"},
   "faces": TRAINING | SERVING | {"models", "media", "examples", "config", "checkpoints"},
   "examples": TRAINING | SERVING | {"models", "checkpoints", "augment", "augment_audio", "pseudofakes"},

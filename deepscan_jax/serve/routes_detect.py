@@ -357,7 +357,7 @@ def find_model(models: list[ModelInfo], asked: str | None) -> ModelInfo:
   raise _unknown_model(UnknownModel(f"There is no model {asked}; there are {known}."))
 
 
-_SHORTEST_HASH = 8
+_SHORTEST_HASH = 6
 
 
 def media_problem(error: media.MediaError, upload: Upload) -> Problem:

@@ -89,9 +89,9 @@ async def _reload(engine: "Engine") -> None:
   try:
     await anyio.to_thread.run_sync(engine.reload)
   except Exception:
-    logger.exception("The models could not be loaded again; the old ones go on.")
+    logger.exception("The models cannot be loaded again.")
   else:
-    logger.info("The models were loaded again.")
+    logger.info("The models are loaded again, beside those that answer.")
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
