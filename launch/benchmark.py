@@ -1,4 +1,4 @@
-"""Times detect, builds, training, evaluation, loading, networks, compiling, pseudo-fakes; kills training.
+"""Times detect, builds, training, evaluation, loading, networks, serving and more; kills training.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
@@ -10,6 +10,7 @@
     deepscan benchmark data --data_dir=data --loader_workers=0 --loader_workers=2 --batches=10000
     deepscan benchmark evaluate --videos=1000
     deepscan benchmark resume --kills=20
+    deepscan benchmark serve --part=batching --part=overhead
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -42,8 +43,8 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "build", "train", "models", "compile", "pairs", "data", "evaluate", "resume")
-PARTS = ("step", "around", "scaling", "memory")
+CASES = ("detect", "build", "train", "models", "compile", "pairs", "data", "evaluate", "resume", "serve")
+PARTS = ("step", "around", "scaling", "memory", "batching", "overhead")
 
 _MEDIA = flags.DEFINE_string(
   "media",
@@ -65,7 +66,8 @@ _PART = flags.DEFINE_multi_enum(
   "part",
   PARTS,
   PARTS,
-  "train: what is measured; may be given several times. `memory` compiles the preset full.",
+  "train (step, around, scaling, memory), serve (batching, overhead): what is measured; may be given several times. "
+  "`memory` compiles the preset full.",
   allow_override=True,
 )
 _DATA_DIR = flags.DEFINE_string(
@@ -198,6 +200,7 @@ def main(argv: Sequence[str]) -> int:
     "data": benchmark_data,
     "evaluate": benchmark_evaluate,
     "resume": benchmark_resume,
+    "serve": benchmark_serve,
   }
   rows = runs[argv[1]]()
   print(table(rows))
@@ -459,6 +462,31 @@ def benchmark_resume() -> list[CountRow]:
     )
 
 
+def benchmark_serve() -> list[Row | RateRow]:
+  """The service's engine with many clients, against a Detector that answers one request at a time; and the
+  service around it, with an engine that takes no time."""
+  from . import benchmark_serve_batching, benchmark_serve_overhead
+
+  rows, parts = [], set(_PART.value)
+  threads = len(os.sched_getaffinity(0))
+  with tempfile.TemporaryDirectory() as folder:
+    if "overhead" in parts:
+      rows += benchmark_serve_overhead.overhead_rows(
+        Path(folder), row=functools.partial(_row_of, "serve", device="cpu")
+      )
+    if "batching" in parts:
+      rows += benchmark_serve_batching.batching_rows(
+        Path(folder),
+        turns=_REPEATS.value,
+        row=functools.partial(_row, "serve"),
+        rate_row=lambda *args, **kwargs: dataclasses.replace(
+          _rate_row("serve", *args, **kwargs), device=_device(), threads=threads
+        ),
+        tell=functools.partial(print, file=sys.stderr, flush=True),
+      )
+  return rows
+
+
 def _consumption() -> dict[str, float]:
   """Pictures a second that training steps take: of the default preset, and of EfficientNet-B3."""
   from deepscan_jax.config import load_preset
@@ -509,8 +537,9 @@ def table(rows: Sequence[Row | MemoryRow | RateRow | CountRow | ShareRow]) -> st
       lines.append(f"{row.case:<{width}}  {row.ours_share:9.2%}  {'-':>9}  {'-':>6}  {limit}")
       continue
     if isinstance(row, RateRow):
-      least = f"{row.least_per_s:7.0f}/s" if row.least_per_s is not None else f"{'-':>9}"
-      lines.append(f"{row.case:<{width}}  {row.ours_per_s:7.0f}/s  {'-':>9}  {'-':>6}  {least}")
+      digits = 0 if row.ours_per_s >= 100 else 1
+      least = f"{row.least_per_s:7.{digits}f}/s" if row.least_per_s is not None else f"{'-':>9}"
+      lines.append(f"{row.case:<{width}}  {row.ours_per_s:7.{digits}f}/s  {'-':>9}  {'-':>6}  {least}")
       continue
     seconds = [
       f"{s:8.3f}s" if s is not None else f"{'-':>9}" for s in (row.ours_s, row.reference_s, row.limit_s)

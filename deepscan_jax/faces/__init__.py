@@ -13,6 +13,7 @@ from deepscan_jax.faces.align import (
   mouth_crop,
 )
 from deepscan_jax.faces.detection import Face, find_faces, prepare
+from deepscan_jax.faces.network import run_batch, run_by
 from deepscan_jax.faces.quality import FaceQuality, crop_sharpness, measure_quality, quality_problems
 from deepscan_jax.faces.regions import N_LANDMARKS
 from deepscan_jax.faces.tracks import Track, find_shots, group_tracks
@@ -39,4 +40,6 @@ __all__ = [
   "mouth_crop",
   "prepare",
   "quality_problems",
+  "run_batch",
+  "run_by",
 ]
