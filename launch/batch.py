@@ -2,15 +2,15 @@
 
     deepscan batch --directory=/media/evidence --file_ext=.mp4 --output_report=report.json
     deepscan batch --directory=clips --output_report=report.csv --output_report=report.html --workers=2
-    deepscan batch --directory=/shared/clips --database=postgresql://deepscan@db/deepscan --output_report=r.jsonl
+    deepscan batch --directory=/shared/clips --database=postgresql://deepscan@db/deepscan --output_report=r.csv
 
 What was found is kept in a ledger: the same command again judges only what has no answer yet, and files that
-have changed since. Another model, another number of frames or another version of this program is another batch.
-Several processes, on several machines with PostgreSQL, share one batch by being given the same command; each
-ends when all of it is answered, and writes the whole report. A file that makes its process crash is given up
-after three tries, and the others go on.
---output_report ends in .json, .jsonl, .csv or .html and may be given several times. Results go to stdout, a line
-for each file (outcome, probability, path; JSON with --json), progress to stderr, as a bar on a terminal.
+have changed since. Another model, another number of frames or another version of this program is another
+batch. Several processes, on several machines with PostgreSQL, share one batch by being given the same command;
+each ends when all of it is answered, and writes the whole report. A file that makes its process crash is given
+up after three tries, and the others go on.
+--output_report ends in .json, .jsonl, .csv or .html and may be given several times. Results go to stdout, a
+line for each file (outcome, probability, path; JSON with --json), progress to stderr, as a bar on a terminal.
 --runner=beam judges on a cluster that runs Apache Beam, without a ledger: see --beam_options.
 
 Exit codes, of the batch as a whole with what earlier runs have found:
@@ -148,8 +148,8 @@ _RUNNER = flags.DEFINE_enum(
 _BEAM_OPTIONS = flags.DEFINE_string(
   "beam_options",
   "",
-  "beam: flags of the pipeline, such as --runner=DirectRunner. Its workers see the folder under the same path. "
-  "--output_report=NAME.jsonl writes NAME-00000-of-00009.jsonl and so on, files without a verdict to "
+  "beam: flags of the pipeline, such as --runner=DirectRunner. Its workers see the folder under the same "
+  "path. --output_report=NAME.jsonl writes NAME-00000-of-00009.jsonl and so on, files without a verdict to "
   "NAME.dead_letter-00000-of-00009.jsonl.",
   allow_override=True,
 )
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
   if not directory.is_dir():
     raise NotADirectoryError(f"There is no folder {folders[0]}; --directory names one.")
 
-  from deepscan_jax.serve import batch, batch_report
+  from deepscan_jax.serve import batch, batch_report, judging
 
   wanted = batch.extensions(_FILE_EXT.value)
   batch_report.check_names(_OUTPUT_REPORT.value)
@@ -189,9 +189,7 @@ def main(argv: Sequence[str]) -> int:
     recursive=_RECURSIVE.value,
   )
   model_path = os.path.abspath(_MODEL_PATH.value) if _MODEL_PATH.value else None
-  load = functools.partial(
-    batch.load_detector_judge, model_path, frames=_FRAMES.value, cache=_CACHE.value
-  )
+  load = functools.partial(judging.load_detector_judge, model_path, frames=_FRAMES.value, cache=_CACHE.value)
   options = Options(
     workers=_WORKERS.value,
     limit=_LIMIT.value,
@@ -240,7 +238,13 @@ class Options:
 
 
 def judge(
-  database: str | Path, directory: Path, settings, load: Callable, options: Options, *, name: str | None = None
+  database: str | Path,
+  directory: Path,
+  settings,
+  load: Callable,
+  options: Options,
+  *,
+  name: str | None = None,
 ) -> int:
   """Judges what has no answer yet, prints and writes what is asked for, and returns the exit code.
 
@@ -255,7 +259,7 @@ def judge(
   import sqlalchemy
 
   from deepscan_jax import stopping
-  from deepscan_jax.serve import batch, batch_report, jobs
+  from deepscan_jax.serve import batch, batch_report, jobs, judging
 
   ledger = jobs.Ledger(jobs.open_database(database))
   key = settings.key(name or str(directory))
@@ -281,7 +285,7 @@ def judge(
             on_progress=meter.show,
             tell=meter.tell,
           )
-        except batch.NoModelError as error:
+        except judging.NoModelError as error:
           meter.tell(str(error))
           return NO_MODEL
       # Of other processes, since.
@@ -303,7 +307,7 @@ def judge(
 
 def open_batch(ledger, directory: Path, settings, key: str, options: Options, meter: "Meter", stop):
   """Returns the job with all files of the folder added, and how much of the folder could not be looked at."""
-  from deepscan_jax.serve import batch, jobs
+  from deepscan_jax.serve import answers, batch, jobs
 
   root = os.fsencode(directory)
   if not options.resume and (old := ledger.job_of(key)):
@@ -315,7 +319,7 @@ def open_batch(ledger, directory: Path, settings, key: str, options: Options, me
 
   def note(path: bytes, error: OSError) -> None:
     trouble.append(path)
-    meter.tell(f"{jobs.path_text(path) or '.'} cannot be looked at: {error.strerror}.")
+    meter.tell(f"{answers.path_text(path) or '.'} cannot be looked at: {error.strerror}.")
 
   files = batch.find_files(root, settings.extensions, recursive=settings.recursive, trouble=note)
   again = batch.add_files(ledger, job.id, root, itertools.takewhile(lambda _: not stop, files))
@@ -332,14 +336,14 @@ def open_batch(ledger, directory: Path, settings, key: str, options: Options, me
 def dry_run(database: str | Path, directory: Path, settings, *, name: str | None = None) -> int:
   """Prints the files that would be judged, and changes nothing."""
   from deepscan_jax import report
-  from deepscan_jax.serve import batch, jobs
+  from deepscan_jax.serve import answers, batch, jobs
 
   exists = "://" in str(database) or Path(database).exists()
   ledger = jobs.Ledger(jobs.open_database(database)) if exists else None
   job = ledger.job_of(settings.key(name or str(directory))) if ledger else None
 
   def note(path: bytes, error: OSError) -> None:
-    told = report.printable(jobs.path_text(path)) or "."
+    told = report.printable(answers.path_text(path)) or "."
     print(f"deepscan: {told} cannot be looked at: {error.strerror}.", file=sys.stderr)
 
   files = batch.find_files(
@@ -349,7 +353,7 @@ def dry_run(database: str | Path, directory: Path, settings, *, name: str | None
   for path, is_open in batch.unanswered(ledger, job, files):
     total, todo = total + 1, todo + is_open
     if is_open:
-      print(report.printable(jobs.path_text(path)))
+      print(report.printable(answers.path_text(path)))
   print(f"{total} files, {todo} of them would be judged.", file=sys.stderr)
   return 0 if total else UNREADABLE
 
@@ -378,13 +382,13 @@ def exit_code(
   counts: Mapping[str, int], outcomes: Mapping[str, int], *, trouble: int, fail_on_manipulated: bool
 ) -> int:
   """The exit code for these answers, as the module's docstring lists them."""
-  from deepscan_jax.serve import batch, jobs
+  from deepscan_jax.serve import jobs, judging
   from deepscan_jax.verdict import LIKELY_MANIPULATED
 
   done, failed = counts[jobs.DONE], counts[jobs.FAILED]
   if fail_on_manipulated and outcomes.get(LIKELY_MANIPULATED):
     return FLAGGED
-  if outcomes.get(batch.DEFECT):
+  if outcomes.get(judging.DEFECT):
     return INTERNAL_ERROR
   if not done:
     return UNREADABLE
@@ -415,7 +419,9 @@ def default_database(*, make: bool) -> Path:
     try:
       root = Path.home() / ".local" / "state"
     except RuntimeError as error:
-      raise FileNotFoundError("This user has no home folder; say where the ledger is: --database=FILE.") from error
+      raise FileNotFoundError(
+        "This user has no home folder; say where the ledger is: --database=FILE."
+      ) from error
   folder = Path(root) / "deepscan_jax"
   if make:
     try:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from deepscan_jax import media, verdict
-from deepscan_jax.serve import batch
+from deepscan_jax.serve import batch, judging
 from deepscan_jax.verdict import Reason, Thresholds, Verdict
 
 MODEL = {"name": "fake", "version": "1", "sha256": "ab" * 32}
@@ -18,8 +18,8 @@ THRESHOLDS = Thresholds(0.4, 0.7, 0.02)
 class ByteJudge:
   """Says the first byte of a file's SHA-256.
 
-  BAD is refused as damaged, CRASH kills the process, CRASHONCE does so the first time, DEFECT raises, HANG waits
-  for an hour, CHANGING is still being written, SLOW takes `slow_s`, NONE has no face.
+  BAD is refused as damaged, CRASH kills the process, CRASHONCE does so the first time, DEFECT raises, HANG
+  waits for an hour, CHANGING is still being written, SLOW takes `slow_s`, NONE has no face.
 
   Args:
     model: what it calls itself.
@@ -34,7 +34,9 @@ class ByteJudge:
     try:
       return Path(path).read_bytes()
     except OSError as error:
-      raise media.MediaError("missing_file", f"There is no file {Path(path).name}; check the path.") from error
+      raise media.MediaError(
+        "missing_file", f"There is no file {Path(path).name}; check the path."
+      ) from error
 
   def judge(self, path: str, begun: bytes) -> Verdict:
     if self._seen:
@@ -88,7 +90,7 @@ def loading(**settings):
 
 
 def no_model() -> ByteJudge:
-  raise batch.NoModelError("The model is damaged; fetch it again.")
+  raise judging.NoModelError("The model is damaged; fetch it again.")
 
 
 def die() -> ByteJudge:

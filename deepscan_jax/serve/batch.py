@@ -1,95 +1,40 @@
 """Judges the files of a folder: one process that hands them out, and worker processes that judge.
 
-The first process alone talks to the ledger (jobs.py). It takes leases, renews them, hands each worker the file
-to judge and the one after it, and writes what comes back. A worker holds one detector; while it judges a file,
-the next is being decoded. It says which file it begins with before it does, so when it dies, by a crash in a
-library or because memory ran out, that file alone is charged with the try, the other goes back as if nothing
-had been, and another worker takes its place. Where the first process dies, the workers end by themselves, and
-the same command goes on by the ledger.
+The first process alone talks to the ledger (jobs.py). It takes leases, renews them, hands each worker
+(judging.py) the file to judge and the one after it, and writes what comes back. While a worker judges a file,
+the next is being decoded. When one dies, by a crash in a library or because memory ran out, the file that
+it judged is charged with the try, the other goes back as if nothing had been, and another worker takes its
+place.
+Where the first process dies, the workers end by themselves, and the same command goes on by the ledger.
 """
 
-import contextlib
 import dataclasses
-import gc
 import hashlib
 import json
-import multiprocessing
 import os
-import queue
-import signal
 import stat
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import connection
-from pathlib import Path
-from typing import Protocol
 
 from deepscan_jax import media, provenance
-from deepscan_jax.serve import jobs
+from deepscan_jax.serve import answers, jobs
 from deepscan_jax.serve.jobs import Answered, Job, Lease, Ledger
+from deepscan_jax.serve.judging import GAVE_UP, ITEM_S, MOST_TRIES, Judge, NoModelError, Worker, death
 from deepscan_jax.stopping import StopRequest
-from deepscan_jax.verdict import LIKELY_MANIPULATED, Verdict
+from deepscan_jax.verdict import LIKELY_MANIPULATED
 from deepscan_jax.version import __version__
 
 # What `detect` opens (README.md).
-EXTENSIONS = tuple(".mp4 .mov .avi .mkv .webm .mpg .jpg .jpeg .png .webp .wav .mp3 .flac .m4a .ogg".split())
-# The code of the answer for a file on which this program failed.
-DEFECT = "internal_error"
-# A file that may be whole in a moment.
-PASSING = ("changed_while_read",)
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+SOUNDS = (".wav", ".mp3", ".flac", ".m4a", ".ogg")
 # A worker has the file that it judges, and the next.
 AHEAD = 2
-# A worker that needs longer for a file, compiling included, is taken to hang.
-ITEM_S = 900.0
 # Of workers that die before they can begin: so many in a row end the batch.
 _FAILED_STARTS = 3
 _LOOK_EVERY_S = 0.5
-
-
-class Judge(Protocol):
-  """What a worker judges with.
-
-  Attributes:
-    metadata: name, version and sha256 of the model.
-  """
-
-  metadata: Mapping
-
-  def begin(self, path: str) -> object:
-    """Begins to read a file, and returns at once what `judge` takes."""
-
-  def judge(self, path: str, begun: object) -> Verdict:
-    """Judges the file; MediaError where it cannot be read."""
-
-
-class DetectorJudge:
-  """A Judge with a detector.
-
-  Args:
-    detector: what load_detector returns.
-    frames: of a video that are looked at.
-  """
-
-  def __init__(self, detector, *, frames: int):
-    self.metadata = detector.metadata
-    self._detector, self._frames = detector, frames
-
-  def begin(self, path: str) -> media.Decoding:
-    """Starts the child process that decodes."""
-    from deepscan_jax import examples
-
-    return media.Decoding(path, plan=examples.sampling_plan(self._detector.window, frames=self._frames))
-
-  def judge(self, path: str, begun: media.Decoding) -> Verdict:
-    """What Detector.detect says."""
-    return self._detector.detect(path, frames=self._frames, decoding=begun)
-
-
-class NoModelError(ValueError):
-  """A worker has no model to judge with; the message says why. What `load` raises comes out of `run` as it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +109,7 @@ def extensions(given: Sequence[str]) -> tuple[str, ...]:
   for word in found:
     if not word[1:].isalnum() or not word.isascii() or len(word) > 11:
       raise ValueError(f"{word!r} is no file extension; give one such as .mp4, or several: .mp4,.mov.")
-  return tuple(sorted(found or EXTENSIONS))
+  return tuple(sorted(found or (*VIDEOS, *PICTURES, *SOUNDS)))
 
 
 def find_files(
@@ -293,96 +238,6 @@ def run(
   return foreman.progress
 
 
-def load_detector_judge(model_path: str | None, *, frames: int, cache: str | None) -> DetectorJudge:
-  """A Judge with the model of a folder, for `run`; None is the one in the package.
-
-  Args:
-    model_path: its folder.
-    frames: of a video that are looked at.
-    cache: where compiled programs are kept, see compilation_cache.
-
-  Raises:
-    NoModelError: it is missing or damaged.
-  """
-  # Objects of JAX that stay are not looked through for garbage again and again.
-  gc.set_threshold(100_000, 50, 100)
-  from deepscan_jax import checkpoints, compilation_cache, inference
-
-  warning = compilation_cache.keep_programs(cache)
-  if warning:
-    print(f"deepscan: {warning}", file=sys.stderr)
-  try:
-    return DetectorJudge(inference.load_detector(model_path), frames=frames)
-  except checkpoints.CheckpointError as error:
-    raise NoModelError(str(error)) from error
-
-
-class Careful:
-  """Judges one file at a time in a process of its own, whatever the file does to it.
-
-  Args:
-    load: makes the process's Judge; it is pickled.
-    item_s: seconds after which the process is killed.
-  """
-
-  def __init__(self, load: Callable[[], Judge], *, item_s: float = ITEM_S):
-    self._load, self._item_s = load, item_s
-    self._worker: _Worker | None = None
-    self._lock = threading.Lock()
-
-  def answer(self, directory: bytes, path: bytes) -> Answered:
-    """Answers a file of a folder, after MOST_TRIES at most; threads wait for each other.
-
-    Raises:
-      NoModelError: the process cannot load its model.
-      ValueError: it dies before it can begin.
-    """
-    with self._lock:
-      for tries in range(1, jobs.MOST_TRIES + 1):
-        lease = Lease(item=0, job="", path=path, owner="", claim=tries, tries=tries)
-        answer, is_last_word = self._try(lease, os.fsdecode(os.path.join(directory, path)))
-        if is_last_word:
-          break
-      return Answered(0, path, jobs.FAILED if "error" in answer else jobs.DONE, tries, answer)
-
-  def close(self) -> None:
-    """Ends the process."""
-    if self._worker is not None:
-      self._worker.kill()
-      self._worker.end()
-      self._worker = None
-
-  def _try(self, lease: Lease, path: str) -> tuple[dict, bool]:
-    worker = self._worker = self._worker or _Worker(self._load)
-    worker.give(lease, path)
-    # The first file waits for the model too.
-    until = time.monotonic() + self._item_s * (1 if worker.metadata else 2)
-    while True:
-      try:
-        if not worker.pipe.poll(max(0.0, until - time.monotonic())):
-          worker.hung = True
-          worker.kill()
-          raise EOFError
-        kind, *news = worker.pipe.recv()
-      except (EOFError, OSError):
-        self._worker, how = None, worker.end()
-        if worker.metadata is None:
-          raise ValueError(f"A worker process {how} before it could begin; it may lack memory.") from None
-        return jobs.unread(lease.path, code=jobs.GAVE_UP, message=_death(how, lease.tries)), False
-      if kind == "refused":
-        raise NoModelError(news[0])
-      if kind == "ready":
-        (worker.metadata,) = news
-      elif kind == "answer":
-        item, answer, is_last_word = news
-        del worker.items[item]
-        return json.loads(answer), is_last_word
-
-
-def _death(how: str, tries: int) -> str:
-  return f"The process that judged this file {how}, {tries} of {jobs.MOST_TRIES} times."
-
-
 class _Foreman:
   """Hands out the items of one job, and writes what comes back."""
 
@@ -405,7 +260,7 @@ class _Foreman:
     self._on_answer, self._tell = on_answer, tell
     self._owner = jobs.new_owner()
     self._directory = job.directory
-    self._crew: list[_Worker] = []
+    self._crew: list[Worker] = []
     self._failed_starts = 0
     self._started_s: float | None = None
     self._counted_s, self._count_every_s = -1e9, 1.0
@@ -483,11 +338,11 @@ class _Foreman:
       if self._limit is not None:
         todo = min(todo, self._limit - self.progress.done_here)
       for _ in range(min(self._workers - len(self._crew), todo)):
-        self._crew.append(_Worker(self._load))
+        self._crew.append(Worker(self._load))
       if not todo:
         self._look_again_later()
 
-  def _give(self, worker: "_Worker") -> None:
+  def _give(self, worker: "Worker") -> None:
     while worker.metadata is not None and len(worker.items) < AHEAD and not self._is_exhausted():
       held = sum(len(other.items) for other in self._crew)
       if self._limit is not None and self.progress.done_here + held >= self._limit:
@@ -496,7 +351,7 @@ class _Foreman:
       if lease is None:
         self._look_again_later()
         return
-      worker.give(lease, os.fsdecode(os.path.join(self._directory, lease.path)))
+      worker.give(lease.item, os.fsdecode(os.path.join(self._directory, lease.path)), lease)
 
   def _is_exhausted(self) -> bool:
     return time.monotonic() < self._exhausted_until_s
@@ -505,7 +360,7 @@ class _Foreman:
     # Others hold the rest, or we do.
     self._exhausted_until_s = time.monotonic() + _LOOK_EVERY_S
 
-  def _listen(self, worker: "_Worker") -> None:
+  def _listen(self, worker: "Worker") -> None:
     try:
       kind, *news = worker.pipe.recv()
     except (EOFError, OSError):
@@ -544,7 +399,7 @@ class _Foreman:
     state = jobs.FAILED if "error" in answer else jobs.DONE
     self._on_answer(Answered(lease.item, lease.path, state, lease.tries, dict(answer)))
 
-  def _bury(self, worker: "_Worker") -> None:
+  def _bury(self, worker: "Worker") -> None:
     """A worker has died: what it judged is charged with a try, what it had besides is not."""
     how = worker.end()
     self._crew.remove(worker)
@@ -558,13 +413,11 @@ class _Foreman:
       if item != culprit:
         self._ledger.release(lease)
         continue
-      message = _death(how, lease.tries)
-      name = jobs.path_text(lease.path)
-      last = lease.tries >= jobs.MOST_TRIES
+      message = death(how, lease.tries)
+      name = answers.path_text(lease.path)
+      last = lease.tries >= MOST_TRIES
       self._tell(f"{name}: {message} {'It is given up.' if last else 'It will be tried again.'}")
-      self._write(
-        lease, jobs.unread(lease.path, code=jobs.GAVE_UP, message=message), is_last_word=False
-      )
+      self._write(lease, answers.unread(lease.path, code=GAVE_UP, message=message), is_last_word=False)
     self._exhausted_until_s = 0.0
 
   def _beat(self) -> None:
@@ -574,119 +427,6 @@ class _Foreman:
         self._ledger.heartbeat(self._owner, lease_s=self._lease_s)
       except Exception as error:  # the database may be back in time; if not, the next answer shows it
         self._tell(f"The leases could not be renewed ({type(error).__name__}).")
-
-
-class _Worker:
-  """A worker process, seen from the first one.
-
-  Attributes:
-    pipe: what it says comes here.
-    metadata: of its model; None until it is ready.
-    items: what it has, in order.
-    judging: the item that it judges; None between two.
-    since_s: when it began with that.
-    hung: whether it was killed for taking too long.
-  """
-
-  def __init__(self, load: Callable[[], Judge]):
-    context = multiprocessing.get_context("spawn")
-    self.pipe, theirs = context.Pipe()
-    self.metadata: Mapping | None = None
-    self.items: dict[int, Lease] = {}
-    self.judging: int | None = None
-    self.since_s = 0.0
-    self.hung = False
-    self._process = context.Process(target=_work, args=(theirs, load), name="deepscan-worker", daemon=True)
-    self._process.start()
-    theirs.close()
-
-  def give(self, lease: Lease, path: str) -> None:
-    """Sends one more file."""
-    self.items[lease.item] = lease
-    # A process that has died shows it when it is listened to.
-    with contextlib.suppress(BrokenPipeError, ConnectionError):
-      self.pipe.send((lease.item, path))
-
-  def kill(self) -> None:
-    """Ends the process, whatever it does."""
-    self._process.kill()
-    self._process.join()
-
-  def end(self) -> str:
-    """Waits for a process that dies; returns in words how it did."""
-    self._process.join()
-    self.pipe.close()
-    code = self._process.exitcode
-    if self.hung:
-      return "took too long and was stopped"
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-
-
-def _work(pipe: connection.Connection, load: Callable[[], Judge]) -> None:
-  """The life of a worker process."""
-  # Signals to all processes of a terminal are for the first one, which ends us.
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-  # What libraries print is no result.
-  os.dup2(2, 1)
-  try:
-    judge = load()
-  except ValueError as error:
-    pipe.send(("refused", str(error)))
-    return
-  todo: queue.SimpleQueue = queue.SimpleQueue()
-  pipe.send(("ready", dict(judge.metadata)))
-  threading.Thread(target=_receive, args=(pipe, judge, todo), daemon=True).start()
-  while True:
-    item, path, begun = todo.get()
-    pipe.send(("judging", item))
-    answer, is_last_word = _answer(judge, path, begun)
-    pipe.send(("answer", item, json.dumps(answer, allow_nan=False), is_last_word))
-
-
-def _receive(pipe: connection.Connection, judge: Judge, todo: queue.SimpleQueue) -> None:
-  """Begins to read each file as it comes, while another is judged."""
-  while True:
-    try:
-      item, path = pipe.recv()
-    except (EOFError, OSError):
-      # The first process is gone.
-      os._exit(1)
-    try:
-      begun = judge.begin(path)
-    except Exception as error:
-      begun = error
-    todo.put((item, path, begun))
-
-
-def _answer(judge: Judge, path: str, begun: object) -> tuple[dict, bool]:
-  """The answer for a file, and whether it would be the same another time."""
-  try:
-    if isinstance(begun, Exception):
-      raise begun
-    return legible(judge.judge(path, begun).to_dict()), True
-  except media.MediaError as error:
-    answer = jobs.unread(os.fsencode(path), code=error.reason, message=legible(str(error)))
-    return answer, error.reason not in PASSING
-  except Exception as error:  # ours, whatever it is: the other files are judged all the same
-    traceback.print_exc()
-    sys.stderr.flush()
-    message = f"A defect of this program ({type(error).__name__}) kept the file from being judged."
-    return jobs.unread(os.fsencode(path), code=DEFECT, message=message), False
-
-
-def legible(value):
-  """Plain values without what is no text: bytes of file names that are no UTF-8 become escapes such as \\xff."""
-  if isinstance(value, str):
-    return "".join(_spelled(c) if "\ud800" <= c <= "\udfff" else c for c in value)
-  if isinstance(value, Mapping):
-    return {legible(key): legible(item) for key, item in value.items()}
-  return [legible(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _spelled(surrogate: str) -> str:
-  code = ord(surrogate)
-  return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def _hash(path: bytes) -> str | None:

@@ -1,8 +1,8 @@
 """A batch as an Apache Beam pipeline, for millions of files on a cluster that runs one anyway.
 
-Each of Beam's worker processes judges in a process of its own, as `deepscan batch` does, so a file that makes
-it crash costs three tries and not the bundle. What has a verdict is written to NAME-*.jsonl; what has none, with
-the reason in its place, to the dead letters, NAME.dead_letter-*.jsonl. There is no ledger: Beam itself does a
+Each of Beam's worker processes judges in a process of its own, as `deepscan batch` does, so a file that
+makes it crash costs three tries and not the bundle. What has a verdict is written to NAME-*.jsonl; what has
+none, with the reason in its place, to the dead letters, NAME.dead_letter-*.jsonl. There is no ledger: Beam itself does a
 bundle again whose worker is lost, and counts its results once.
 """
 
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deepscan_jax.serve import batch, batch_report, jobs
+from deepscan_jax.serve import answers, batch, batch_report, jobs, judging
 
 _NAMESPACE = "deepscan batch"
 
@@ -22,12 +22,12 @@ _NAMESPACE = "deepscan batch"
 def run(
   directory: Path,
   settings: batch.Settings,
-  load: Callable[[], batch.Judge],
+  load: Callable[[], judging.Judge],
   *,
   output: Path,
   options: str,
   limit: int | None = None,
-  item_s: float = batch.ITEM_S,
+  item_s: float = judging.ITEM_S,
 ) -> tuple[dict[str, int], dict[str, int]]:
   """Judges the files of a folder; returns how many items are in each state, and have each outcome.
 
@@ -58,8 +58,9 @@ def run(
     """Yields a line for each file: verdicts in the main output, the rest tagged "dead"."""
 
     def process(self, path: bytes):
-      answered = _careful(load, item_s).answer(root, path)
-      outcome = answered.answer.get("outcome") or answered.answer["error"]["code"]
+      answer, tries = _careful(load, item_s).answer(root, path)
+      answered = jobs.Answered(0, path, jobs.FAILED if "error" in answer else jobs.DONE, tries, answer)
+      outcome = answer.get("outcome") or answer["error"]["code"]
       beam.metrics.Metrics.counter(_NAMESPACE, f"{answered.state} {outcome}").inc()
       line = batch_report.json_line(answered)
       yield line if answered.state == jobs.DONE else beam.pvalue.TaggedOutput("dead", line)
@@ -68,14 +69,14 @@ def run(
   pipeline = beam.Pipeline(options=PipelineOptions(given))
   # Looked for on the cluster: the graph of a pipeline has no room for a million names.
   listed = functools.partial(_files, settings=settings, limit=limit)
-  answers = (
+  judged = (
     pipeline
     | "Folder" >> beam.Create([root])
     | "Files" >> beam.FlatMap(listed)
     | "Spread" >> beam.Reshuffle()
     | "Judge" >> beam.ParDo(JudgeFiles()).with_outputs("dead", main="judged")
   )
-  for lines, name in ((answers.judged, prefix), (answers.dead, f"{prefix}.dead_letter")):
+  for lines, name in ((judged.judged, prefix), (judged.dead, f"{prefix}.dead_letter")):
     _ = lines | f"Write {name}" >> beam.io.WriteToText(name, file_name_suffix=".jsonl")
   result = pipeline.run()
   result.wait_until_finish()
@@ -91,7 +92,7 @@ def run(
 
 def _files(root: bytes, *, settings: batch.Settings, limit: int | None) -> Iterator[bytes]:
   def trouble(path: bytes, error: OSError) -> None:
-    raise OSError(error.errno, f"{jobs.path_text(path) or '.'} cannot be looked at: {error.strerror}")
+    raise OSError(error.errno, f"{answers.path_text(path) or '.'} cannot be looked at: {error.strerror}")
 
   found = batch.find_files(root, settings.extensions, recursive=settings.recursive, trouble=trouble)
   for number, (path, _) in enumerate(found):
@@ -101,10 +102,10 @@ def _files(root: bytes, *, settings: batch.Settings, limit: int | None) -> Itera
 
 
 # Of a process of Beam's, whose threads share it.
-_judges: dict[str, batch.Careful] = {}
+_judges: dict[str, judging.Careful] = {}
 _making = threading.Lock()
 
 
-def _careful(load: Callable[[], batch.Judge], item_s: float) -> batch.Careful:
+def _careful(load: Callable[[], judging.Judge], item_s: float) -> judging.Careful:
   with _making:
-    return _judges.setdefault(f"{load!r} {item_s}", batch.Careful(load, item_s=item_s))
+    return _judges.setdefault(f"{load!r} {item_s}", judging.Careful(load, item_s=item_s))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deepscan_jax.files import whole_file
-from deepscan_jax.serve import jobs
+from deepscan_jax.serve import answers, jobs
 from deepscan_jax.serve.jobs import Answered, Job
 from deepscan_jax.verdict import INCONCLUSIVE, LIKELY_AUTHENTIC, LIKELY_MANIPULATED, NOT_APPLICABLE
 
@@ -52,17 +52,19 @@ def writer_of(path: str | Path) -> Callable[[BinaryIO, Mapping, Iterable[Answere
   """
   ending = Path(path).suffix.lower()
   if ending not in WRITERS:
-    raise ValueError(f"{path} ends in none of {', '.join(WRITERS)}, which say what kind of report is written.")
+    raise ValueError(
+      f"{path} ends in none of {', '.join(WRITERS)}, which say what kind of report is written."
+    )
   return WRITERS[ending]
 
 
-def write(path: str | Path, batch: Mapping, answers: Iterable[Answered]) -> None:
+def write(path: str | Path, batch: Mapping, found: Iterable[Answered]) -> None:
   """Writes a report; the file appears whole or not at all.
 
   Args:
     path: of the report.
     batch: what `about` gives.
-    answers: in order.
+    found: in order.
 
   Raises:
     ValueError: as of `writer_of`.
@@ -70,7 +72,7 @@ def write(path: str | Path, batch: Mapping, answers: Iterable[Answered]) -> None
   """
   writer = writer_of(path)
   with whole_file(path) as file:
-    writer(file, batch, answers)
+    writer(file, batch, found)
 
 
 def about(job: Job, counts: Mapping[str, int], outcomes: Mapping[str, int], *, now: float) -> dict:
@@ -85,7 +87,7 @@ def about(job: Job, counts: Mapping[str, int], outcomes: Mapping[str, int], *, n
   return {
     "schema_version": SCHEMA_VERSION,
     "id": job.id,
-    "directory": jobs.path_text(job.directory or b""),
+    "directory": answers.path_text(job.directory or b""),
     **job.settings,
     "begun_at": stamp(job.created_at),
     "written_at": stamp(now),
@@ -113,7 +115,7 @@ def names(path: bytes) -> dict:
   try:
     return {"path": path.decode()}
   except UnicodeDecodeError:
-    return {"path": jobs.path_text(path), "path_base64": base64.b64encode(path).decode()}
+    return {"path": answers.path_text(path), "path_base64": base64.b64encode(path).decode()}
 
 
 def json_line(answered: Answered) -> str:
@@ -128,7 +130,7 @@ def text_line(path: bytes, answer: Mapping) -> str:
   outcome = answer["error"]["code"] if "error" in answer else answer["outcome"]
   probability = answer.get("deepfake_probability")
   told = "-" if probability is None else f"{probability:.3f}"
-  return f"{outcome}\t{told}\t{printable(jobs.path_text(path))}"
+  return f"{outcome}\t{told}\t{printable(answers.path_text(path))}"
 
 
 def cell(value: object) -> str:
@@ -150,29 +152,29 @@ def cell(value: object) -> str:
   return ("'" if dangerous and text else "") + printable(text)
 
 
-def _write_json(file: BinaryIO, batch: Mapping, answers: Iterable[Answered]) -> None:
+def _write_json(file: BinaryIO, batch: Mapping, found: Iterable[Answered]) -> None:
   head = json.dumps({"batch": dict(batch), "results": []}, indent=2, allow_nan=False)
   file.write(head.removesuffix("]\n}").encode())
   between = "\n"
-  for answered in answers:
+  for answered in found:
     file.write((between + json_line(answered)).encode())
     between = ",\n"
   file.write(b"\n]}\n")
 
 
-def _write_jsonl(file: BinaryIO, batch: Mapping, answers: Iterable[Answered]) -> None:
+def _write_jsonl(file: BinaryIO, batch: Mapping, found: Iterable[Answered]) -> None:
   del batch
-  for answered in answers:
+  for answered in found:
     file.write((json_line(answered) + "\n").encode())
 
 
-def _write_csv(file: BinaryIO, batch: Mapping, answers: Iterable[Answered]) -> None:
+def _write_csv(file: BinaryIO, batch: Mapping, found: Iterable[Answered]) -> None:
   del batch
   text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
   # Every cell in quotes, so that those that read other separators see the same cells.
   rows = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
   rows.writerow(COLUMNS)
-  for answered in answers:
+  for answered in found:
     row = _columns(answered)
     rows.writerow([cell(row[column]) for column in COLUMNS])
   text.detach()
@@ -182,7 +184,7 @@ def _columns(answered: Answered) -> dict:
   answer = answered.answer
   error, file, model = (answer.get(key) or {} for key in ("error", "file", "model"))
   return {
-    "path": jobs.path_text(answered.path),
+    "path": answers.path_text(answered.path),
     "outcome": UNREAD if error else answer["outcome"],
     **{key: answer.get(key) for key in ("deepfake_probability", "is_deepfake", "confidence", "decided_by")},
     "reasons": " ".join(reason["code"] for reason in answer.get("reasons", ())),
@@ -194,11 +196,11 @@ def _columns(answered: Answered) -> dict:
   }
 
 
-def _write_html(file: BinaryIO, batch: Mapping, answers: Iterable[Answered]) -> None:
+def _write_html(file: BinaryIO, batch: Mapping, found: Iterable[Answered]) -> None:
   from deepscan_jax import report
 
   tag = report.tag
-  shown = heapq.nsmallest(PAGE_ROWS, _rows(answers), key=lambda row: row[:3])
+  shown = heapq.nsmallest(PAGE_ROWS, _rows(found), key=lambda row: row[:3])
   body = [_table_row(answered, outcome) for _, _, _, outcome, answered in shown]
   header = ("File", "Verdict", "Probability", "Why")
   table = tag(
@@ -242,8 +244,8 @@ def _write_html(file: BinaryIO, batch: Mapping, answers: Iterable[Answered]) -> 
   file.write(page.encode())
 
 
-def _rows(answers: Iterable[Answered]) -> Iterator[tuple[int, float, int, str, Answered]]:
-  for answered in answers:
+def _rows(found: Iterable[Answered]) -> Iterator[tuple[int, float, int, str, Answered]]:
+  for answered in found:
     outcome = UNREAD if "error" in answered.answer else answered.answer["outcome"]
     probability = answered.answer.get("deepfake_probability")
     yield _ORDER.index(outcome), -(probability or 0.0), answered.item, outcome, answered
@@ -261,7 +263,7 @@ def _table_row(answered: Answered, outcome: str):
     why = " ".join(reason["message"] for reason in answer["reasons"])
   return tag(
     "tr",
-    tag("th", tag("bdi", jobs.path_text(answered.path)), scope="row"),
+    tag("th", tag("bdi", answers.path_text(answered.path)), scope="row"),
     tag("td", words, class_=f"mark {outcome}"),
     tag("td", report.DASH if probability is None else report.percent(probability), class_="number"),
     tag("td", why),

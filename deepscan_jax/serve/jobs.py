@@ -1,8 +1,8 @@
 """The table of work: which files are to be judged, who judges each now, and what was found.
 
-A job is a folder, or an uploaded file, with settings; its items are files. Whoever judges takes an item under a
-lease: for so many seconds it is theirs, and they renew it while they live. The lease, and that there was one
-more try, are written before the work begins, so a process that is killed at any moment loses nothing: its
+A job is a folder, or an uploaded file, with settings; its items are files. Whoever judges takes an item under
+a lease: for so many seconds it is theirs, and they renew it while they live. The lease, and that there was
+one more try, are written before the work begins, so a process that is killed at any moment loses nothing: its
 leases run out and the items are taken by others. An answer is written together with the end of its lease, and
 only if the lease is still held (by owner and number of the claim): no item is answered twice.
 
@@ -32,7 +32,10 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-MOST_TRIES, MOST_INTERRUPTIONS = 3, 5
+from deepscan_jax.serve import answers
+from deepscan_jax.serve.judging import MOST_TRIES
+
+MOST_INTERRUPTIONS = 5
 LEASE_S = 60.0
 # States of an item; those that are answered stand at the end.
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
@@ -41,8 +44,8 @@ OPEN, ANSWERED = (QUEUED, RUNNING), (DONE, FAILED)
 # A job is listing (its files are being looked for) or running, then one of the others.
 LISTING = "listing"
 JOB_STATES = (LISTING, RUNNING, DONE, FAILED, CANCELLED)
-# Codes of what this table itself says of a file.
-GAVE_UP, INTERRUPTED = "worker_crash", "interrupted"
+# The code of what this table itself says of a file.
+INTERRUPTED = "interrupted"
 _ROWS_AT_ONCE = 500
 
 METADATA = sa.MetaData()
@@ -370,9 +373,7 @@ class Ledger:
     """A node still has the files of its jobs."""
     with self._database.begin() as connection:
       connection.execute(
-        sa.update(JOBS)
-        .where(JOBS.c.state == RUNNING, JOBS.c.node == node)
-        .values(node_seen_at=self._now)
+        sa.update(JOBS).where(JOBS.c.state == RUNNING, JOBS.c.node == node).values(node_seen_at=self._now)
       )
 
   def give_up_lost_nodes(self, seconds: float) -> int:
@@ -415,9 +416,7 @@ class Ledger:
   def same_file(self, known: Known) -> None:
     """The file's bytes are what they were; its answer stays."""
     with self._database.begin() as connection:
-      connection.execute(
-        sa.update(ITEMS).where(ITEMS.c.id == known.item).values(file_state=known.file_state)
-      )
+      connection.execute(sa.update(ITEMS).where(ITEMS.c.id == known.item).values(file_state=known.file_state))
 
   def judge_again(self, known: Known) -> None:
     """The file is another one now; its answer is dropped, and it is queued as if it were new."""
@@ -511,7 +510,7 @@ class Ledger:
     return self._interrupt(job, ITEMS.c.lease_until < self._now)
 
   def take_back_dead(self, job: str) -> int:
-    """Ends the leases of processes of this machine that are no more; returns how many items are queued again."""
+    """As `take_back_expired`, of the leases of processes of this machine that are no more."""
     with self._database.connect() as connection:
       owners = connection.execute(
         sa.select(ITEMS.c.owner).distinct().where(ITEMS.c.job == job, ITEMS.c.state == RUNNING)
@@ -681,7 +680,7 @@ class Ledger:
     with self._database.connect() as connection:
       given_up = connection.execute(select).all()
     for item, path in given_up:
-      answer = json.dumps(unread(path, code=INTERRUPTED, message=message))
+      answer = json.dumps(answers.unread(path, code=INTERRUPTED, message=message))
       values = {"state": FAILED, "outcome": INTERRUPTED, "answer": answer, "finished_at": self._now}
       self._count(sa.update(ITEMS).where(*lost, last, ITEMS.c.id == item).values(**counted, **values))
     return self._count(sa.update(ITEMS).where(*lost, ~last).values(state=QUEUED, **counted))
@@ -689,23 +688,6 @@ class Ledger:
   def _count(self, statement) -> int:
     with self._database.begin() as connection:
       return connection.execute(statement).rowcount
-
-
-def unread(path: bytes, *, code: str, message: str) -> dict:
-  """What stands in the place of a verdict, see report.Unread."""
-  from deepscan_jax.verdict import SCHEMA_VERSION
-
-  name = path_text(path.rpartition(b"/")[2])
-  return {
-    "schema_version": SCHEMA_VERSION,
-    "file": {"name": name},
-    "error": {"code": code, "message": message},
-  }
-
-
-def path_text(path: bytes) -> str:
-  """A path as text; bytes that are no UTF-8 become escapes such as \\xff."""
-  return path.decode("utf-8", "backslashreplace")
 
 
 def file_state(facts: os.stat_result) -> str:
