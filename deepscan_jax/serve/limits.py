@@ -134,7 +134,9 @@ class Limits:
     allowed, remaining, reset_s = self._here.ask(name, who, limit=limit, window_s=window_s, count=count)
     return Count(name, allowed, limit, remaining, reset_s, window_s)
 
-  def _ask_redis(self, name: str, who: str, limit: int, window_s: int, count: bool) -> tuple[bool, int, float]:
+  def _ask_redis(
+    self, name: str, who: str, limit: int, window_s: int, count: bool
+  ) -> tuple[bool, int, float]:
     item = RateLimitItemPerSecond(limit, window_s, namespace=f"deepscan/{name}")
     hit = self._shared.hit(item, who) if count else None
     reset, remaining = self._shared.get_window_stats(item, who)

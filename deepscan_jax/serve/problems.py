@@ -43,7 +43,11 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "unknown_model": (422, "No such model", "Ask /api/v1/models which there are."),
   "key_reused": (422, "Idempotency-Key reused", "Use another Idempotency-Key for another request."),
   "rate_limited": (429, "Too many requests", "Wait for the seconds that the header Retry-After tells."),
-  "too_many_failures": (429, "Too many wrong keys", "Wait for the seconds that the header Retry-After tells."),
+  "too_many_failures": (
+    429,
+    "Too many wrong keys",
+    "Wait for the seconds that the header Retry-After tells.",
+  ),
   # The file.
   "empty_file": (422, "Empty file", "Copy or download it again."),
   "unknown_extension": (415, "Unknown file type", "Give the file its right extension, or convert it."),

@@ -52,7 +52,9 @@ class Settings:
   redis_url: str | None = _field(
     None, "Where several replicas count requests together, such as redis://host:6379/0.", "REDIS_URL"
   )
-  roots: tuple[Path, ...] = _field((), "Folders that batch jobs may read, separated by commas; none: no jobs.")
+  roots: tuple[Path, ...] = _field(
+    (), "Folders that batch jobs may read, separated by commas; none: no jobs."
+  )
   temp_dir: Path = _field(
     None, "Folder in which received files lie until they are answered (default: TMPDIR or /tmp)."
   )

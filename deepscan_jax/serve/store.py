@@ -168,7 +168,9 @@ class Store:
 
   # Results -----------------------------------------------------------------------------------------------
 
-  def find_result(self, *, sha256: str, model: str, settings: str, shared_with: str) -> tuple[str, dict] | None:
+  def find_result(
+    self, *, sha256: str, model: str, settings: str, shared_with: str
+  ) -> tuple[str, dict] | None:
     """The id and the answer for a file that was judged before; None where it was not, or is forgotten."""
     if not self._kept_s:
       return None
@@ -257,7 +259,14 @@ class Store:
       InProgress: it is being answered.
     """
     now = self._clock()
-    claim = {"request": request, "owner": owner, "started": now, "status": None, "headers": None, "body": None}
+    claim = {
+      "request": request,
+      "owner": owner,
+      "started": now,
+      "status": None,
+      "headers": None,
+      "body": None,
+    }
     mine = (ANSWERS.c.key_id == key_id) & (ANSWERS.c.idempotency_key == idempotency_key)
     try:
       with self._database.begin() as connection:
@@ -316,7 +325,9 @@ class Store:
     now = self._clock()
     with self._database.begin() as connection:
       gone = connection.execute(sa.delete(RESULTS).where(RESULTS.c.created <= now - self._kept_s)).rowcount
-      gone += connection.execute(sa.delete(ANSWERS).where(ANSWERS.c.started <= now - IDEMPOTENT_FOR_S)).rowcount
+      gone += connection.execute(
+        sa.delete(ANSWERS).where(ANSWERS.c.started <= now - IDEMPOTENT_FOR_S)
+      ).rowcount
       total = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(RESULTS.c.size), 0))).scalar_one()
       if total > self._most_bytes:
         rows = connection.execute(sa.select(RESULTS.c.id, RESULTS.c.size).order_by(RESULTS.c.created)).all()

@@ -117,7 +117,9 @@ class UploadFolder:
     idle_s, whole_s: how long an upload may stand still, and take.
   """
 
-  def __init__(self, temp_dir: Path, *, keep: Path | None = None, idle_s: float = 30.0, whole_s: float = 900.0):
+  def __init__(
+    self, temp_dir: Path, *, keep: Path | None = None, idle_s: float = 30.0, whole_s: float = 900.0
+  ):
     parent = temp_dir / f"{FOLDER}-{os.getuid()}"
     parent.mkdir(mode=0o700, exist_ok=True)
     state = parent.lstat()
