@@ -2,13 +2,13 @@
 
     deepscan batch --directory=/media/evidence --file_ext=.mp4 --output_report=report.json
     deepscan batch --directory=clips --output_report=report.csv --output_report=report.html --workers=2
-    deepscan batch --directory=/shared/clips --database=postgresql://deepscan@db/deepscan --output_report=r.csv
+    deepscan batch --directory=/shared --database=postgresql://deepscan@db/deepscan --output_report=r.csv
 
 What was found is kept in a ledger: the same command again judges only what has no answer yet, and files that
 have changed since. Another model, another number of frames or another version of this program is another
-batch. Several processes, on several machines with PostgreSQL, share one batch by being given the same command;
-each ends when all of it is answered, and writes the whole report. A file that makes its process crash is given
-up after three tries, and the others go on.
+batch. Several processes, on several machines with PostgreSQL, share one batch by being given the same
+command; each ends when all of it is answered, and writes the whole report. A file that makes its process
+crash is given up after three tries, and the others go on.
 --output_report ends in .json, .jsonl, .csv or .html and may be given several times. Results go to stdout, a
 line for each file (outcome, probability, path; JSON with --json), progress to stderr, as a bar on a terminal.
 --runner=beam judges on a cluster that runs Apache Beam, without a ledger: see --beam_options.

@@ -1,13 +1,17 @@
 """A detector that looks at bytes instead of faces, so that the service around it can be tested in no time."""
 
+import contextlib
 import hashlib
 import time
 from pathlib import Path
 
 import numpy as np
+from starlette.testclient import TestClient
 
 from deepscan_jax import media, verdict
+from deepscan_jax.serve.app import ROUTERS, make_app
 from deepscan_jax.serve.engine import Busy, ModelInfo, UnknownModel
+from deepscan_jax.serve.settings import Settings
 from deepscan_jax.verdict import BranchVerdict, Evidence, Person, Reason, Sighting, Thresholds, Verdict
 
 THRESHOLDS = Thresholds(0.4, 0.7, 0.02)
@@ -137,3 +141,38 @@ def wav(*, note: bytes = b"") -> bytes:
 def mp4(*, note: bytes = b"") -> bytes:
   """What passes for a video, likewise."""
   return MP4.ljust(32, b"\0") + note
+
+
+SECRET_KEY = "secret-" + "0123456789abcdef" * 2
+API_KEY = "apikey-" + "0123456789abcdef" * 2
+METRICS_KEY = "metric-" + "0123456789abcdef" * 2
+AUTH = {"Authorization": f"Bearer {API_KEY}"}
+
+
+def make_settings(folder: Path, **changes) -> Settings:
+  """Settings of a service whose files all lie in a folder of the test."""
+  temp_dir = folder / "temp"
+  temp_dir.mkdir(exist_ok=True)
+  facts = {
+    "secret_key": SECRET_KEY,
+    "api_key": API_KEY,
+    "metrics_key": METRICS_KEY,
+    "data_dir": folder / "data",
+    "temp_dir": temp_dir,
+    "requests_per_hour": 10_000,
+    "drain_s": 5.0,
+  }
+  return Settings(**facts | changes)
+
+
+@contextlib.contextmanager
+def service(folder: Path, *, engine: FakeEngine | None = None, routers=ROUTERS, **changes):
+  """A client of a service that runs in this process: `client.app.state.context` has its parts."""
+  app = make_app(make_settings(folder, **changes), engine or FakeEngine(), routers=routers)
+  with TestClient(app, raise_server_exceptions=False, headers=AUTH) as client:
+    yield client
+
+
+def received_files(folder: Path) -> list[Path]:
+  """What lies in the service's temporary folder."""
+  return [path for path in (folder / "temp").rglob("*") if path.is_file() and path.name != "lock"]

@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+from typing import Annotated
 
 import anyio
 from fastapi import Depends, Request
@@ -99,21 +100,22 @@ async def authorize(context: Context, key: KeyInfo, scope: str, *, counted: bool
   return count
 
 
-def require(scope: str, *, counted: bool = True):
-  """A FastAPI dependency that lets requests pass whose key has a scope, within its limit.
+def require(*scopes: str, counted: bool = True):
+  """A FastAPI dependency that lets requests pass whose key has one of the scopes, within its limit.
 
   Args:
-    scope: of keys.SCOPES.
+    scopes: of keys.SCOPES.
     counted: False for what costs no work, such as asking for a job's state.
 
   Returns:
     What Depends(...) gives: KeyInfo.
   """
 
-  async def check(request: Request, _=Depends(_SCHEME)) -> KeyInfo:
+  async def check(request: Request, _: Annotated[object, Depends(_SCHEME)]) -> KeyInfo:
     context: Context = request.app.state.context
     # The gate in front of the app has asked for the key already.
     key: KeyInfo = request.state.key
+    scope = next((scope for scope in scopes if scope in key.scopes), scopes[0])
     count = await authorize(context, key, scope, counted=counted)
     request.state.headers.update(count.headers())
     return key

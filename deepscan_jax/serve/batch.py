@@ -167,7 +167,7 @@ def add_files(ledger: Ledger, job: str, directory: bytes, files: Iterable[tuple[
 def unanswered(
   ledger: Ledger | None, job: Job | None, files: Iterable[tuple[bytes, str]]
 ) -> Iterator[tuple[bytes, bool]]:
-  """Yields the path of each file, and whether a run would judge it (as far as dates tell). Changes nothing."""
+  """Yields each file's path, and whether a run would judge it, as far as dates tell. Changes nothing."""
   chunk: list[tuple[bytes, str]] = []
 
   def look() -> Iterator[tuple[bytes, bool]]:

@@ -2,8 +2,8 @@
 
 Each of Beam's worker processes judges in a process of its own, as `deepscan batch` does, so a file that
 makes it crash costs three tries and not the bundle. What has a verdict is written to NAME-*.jsonl; what has
-none, with the reason in its place, to the dead letters, NAME.dead_letter-*.jsonl. There is no ledger: Beam itself does a
-bundle again whose worker is lost, and counts its results once.
+none, with the reason in its place, to the dead letters, NAME.dead_letter-*.jsonl. There is no ledger: Beam
+itself does a bundle again whose worker is lost, and counts its results once.
 """
 
 import functools

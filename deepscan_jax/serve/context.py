@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,18 @@ class Phase:
   draining: bool = False
 
 
+@dataclasses.dataclass
+class Later:
+  """Who takes files that are judged later; routes_jobs sets it.
+
+  Attributes:
+    submit: called with the Upload, and key (KeyInfo), frames and model by name; it moves or copies the file
+      elsewhere before it returns, and gives the answer: 202 with the header Location of a job.
+  """
+
+  submit: Callable[..., Awaitable] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
   """The parts of one running service; `request.app.state.context` holds it.
@@ -37,6 +50,7 @@ class Context:
     uploads: where files are received.
     metrics: what /metrics tells.
     phase: whether the service is ending.
+    later: who takes files that are judged later.
   """
 
   settings: Settings
@@ -48,3 +62,4 @@ class Context:
   uploads: UploadFolder
   metrics: Metrics
   phase: Phase = dataclasses.field(default_factory=Phase)
+  later: Later = dataclasses.field(default_factory=Later)

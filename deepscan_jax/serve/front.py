@@ -1,4 +1,4 @@
-"""What stands before every route: request ids, keys, sizes of bodies, safe headers, one log line, no traceback."""
+"""What stands before every route: request ids, keys, sizes of bodies, safe headers, a line in the log."""
 
 import logging
 import re
@@ -130,6 +130,7 @@ class _Exchange:
 
   async def answer(self, problem: Problem) -> None:
     """Answers with a problem, unless an answer was begun."""
+    self.state["problem"] = problem.code
     if self.status is None:
       await problem.response()(self.scope, self._receive, self.send)
     else:
@@ -146,6 +147,9 @@ class _Exchange:
     method = self.scope["method"] if self.scope["method"] in _METHODS else "other"
     metrics.requests.labels(route or "none", method, status).inc()
     metrics.request_seconds.labels(route or "none").observe(seconds)
+    problem = self.state.get("problem")
+    if problem:
+      metrics.problems.labels(problem).inc()
     quiet = route in ("/healthz", "/readyz", "/metrics") and status < 400
     key = self.state.get("key")
     logger.log(
@@ -160,6 +164,7 @@ class _Exchange:
         "received_bytes": self._received,
         "address": self.address,
         "key_id": key.id if key else None,
+        "problem": problem,
         **self.state.get("log", {}),
       },
     )

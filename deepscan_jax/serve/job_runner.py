@@ -191,14 +191,18 @@ class JobRunner:
     except media.MediaError as error:
       name = job.settings["upload"]["name"] if "upload" in job.settings else _base(lease.path)
       # The decoder knows the file by the name under which it was opened.
-      answer = _error(name, error.reason, str(error).replace(os.path.basename(path), name))
+      answer = _error(name, error.reason, _renamed(str(error), os.path.basename(path), name))
       if error.reason in PASSING:
         self._failed(job, lease, answer)
         return
     except confined.OutsideError:
-      answer = _error(_base(lease.path), "missing_file", "There is no such file any more, or a link is in its place.")
+      answer = _error(
+        _base(lease.path), "missing_file", "There is no such file any more, or a link is in its place."
+      )
     except UnknownModel:
-      answer = _error(_base(lease.path), "unknown_model", "The model that the job began with is not loaded here.")
+      answer = _error(
+        _base(lease.path), "unknown_model", "The model that the job began with is not loaded here."
+      )
     except Problem as problem:
       answer = _error(job.settings["upload"]["name"], problem.code, str(problem.detail))
     except Exception:
@@ -242,6 +246,10 @@ class JobRunner:
     most, total = self._context.settings.batch_files, 0
     settings = job.settings
     step: list[tuple[bytes, str]] = []
+    if "upload" in settings:
+      message = "The server that received this file stopped before it had its place; send it again."
+      self._ledger.refuse(job.id, code="upload_lost", message=message)
+      return True
     try:
       with confined.opened_folder(self._context.settings.roots, job.directory) as folder:
         for file in folder.files(settings["extensions"], recursive=settings["recursive"]):
@@ -296,7 +304,9 @@ class JobRunner:
       else:
         pause = self._pauses_s[job.webhook_tries - 1]
         # Not all at the same moment, when a receiver is back.
-        self._ledger.webhook_told(job.id, state="waiting", again_s=pause * (0.75 + secrets.randbelow(500) / 1000))
+        self._ledger.webhook_told(
+          job.id, state="waiting", again_s=pause * (0.75 + secrets.randbelow(500) / 1000)
+        )
     else:
       self._ledger.webhook_told(job.id, state="told")
     return True
@@ -338,6 +348,14 @@ def listed(hosts: str) -> tuple[str, ...]:
 
 def _as_sent(facts: dict) -> Upload:
   return Upload(**{**facts, "path": Path(facts["name"])})
+
+
+def _renamed(told: str, opened: str, name: str) -> str:
+  """A message about a file by the name that its owner knows."""
+  if len(opened) > 16:
+    return told.replace(opened, name)
+  # The number of an open file: elsewhere in the sentence it may be another number.
+  return name + told.removeprefix(opened) if told.startswith(opened) else told
 
 
 def _base(path: bytes) -> str:

@@ -250,6 +250,11 @@ class Ledger:
         for index in sorted(table.indexes, key=lambda index: index.name):
           connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
 
+  def now(self) -> float:
+    """The database's time, seconds since 1970."""
+    with self._database.connect() as connection:
+      return connection.execute(sa.select(self._now)).scalar_one()
+
   # Jobs
 
   def open_job(
@@ -262,8 +267,16 @@ class Ledger:
     state: str = RUNNING,
     node: str | None = None,
     webhook: str | None = None,
+    leased_s: float = 0.0,
   ) -> Job:
-    """Returns the job of a key, made where there is none, or a new one where the key is None."""
+    """Returns the job of a key, made where there is none, or a new one where the key is None.
+
+    Args:
+      settings: what its files are judged with.
+      directory: of its files.
+      key, owner, state, node, webhook: as of JOBS.
+      leased_s: so long `claim_listing` leaves it to the caller.
+    """
     row = {
       "id": secrets.token_hex(16),
       "key": key,
@@ -272,6 +285,7 @@ class Ledger:
       "directory": directory,
       "settings": json.dumps(dict(settings), sort_keys=True),
       "created_at": self._now,
+      "lease_until": self._now + leased_s,
       "node": node,
       "node_seen_at": self._now if node else None,
       "webhook": webhook,
@@ -673,8 +687,8 @@ class Ledger:
       "lease_until": None,
     }
     message = (
-      f"The work on this file was broken off {MOST_INTERRUPTIONS} times without a word, as when a machine runs "
-      "out of memory; judge it by itself."
+      f"The work on this file was broken off {MOST_INTERRUPTIONS} times without a word, as when a machine "
+      "runs out of memory; judge it by itself."
     )
     select = sa.select(ITEMS.c.id, ITEMS.c.path).where(*lost, last)
     with self._database.connect() as connection:

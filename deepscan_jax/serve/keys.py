@@ -1,9 +1,9 @@
 """Who may ask: API keys with scopes and an end, of which only a keyed hash is kept.
 
-A key is `dfk_<id>_<secret>`: 8 characters by which it is found, and 32 random bytes in base64. What is stored is
-the HMAC-SHA256 of the whole key under the service's secret. A slow hash would add nothing, for nobody can try
-256 bits, and would let strangers keep the processor busy. Whatever is presented, a check computes one HMAC,
-asks the database once and compares as many digests, so that its time tells nothing.
+A key is `dfk_<id>_<secret>`: 8 characters by which it is found, and 32 random bytes in base64. What is stored
+is the HMAC-SHA256 of the whole key under the service's secret. A slow hash would add nothing, for nobody can
+try 256 bits, and would let strangers keep the processor busy. Whatever is presented, a check computes one
+HMAC, asks the database once and compares as many digests, so that its time tells nothing.
 """
 
 import dataclasses

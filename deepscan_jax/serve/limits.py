@@ -66,7 +66,7 @@ class Windows:
     return len(self._seen)
 
   def ask(self, name: str, who: str, *, limit: int, window_s: float, count: bool) -> tuple[bool, int, float]:
-    """Returns whether one more passes, how many remain and seconds until one is forgotten; counts it or not."""
+    """Whether one more passes, how many remain and seconds until one is forgotten; counts it or not."""
     now = self._clock()
     if now - self._swept_s > _SWEEP_S:
       self._swept_s = now
@@ -105,7 +105,7 @@ class Limits:
     except Exception as error:
       # The message may hold the URL, and the URL a password.
       raise ValueError(
-        f"REDIS_URL cannot be used ({type(error).__name__}); check it, and that the package redis is installed."
+        f"REDIS_URL cannot be used ({type(error).__name__}); check it, and `pip install redis`."
       ) from error
 
   async def hit(self, name: str, who: str, *, limit: int, window_s: int = HOUR_S) -> Count:

@@ -30,6 +30,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "forbidden": (403, "Not allowed", "Ask the operator."),
   "not_found": (404, "Not found", "Check the address; /api/v1/docs lists all there are."),
   "unknown_result": (404, "No such result", "Send the result_id of an answer that this key got lately."),
+  "unknown_job": (404, "No such job", "Send the id of a job that this key began lately."),
   "method_not_allowed": (405, "Wrong method", "Use a method that the header Allow lists."),
   "not_acceptable": (406, "Not acceptable", "Send the request as /api/v1/docs describes it."),
   "slow_upload": (408, "Upload too slow", "Send it again over a faster connection, or a smaller copy."),
@@ -42,6 +43,9 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "unexpected_field": (422, "Unexpected field", "Send one file in one form field and nothing else."),
   "unknown_model": (422, "No such model", "Ask /api/v1/models which there are."),
   "key_reused": (422, "Idempotency-Key reused", "Use another Idempotency-Key for another request."),
+  "unknown_folder": (422, "No such folder", "Name a folder that the operator lets jobs read, without links."),
+  "bad_webhook": (422, "No such webhook", "Give a public https address, or ask the operator to list the host."),
+  "too_many_jobs": (429, "Too many jobs", "Wait until one has ended, or cancel one."),
   "rate_limited": (429, "Too many requests", "Wait for the seconds that the header Retry-After tells."),
   "too_many_failures": (
     429,
@@ -66,7 +70,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "internal_error": (500, "Internal error", "Try again; if it stays, tell the operator the request_id."),
   "not_ready": (503, "Not ready", "Wait for the seconds that the header Retry-After tells."),
   "busy": (503, "Busy", "Wait for the seconds that the header Retry-After tells."),
-  "draining": (503, "Ending", "Send it again: another replica, or this one once it is back, answers."),
+  "no_jobs": (422, "No jobs here", "Send it without async."),
 }
 _CODE_OF_STATUS = {
   400: "bad_request",
@@ -184,11 +188,11 @@ def install(app: FastAPI) -> None:
   """Answers all errors of an app with problem details."""
 
   async def on_problem(request: Request, error: Problem) -> Response:
-    del request
+    # For the log and the metrics.
+    request.state.problem = error.code
     return error.response()
 
   async def on_http(request: Request, error: HTTPException) -> Response:
-    del request
     code = _CODE_OF_STATUS.get(error.status_code)
     if code is None:
       code = "internal_error" if error.status_code >= 500 else "bad_request"
@@ -198,17 +202,18 @@ def install(app: FastAPI) -> None:
       400: "The request could not be read.",
     }
     detail = details.get(error.status_code, PROBLEMS[code][1] + ".")
-    return Problem(code, detail, status=error.status_code, headers=error.headers).response()
+    problem = Problem(code, detail, status=error.status_code, headers=error.headers)
+    return await on_problem(request, problem)
 
   async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-    del request
     # What was sent is not repeated: it may be a secret.
     faults = [
       {"place": ".".join(str(part) for part in fault["loc"]), "message": str(fault["msg"])}
       for fault in error.errors()
     ]
     places = ", ".join(dict.fromkeys(fault["place"] for fault in faults))
-    return Problem("invalid", f"The request is not valid at {places}.", errors=faults).response()
+    problem = Problem("invalid", f"The request is not valid at {places}.", errors=faults)
+    return await on_problem(request, problem)
 
   app.add_exception_handler(Problem, on_problem)
   app.add_exception_handler(HTTPException, on_http)

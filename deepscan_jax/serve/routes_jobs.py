@@ -1,8 +1,8 @@
-"""POST /api/v1/batch/process, GET and DELETE /api/v1/batch/{id}: folders, and long videos, that are judged later.
+"""POST /api/v1/batch/process, GET and DELETE /api/v1/batch/{id}: folders and long videos, judged later.
 
-A job is its key's: to all others it is not there. GET tells how far it is and what was found so far, a page at a
-time; DELETE cancels it, which keeps what was found. A webhook (webhooks.py) tells its end. Jobs that have ended
-are forgotten after a while.
+A job is its key's: to all others it is not there. GET tells how far it is and what was found so far, a page
+at a time; DELETE cancels it, which keeps what was found. A webhook (webhooks.py) tells its end. Jobs that have
+ended are forgotten after a while.
 """
 
 import contextlib
@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import anyio
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from deepscan_jax.serve import answers, batch, batch_report, confined, idempotency, jobs, webhooks
+from deepscan_jax.serve import batch, batch_report, confined, idempotency, jobs, webhooks
 from deepscan_jax.serve.auth import require
 from deepscan_jax.serve.context import Context
 from deepscan_jax.serve.engine import ModelInfo
@@ -60,8 +60,8 @@ class JobAccepted(_Strict):
   state: Literal[jobs.JOB_STATES]
   url: str = Field(description="Where to ask for its progress, and to cancel it.")
   webhook_secret: str | None = Field(
-    description="What this key's webhooks are signed with (header X-Deepscan-Signature: t=SECONDS,v1=HMAC-SHA256 "
-    "of t, a full stop and the body); null without a webhook."
+    description="What this key's webhooks are signed with, in the header X-Deepscan-Signature: "
+    "t=SECONDS,v1=HMAC-SHA256 of t, a full stop and the body. Null without a webhook."
   )
 
 
@@ -134,7 +134,6 @@ def router(context: Context) -> APIRouter:
     request = idempotency.fingerprint("batch", asked.model_dump_json())
     return await idempotency.once(context.store, key, idempotency_key, request, begin)
 
-  # A key that may only detect asks for its own videos here.
   @routes.get(
     "/batch/{job_id}",
     response_model=JobStatus,
@@ -143,7 +142,7 @@ def router(context: Context) -> APIRouter:
   )
   def status(
     job_id: JobId,
-    key: Annotated[KeyInfo, Depends(require(DETECT, counted=False))],
+    key: Annotated[KeyInfo, Depends(require(BATCH, DETECT, counted=False))],
     after: Annotated[int, Query(ge=0, le=2**53, description="`next_after` of the page before.")] = 0,
     limit: Annotated[int, Query(ge=0, le=MOST_RESULTS, description="Most results.")] = USUAL_RESULTS,
   ):
@@ -155,7 +154,7 @@ def router(context: Context) -> APIRouter:
     responses=describe(*KEY_PROBLEMS, "unknown_job"),
     summary="Cancel a job",
   )
-  def cancel(job_id: JobId, key: Annotated[KeyInfo, Depends(require(DETECT, counted=False))]):
+  def cancel(job_id: JobId, key: Annotated[KeyInfo, Depends(require(BATCH, DETECT, counted=False))]):
     service.cancel(job_id, key)
     return service.status(job_id, key, after=0, limit=0)
 
@@ -176,6 +175,7 @@ class Jobs:
   def __init__(self, context: Context):
     self._context = context
     self._ledger = Ledger(context.database)
+    self._ledger.create_tables()
     self._spool = Spool(context.settings.temp_dir)
 
   @contextlib.asynccontextmanager

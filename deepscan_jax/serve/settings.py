@@ -1,4 +1,4 @@
-"""How a service is set up: one frozen object, read from flags and the environment, each wrong value a sentence."""
+"""How a service is set up: one frozen object, of flags and the environment; a wrong value is a sentence."""
 
 import dataclasses
 import os
@@ -14,15 +14,9 @@ MAKE_ONE = "make one with: python3 -c 'import secrets; print(secrets.token_urlsa
 _LONGEST_SECRET_FILE = 4096
 
 
-def _field(default, text: str, env: str | None = None, *, least: float | None = None):
-  """A field of Settings with its help, its environment variable (DEEPSCAN_NAME if None) and least value."""
-  return dataclasses.field(default=default, metadata={"help": text, "env": env, "least": least})
-
-
-def _secret(text: str, env: str):
-  return dataclasses.field(
-    default=None, repr=False, metadata={"help": text, "env": env, "least": None, "secret": True}
-  )
+def _about(text: str, env: str | None = None, *, least: float | None = None, secret: bool = False) -> dict:
+  """Of a field of Settings its help, its environment variable (DEEPSCAN_NAME if None) and its least value."""
+  return {"help": text, "env": env, "least": least, "secret": secret}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,67 +27,152 @@ class Settings:
     ValueError: a value that cannot be used; one sentence that says which and what to do.
   """
 
-  host: str = _field("127.0.0.1", "Address to listen on; 0.0.0.0 is all there are.", "HOST")
-  port: int = _field(5000, "Port to listen on.", "PORT", least=0)
-  models: tuple[Path, ...] = _field(
-    (), "Checkpoint folders, separated by commas, the default first; none: that of the package.", "MODEL_PATH"
+  host: str = dataclasses.field(
+    default="127.0.0.1", metadata=_about("Address to listen on; 0.0.0.0 is all there are.", "HOST")
   )
-  secret_key: str = _secret(
-    "Secret that keys are hashed with; as a flag it is visible to others on this machine.", "SECRET_KEY"
+  port: int = dataclasses.field(default=5000, metadata=_about("Port to listen on.", "PORT", least=0))
+  models: tuple[Path, ...] = dataclasses.field(
+    default=(),
+    metadata=_about(
+      "Checkpoint folders, separated by commas, the default first; none: that of the package.", "MODEL_PATH"
+    ),
   )
-  api_key: str | None = _secret("A key that may detect and run batches; may be left out.", "API_KEY")
-  metrics_key: str | None = _secret("A key that may read /metrics and nothing else.", "METRICS_KEY")
-  database_url: str = _field(
-    "", "SQLAlchemy URL of the database; without it a SQLite file in data_dir.", "DATABASE_URL"
+  secret_key: str = dataclasses.field(
+    default=None,
+    repr=False,
+    metadata=_about(
+      "Secret that keys are hashed with; as a flag it is visible to others on this machine.",
+      "SECRET_KEY",
+      secret=True,
+    ),
   )
-  data_dir: Path = _field(
-    None, "Folder of the service's own files (default: deepscan_jax in the user's data folder)."
+  api_key: str | None = dataclasses.field(
+    default=None,
+    repr=False,
+    metadata=_about("A key that may detect and run batches; may be left out.", "API_KEY", secret=True),
   )
-  redis_url: str | None = _field(
-    None, "Where several replicas count requests together, such as redis://host:6379/0.", "REDIS_URL"
+  metrics_key: str | None = dataclasses.field(
+    default=None,
+    repr=False,
+    metadata=_about("A key that may read /metrics and nothing else.", "METRICS_KEY", secret=True),
   )
-  roots: tuple[Path, ...] = _field(
-    (), "Folders that batch jobs may read, separated by commas; none: no jobs."
+  database_url: str = dataclasses.field(
+    default="",
+    repr=False,
+    metadata=_about("SQLAlchemy URL of the database; without it a SQLite file in data_dir.", "DATABASE_URL"),
   )
-  temp_dir: Path = _field(
-    None, "Folder in which received files lie until they are answered (default: TMPDIR or /tmp)."
+  data_dir: Path = dataclasses.field(
+    default=None,
+    metadata=_about("Folder of the service's own files (default: deepscan_jax in the user's data folder)."),
   )
-  keep: Path | None = _field(
-    None, "Keep every received file in this folder, named by its hash; without it none is kept."
+  redis_url: str | None = dataclasses.field(
+    default=None,
+    repr=False,
+    metadata=_about(
+      "Where several replicas count requests together, such as redis://host:6379/0.", "REDIS_URL"
+    ),
   )
-  video_bytes: int = _field(500 * MEGABYTE, "Largest video, in bytes.", least=1)
-  image_bytes: int = _field(20 * MEGABYTE, "Largest picture, in bytes.", least=1)
-  audio_bytes: int = _field(100 * MEGABYTE, "Largest sound file, in bytes.", least=1)
-  max_frames: int = _field(256, "Most frames of a video that a request may ask to be looked at.", least=1)
-  requests_per_hour: int = _field(100, "Requests an hour and key, where a key says nothing else.", least=1)
-  reads_per_hour: int = _field(
-    3600, "Requests an hour and key of those that cost nothing, such as a job's state.", least=1
+  roots: tuple[Path, ...] = dataclasses.field(
+    default=(), metadata=_about("Folders that batch jobs may read, with commas between; none: no jobs.")
   )
-  failed_auth_per_hour: int = _field(
-    60, "Wrong keys an hour from one address; then it has to wait, with a right one too.", least=1
+  batch_workers: int = dataclasses.field(
+    default=1, metadata=_about("Files of jobs that are judged at once.", least=1)
   )
-  workers: int = _field(os.cpu_count() or 1, "Files that are decoded at once.", least=1)
-  queue: int = _field(64, "Files that are received, waiting or judged at once; more are sent away.", least=1)
-  queue_per_key: int = _field(32, "Likewise of one key.", least=1)
-  upload_idle_s: float = _field(30.0, "An upload that stands still for so many seconds ends.", least=0.01)
-  upload_s: float = _field(900.0, "An upload that takes so many seconds ends.", least=0.01)
-  results_kept_h: float = _field(
-    24.0, "Hours that answers are kept, for the same file again and for feedback; 0 keeps none.", least=0
+  batch_files: int = dataclasses.field(default=100_000, metadata=_about("Most files of a job.", least=1))
+  jobs_per_key: int = dataclasses.field(
+    default=20, metadata=_about("Jobs of a key that may be under way at once.", least=1)
   )
-  results_bytes: int = _field(1000 * MEGABYTE, "Most bytes that answers take; the oldest go first.", least=0)
-  shared_results: bool = _field(
-    False, "Answer a file from another key's results too; a key can then learn what others have sent."
+  jobs_kept_h: float = dataclasses.field(
+    default=168.0, metadata=_about("Hours that jobs are kept after their end.", least=0)
   )
-  connections: int = _field(512, "Open connections; more are told to come again.", least=1)
-  drain_delay_s: float = _field(
-    0.0, "After SIGTERM, go on accepting for so many seconds while /readyz says no.", least=0
+  webhook_hosts: str = dataclasses.field(
+    default="",
+    metadata=_about(
+      "Hosts, as HOST or HOST:PORT with commas between, that webhooks may call by http and at private addresses."
+    ),
   )
-  drain_s: float = _field(60.0, "Then wait so many seconds for the requests under way.", least=0)
-  forwarded_allow_ips: str = _field(
-    "", "Addresses of proxies, separated by commas, whose X-Forwarded-For is believed."
+  temp_dir: Path = dataclasses.field(
+    default=None,
+    metadata=_about("Folder in which received files lie until they are answered (default: TMPDIR or /tmp)."),
   )
-  ssl_certfile: Path | None = _field(None, "Certificate chain (PEM); with ssl_keyfile it makes this HTTPS.")
-  ssl_keyfile: Path | None = _field(None, "Private key (PEM) of the certificate.")
+  keep: Path | None = dataclasses.field(
+    default=None,
+    metadata=_about("Keep every received file in this folder, named by its hash; without it none is kept."),
+  )
+  video_bytes: int = dataclasses.field(
+    default=500 * MEGABYTE, metadata=_about("Largest video, in bytes.", least=1)
+  )
+  image_bytes: int = dataclasses.field(
+    default=20 * MEGABYTE, metadata=_about("Largest picture, in bytes.", least=1)
+  )
+  audio_bytes: int = dataclasses.field(
+    default=100 * MEGABYTE, metadata=_about("Largest sound file, in bytes.", least=1)
+  )
+  max_frames: int = dataclasses.field(
+    default=256, metadata=_about("Most frames of a video that a request may ask to be looked at.", least=1)
+  )
+  requests_per_hour: int = dataclasses.field(
+    default=100, metadata=_about("Requests an hour and key, where a key says nothing else.", least=1)
+  )
+  reads_per_hour: int = dataclasses.field(
+    default=3600,
+    metadata=_about("Requests an hour and key of those that cost nothing, such as a job's state.", least=1),
+  )
+  failed_auth_per_hour: int = dataclasses.field(
+    default=60,
+    metadata=_about(
+      "Wrong keys an hour from one address; then it has to wait, with a right one too.", least=1
+    ),
+  )
+  workers: int = dataclasses.field(
+    default=os.cpu_count() or 1, metadata=_about("Files that are decoded at once.", least=1)
+  )
+  queue: int = dataclasses.field(
+    default=64,
+    metadata=_about("Files that are received, waiting or judged at once; more are sent away.", least=1),
+  )
+  queue_per_key: int = dataclasses.field(default=32, metadata=_about("Likewise of one key.", least=1))
+  upload_idle_s: float = dataclasses.field(
+    default=30.0, metadata=_about("An upload that stands still for so many seconds ends.", least=0.01)
+  )
+  upload_s: float = dataclasses.field(
+    default=900.0, metadata=_about("An upload that takes so many seconds ends.", least=0.01)
+  )
+  results_kept_h: float = dataclasses.field(
+    default=24.0,
+    metadata=_about(
+      "Hours that answers are kept, for the same file again and for feedback; 0 keeps none.", least=0
+    ),
+  )
+  results_bytes: int = dataclasses.field(
+    default=1000 * MEGABYTE, metadata=_about("Most bytes that answers take; the oldest go first.", least=0)
+  )
+  shared_results: bool = dataclasses.field(
+    default=False,
+    metadata=_about(
+      "Answer a file from another key's results too; a key can then learn what others have sent."
+    ),
+  )
+  connections: int = dataclasses.field(
+    default=512, metadata=_about("Open connections; more are told to come again.", least=1)
+  )
+  drain_delay_s: float = dataclasses.field(
+    default=0.0,
+    metadata=_about("After SIGTERM, go on accepting for so many seconds while /readyz says no.", least=0),
+  )
+  drain_s: float = dataclasses.field(
+    default=60.0, metadata=_about("Then wait so many seconds for the requests under way.", least=0)
+  )
+  forwarded_allow_ips: str = dataclasses.field(
+    default="",
+    metadata=_about("Addresses of proxies, separated by commas, whose X-Forwarded-For is believed."),
+  )
+  ssl_certfile: Path | None = dataclasses.field(
+    default=None, metadata=_about("Certificate chain (PEM); with ssl_keyfile it makes this HTTPS.")
+  )
+  ssl_keyfile: Path | None = dataclasses.field(
+    default=None, metadata=_about("Private key (PEM) of the certificate.")
+  )
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

@@ -1,8 +1,8 @@
 """The service's database: its tables, past answers, answers that may be asked for twice, and feedback.
 
-SQLite for one process, PostgreSQL by URL for several. Other modules add tables of their own to METADATA before
-`open_database` makes what is missing. Times are seconds since 1970. Nothing here waits on the event loop:
-callers run these functions in threads.
+SQLite for one process, PostgreSQL by URL for several. Other modules add tables of their own to METADATA
+before `open_database` makes what is missing. Times are seconds since 1970. Callers run these functions in
+threads, so that nobody else waits.
 """
 
 import dataclasses

@@ -370,7 +370,7 @@ def _parser(content_type: str, form: _Form) -> MultipartParser:
 
 
 def shown_name(sent: str) -> str:
-  """A client's file name as it may be shown: without folders, control and direction characters, and not long."""
+  """A client's file name as it may be shown: no folders, no control or direction characters, not long."""
   name = re.split(r"[/\\]", sent)[-1]
   name = "".join(c for c in name if unicodedata.category(c)[0] != "C").strip()
   stem, dot, extension = name.rpartition(".")

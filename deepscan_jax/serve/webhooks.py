@@ -1,7 +1,7 @@
 """Tells a job's owner that it has ended, by an HTTP request to an address that the owner gave.
 
-The address comes from a client, so it may point at what only this server can reach. Unless the operator lists a
-host, its address has to be https, and every address that the host's name stands for has to be a public one;
+The address comes from a client, so it may point at what only this server can reach. Unless the operator lists
+a host, its address has to be https, and every address that the host's name stands for has to be a public one;
 the request then goes to one of those that were looked at, whatever the name stands for a moment later.
 Redirects are not followed, the answer's body is not read, and proxies of the environment are not used.
 
@@ -9,8 +9,8 @@ The request is signed:
 
     X-Deepscan-Signature: t=1732830000,v1=5257a869e7...
 
-v1 is the HMAC-SHA256, in hexadecimal digits, of `t`, a full stop and the body, under the secret that the answer
-to the job's request has told. Who compares it, and refuses a `t` that is long ago, knows that it was us, now.
+v1 is the HMAC-SHA256, in hexadecimal digits, of `t`, a full stop and the body, under the secret that the
+answer to the job's request has told. Who compares it, and refuses a `t` that is long ago, knows that it was us, now.
 X-Deepscan-Delivery is the job's id, the same however often it is told.
 """
 
@@ -63,7 +63,7 @@ class Target:
 
 
 def target(url: str, *, allowed: Sequence[str] = ()) -> Target:
-  """Takes an address apart, and sees whether it may be called as far as one can tell without asking for its name.
+  """Takes an address apart, and sees whether it may be called as far as its text tells.
 
   Args:
     url: as a client gave it.
