@@ -391,7 +391,7 @@ class Ledger:
       )
 
   def give_up_lost_nodes(self, seconds: float) -> int:
-    """Ends running jobs whose node was not seen for so long: nobody else has their files. Returns how many."""
+    """Ends running jobs whose node was not seen for so long, with their files; returns how many."""
     with self._database.connect() as connection:
       lost = connection.execute(
         sa.select(JOBS.c.id).where(

@@ -1,8 +1,8 @@
 """POST /api/v1/batch/process, GET and DELETE /api/v1/batch/{id}: folders and long videos, judged later.
 
 A job is its key's: to all others it is not there. GET tells how far it is and what was found so far, a page
-at a time; DELETE cancels it, which keeps what was found. A webhook (webhooks.py) tells its end. Jobs that have
-ended are forgotten after a while.
+at a time; DELETE cancels it, which keeps what was found. A webhook (webhooks.py) tells its end. Jobs that
+have ended are forgotten after a while.
 """
 
 import contextlib

@@ -88,7 +88,7 @@ class Settings:
   webhook_hosts: str = dataclasses.field(
     default="",
     metadata=_about(
-      "Hosts, as HOST or HOST:PORT with commas between, that webhooks may call by http and at private addresses."
+      "Hosts (or HOST:PORT), with commas between, that webhooks may call by http and at private addresses."
     ),
   )
   temp_dir: Path = dataclasses.field(

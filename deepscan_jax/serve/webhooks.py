@@ -10,7 +10,8 @@ The request is signed:
     X-Deepscan-Signature: t=1732830000,v1=5257a869e7...
 
 v1 is the HMAC-SHA256, in hexadecimal digits, of `t`, a full stop and the body, under the secret that the
-answer to the job's request has told. Who compares it, and refuses a `t` that is long ago, knows that it was us, now.
+answer to the job's request has told. Who compares it, and refuses a `t` that is long
+ago, knows that it was us, now.
 X-Deepscan-Delivery is the job's id, the same however often it is told.
 """
 
