@@ -2,9 +2,10 @@
 
 The files are some bytes each, and in place of the detector is one that looks at bytes; all else is what
 `deepscan batch` runs. The process that hands out the files is killed (SIGKILL) at random moments, while it
-starts as well as while it works, every other time with its workers, and started again by the same
-command until the report is whole. Then each file has to stand in the report once, with the answer that its bytes have,
-and in the ledger as done; how often files were judged a second time for a kill is counted by the judge itself.
+starts as well as while it works, every other time with its workers, and started again by the same command
+until the report is whole. Then each file has to stand in the report once, with the answer that its bytes
+have, and in the ledger as done. How often files were judged a second time for a kill is counted by the judge
+itself.
 """
 
 import collections

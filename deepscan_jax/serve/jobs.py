@@ -193,7 +193,7 @@ def open_database(url: str | Path) -> sa.Engine:
   if "://" not in text:
     text = f"sqlite:///{text}"
   try:
-    address = sa.make_url(text)
+    address = _address(text)
     if address.drivername in ("postgres", "postgresql"):
       address = address.set(drivername="postgresql+psycopg")
     if address.get_backend_name() not in ("sqlite", "postgresql"):
@@ -204,9 +204,6 @@ def open_database(url: str | Path) -> sa.Engine:
     if engine.dialect.name == "sqlite":
       sa.event.listen(engine, "connect", _tune_sqlite)
     Ledger(engine).create_tables()
-  except sa.exc.ArgumentError as error:
-    # Not the URL itself, which may hold a password.
-    raise ValueError("The database's URL is not one; give a file, or postgresql://USER@HOST/NAME.") from error
   except ModuleNotFoundError as error:
     raise ValueError(
       f"The database needs {error.name}, which is not installed; `pip install 'psycopg[binary]'` adds it."
@@ -214,6 +211,14 @@ def open_database(url: str | Path) -> sa.Engine:
   except sa.exc.DBAPIError as error:
     raise ValueError(f"The database {address!r} cannot be used: {first_line(error)}.") from error
   return engine
+
+
+def _address(text: str) -> sa.URL:
+  try:
+    return sa.make_url(text)
+  except (sa.exc.ArgumentError, ValueError) as error:
+    # Without the URL itself, which may hold a password.
+    raise ValueError("The database's URL is not one; give a file, or postgresql://USER@HOST/NAME.") from error
 
 
 def first_line(error: sa.exc.DBAPIError) -> str:
@@ -536,7 +541,7 @@ class Ledger:
     """How many items are in each of ITEM_STATES."""
     select = sa.select(ITEMS.c.state, sa.func.count()).where(ITEMS.c.job == job).group_by(ITEMS.c.state)
     with self._database.connect() as connection:
-      return {**dict.fromkeys(ITEM_STATES, 0), **dict(connection.execute(select).tuples().all())}
+      return dict.fromkeys(ITEM_STATES, 0) | {state: n for state, n in connection.execute(select)}
 
   def outcomes(self, job: str) -> dict[str, int]:
     """How many answered items have each outcome, or code in its place."""
@@ -546,7 +551,7 @@ class Ledger:
       .group_by(ITEMS.c.outcome)
     )
     with self._database.connect() as connection:
-      return dict(connection.execute(select).tuples().all())
+      return {outcome: count for outcome, count in connection.execute(select)}
 
   def answers(self, job: str, *, after: int = 0, limit: int | None = None) -> Iterator[Answered]:
     """The answered items in the order in which they were added, behind the item `after`."""
