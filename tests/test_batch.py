@@ -1,9 +1,9 @@
+import base64
 import csv
 import functools
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import batch_fakes
 import pytest
+from absl import app
+from absl.testing import flagsaver
 
 pytest.importorskip("sqlalchemy")
 from deepscan_jax.launch import batch as command
@@ -22,7 +24,7 @@ from deepscan_jax.stopping import StopRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = b"new\nline\x1b[31m\xff.mp4"
-FORMULA = "=cmd|' /C calc'!A0.mp4"
+FORMULA = "=cmd|' -C calc'!A0.mp4"
 
 
 def write(folder, **files):
@@ -123,8 +125,6 @@ def test_names_steer_no_terminal_and_no_spreadsheet(hostile):
   ):
     assert "\x1b[31m" not in text and "\udcff" not in text and "new\nline" not in text
   odd = rows(folder / "report.jsonl")["new\nline\x1b[31m\\xff.mp4"]
-  import base64
-
   assert base64.b64decode(odd["path_base64"]) == HOSTILE
   assert "new\\nline\\x1b[31m\\xff.mp4" in runs[0][1]
   with (folder / "report.csv").open(newline="", encoding="utf-8") as file:
@@ -359,32 +359,40 @@ def test_a_detector_judges_what_it_began_to_decode():
   assert judge.metadata == batch_fakes.MODEL
 
 
-def test_the_command_tells_what_it_would_do_and_what_is_wrong(tmp_path):
+def test_the_command_tells_what_it_would_do(tmp_path):
   media = write(tmp_path / "media", a=b"a", b=b"b")
-  environment = {
-    **os.environ,
-    "PYTHONPATH": "",
-    "JAX_PLATFORMS": "cpu",
-    "XDG_STATE_HOME": str(tmp_path / "state"),
-  }
-
-  def run(*arguments):
-    return subprocess.run(
-      [sys.executable, "-m", "launch", "batch", *arguments],
-      cwd=ROOT,
-      env=environment,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-
-  dry = run(f"--directory={media}", "--file_ext=.mp4", "--dry_run")
+  environment = {**os.environ, "PYTHONPATH": "", "JAX_PLATFORMS": "cpu"}
+  dry = subprocess.run(
+    [sys.executable, "-m", "launch", "batch", f"--directory={media}", "--file_ext=.mp4", "--dry_run"],
+    cwd=ROOT,
+    env={**environment, "XDG_STATE_HOME": str(tmp_path / "state")},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert (dry.returncode, dry.stdout) == (0, "a.mp4\nb.mp4\n"), dry.stderr
   assert "2 files, 2 of them would be judged." in dry.stderr and not (tmp_path / "state").exists()
-  wrong = run(f"--directory={tmp_path / 'nowhere'}")
-  assert wrong.returncode == 2 and re.fullmatch(r"deepscan: There is no folder .*nowhere; .*\n", wrong.stderr)
-  wrong = run(str(media), "--output_report=report.pdf")
-  assert wrong.returncode == 2 and "report.pdf ends in none of .json" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+  ("given", "folder", "error", "message"),
+  [
+    ({}, "nowhere", OSError, r"There is no folder .*nowhere"),
+    ({"output_report": ["report.pdf"]}, ".", ValueError, r"report.pdf ends in none of .json, .jsonl, .csv"),
+    (
+      {"output_report": ["/nowhere/r.json"]},
+      ".",
+      OSError,
+      r"Cannot write /nowhere/r.json: there is no folder",
+    ),
+    ({"file_ext": ["*.mp4"]}, ".", ValueError, r"'\*.mp4' is no file extension"),
+    ({"directory": "x"}, ".", app.UsageError, r"Say which folder"),
+  ],
+)
+def test_wrong_usage_is_a_sentence(tmp_path, given, folder, error, message):
+  values = {"file_ext": [], "output_report": [], "directory": None, **given}
+  with flagsaver.flagsaver(**values), pytest.raises(error, match=message):
+    command.main(["batch", str(tmp_path / folder)])
 
 
 def test_a_dry_run_leaves_out_what_was_answered(tmp_path, capsys):

@@ -105,9 +105,9 @@ def extensions(given: Sequence[str]) -> tuple[str, ...]:
     ValueError: one that can be none.
   """
   wanted = {word.strip().lower() for words in given for word in words.split(",") if word.strip()}
-  found = {word if word.startswith(".") else f".{word}" for word in wanted}
-  for word in found:
-    if not word[1:].isalnum() or not word.isascii() or len(word) > 11:
+  found = {f".{word.removeprefix('.')}" for word in wanted}
+  for word in wanted:
+    if not word.removeprefix(".").isalnum() or not word.isascii() or len(word) > 11:
       raise ValueError(f"{word!r} is no file extension; give one such as .mp4, or several: .mp4,.mov.")
   return tuple(sorted(found or (*VIDEOS, *PICTURES, *SOUNDS)))
 
