@@ -135,7 +135,7 @@ def test_a_folder_that_is_swapped_for_a_link_again_and_again_never_leads_out(roo
   finally:
     stop.set()
     thread.join()
-  assert set(seen) == {b"good", "refused"} and seen["refused"] > 0
+  assert set(seen) == {b"good", "refused"} and sum(seen.values()) > 50
 
 
 def test_no_open_files_are_left_behind(root):

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import hmac
 import json
@@ -261,32 +262,40 @@ def test_what_waits_for_a_job_is_deleted_when_it_is_cancelled_or_nobodys(serving
   assert list(spool.path.glob("*.mp4")) == []
 
 
-def test_the_end_of_a_job_is_told_until_it_is_heard(serving, media, monkeypatch):
-  monkeypatch.setattr(
-    routes_jobs, "JobRunner", lambda *args: JobRunner(*args, pauses_s=(0.01, 0.01), poll_s=0.05)
-  )
+@pytest.fixture
+def impatient(monkeypatch):
+  """Services that wait but a moment before they call a webhook again, and do so twice."""
+  quick = functools.partial(JobRunner, pauses_s=(0.01, 0.01), poll_s=0.05)
+  monkeypatch.setattr(routes_jobs, "JobRunner", quick)
+
+
+def wait_for_webhook(client, job, state):
+  until = time.monotonic() + 60
+  while client.get(job["url"]).json()["webhook"] != state:
+    assert time.monotonic() < until
+    time.sleep(0.05)
+
+
+def test_the_end_of_a_job_is_told_until_it_is_heard(serving, media, impatient):
   with receiver(500, 503, 200) as (port, got):
     client = serving(webhook_hosts=f"127.0.0.1:{port}")
     job = process(client, media, webhook_url=f"http://127.0.0.1:{port}/hook")
-    wait_for(client, job["url"])
-    until = time.monotonic() + 60
-    while client.get(job["url"]).json()["webhook"] != "told" and time.monotonic() < until:
-      time.sleep(0.05)
-    assert len(got) == 3
-    path, headers, body = got[-1]
-    stamp, signed = (part.partition("=")[2] for part in headers["X-Deepscan-Signature"].split(","))
-    expected = hmac.new(job["webhook_secret"].encode(), f"{stamp}.".encode() + body, hashlib.sha256)
-    assert path == "/hook" and signed == expected.hexdigest()
-    told = json.loads(body)
-    assert (told["id"], told["state"], told["files"], told["judged"]) == (job["id"], "done", 5, 4)
-    assert {h["X-Deepscan-Delivery"] for _, h, _ in got} == {job["id"]}
-  with receiver(500, 500, 500, 500) as (port, got):
+    wait_for_webhook(client, job, "told")
+  assert len(got) == 3 and {headers["X-Deepscan-Delivery"] for _, headers, _ in got} == {job["id"]}
+  path, headers, body = got[-1]
+  stamp, signed = (part.partition("=")[2] for part in headers["X-Deepscan-Signature"].split(","))
+  expected = hmac.new(job["webhook_secret"].encode(), f"{stamp}.".encode() + body, hashlib.sha256)
+  assert path == "/hook" and signed == expected.hexdigest()
+  told = json.loads(body)
+  assert (told["id"], told["state"], told["files"], told["judged"]) == (job["id"], "done", 5, 4)
+
+
+def test_a_webhook_that_nobody_hears_is_given_up(serving, media, impatient):
+  with receiver(500, 500, 500, 200) as (port, got):
     client = serving(webhook_hosts=f"127.0.0.1:{port}")
     job = process(client, media, webhook_url=f"http://127.0.0.1:{port}/hook")
-    until = time.monotonic() + 60
-    while client.get(job["url"]).json()["webhook"] != "gave_up" and time.monotonic() < until:
-      time.sleep(0.05)
-    assert len(got) == 3
+    wait_for_webhook(client, job, "gave_up")
+  assert len(got) == 3
 
 
 def test_jobs_take_turns_and_a_key_has_so_many_at_once(serving, media):
@@ -305,13 +314,15 @@ def test_jobs_take_turns_and_a_key_has_so_many_at_once(serving, media):
   client.delete(long["url"])
 
 
-def test_folders_with_too_many_files_and_models_that_are_gone_are_said_to_be(serving, media):
+def test_a_folder_with_too_many_files_is_refused_as_a_whole(serving, media):
   client = serving(batch_files=4)
   found = wait_for(client, process(client, media)["url"], "failed")
   assert found["problem"]["code"] == "too_many_files" and found["cancelled"] == found["files"]
+
+
+def test_a_job_is_judged_by_the_model_that_it_began_with_or_not_at_all(serving, media):
   engine = serve_fakes.FakeEngine()
   client = serving(engine=engine)
-  engine.ready = True
   job = process(client, media, model="fake@2.0.0")
   found = wait_for(client, job["url"])
   assert found["model_version"] == "fake@2.0.0"

@@ -321,7 +321,7 @@ class Ledger:
 
   def listed(self, job: str) -> bool:
     """A job's files are all there; False where it is not listing any more."""
-    return self._set_job(job, (LISTING,), state=RUNNING)
+    return self._set_job(job, (LISTING,), state=RUNNING, lease_until=0)
 
   def refuse(self, job: str, *, code: str, message: str) -> bool:
     """A job ends with a problem of its own; its items are cancelled."""

@@ -161,7 +161,7 @@ def router(context: Context) -> APIRouter:
   return routes
 
 
-_PROBLEMS = ("unknown_folder", "bad_webhook", "too_many_jobs", "unknown_model", "draining", "not_ready")
+_PROBLEMS = ("unknown_folder", "bad_webhook", "too_many_jobs", "unknown_model", "not_ready")
 _LOCATION = {"description": "Where to ask for its progress.", "schema": {"type": "string"}}
 
 
@@ -294,7 +294,7 @@ class Jobs:
   def _check(self, key: KeyInfo, model: str | None) -> ModelInfo:
     context = self._context
     if context.phase.draining:
-      raise Problem("draining", "This service is ending.", retry_after_s=_AGAIN_S)
+      raise Problem("not_ready", "This service is ending.", retry_after_s=_AGAIN_S)
     if not context.engine.ready:
       raise Problem("not_ready", "The models are being loaded.", retry_after_s=_AGAIN_S)
     if self._ledger.open_jobs_of(key.id) >= context.settings.jobs_per_key:
