@@ -11,8 +11,8 @@ Every setting may come from a flag or from the environment: HOST, PORT, MODEL_PA
 METRICS_KEY, DATABASE_URL and REDIS_URL, the others as DEEPSCAN_ and the setting's name in capitals. A secret
 may stand in a file instead: SECRET_KEY_FILE names it. A flag goes before the environment.
 
-A key is shown once, when it is made; only a hash of it is kept, made with SECRET_KEY, without which it is worth
-nothing. Scopes are detect, batch and metrics. Logs go to stderr, a line of JSON each.
+A key is shown once, when it is made; only a hash of it is kept, made with SECRET_KEY, without which it is
+worth nothing. Scopes are detect, batch and metrics. Logs go to stderr, a line of JSON each.
 
 SIGTERM ends it when what is under way is answered; SIGHUP loads the models again beside the old ones.
 

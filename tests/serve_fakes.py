@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import uvicorn
 from starlette.testclient import TestClient
 
 from deepscan_jax import media, verdict
@@ -176,3 +178,18 @@ def service(folder: Path, *, engine: FakeEngine | None = None, routers=ROUTERS, 
 def received_files(folder: Path) -> list[Path]:
   """What lies in the service's temporary folder."""
   return [path for path in (folder / "temp").rglob("*") if path.is_file() and path.name != "lock"]
+
+
+@contextlib.contextmanager
+def real_server(app):
+  """The address of a server in a thread."""
+  server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
+  thread = threading.Thread(target=server.run, daemon=True)
+  thread.start()
+  while not server.started:
+    thread.join(0.02)
+  try:
+    yield server.servers[0].sockets[0].getsockname()[:2]
+  finally:
+    server.should_exit = True
+    thread.join(20)

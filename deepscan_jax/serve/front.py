@@ -16,7 +16,8 @@ from deepscan_jax.serve.uploads import FORM_BYTES
 
 # Of every request that is not an upload.
 BODY_BYTES = 64 << 10
-_ID = re.compile(r"[\w.-]{8,64}", re.ASCII)
+# A client may name its request by a UUID; anything looser would let a key into the log by mistake.
+_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 SAFE_HEADERS = {
   "X-Content-Type-Options": "nosniff",
   "Referrer-Policy": "no-referrer",

@@ -11,8 +11,10 @@ from typing import TextIO
 from deepscan_jax.serve.problems import request_id
 
 REDACTED = "[redacted]"
-# Keys of ours wherever they turn up, and whatever stands behind the word Bearer.
-_SECRETS = re.compile(r"dfk_[\w-]{8,}|(?<=bearer )\S+|(?<=bearer%20)[^\s&\"']+", re.IGNORECASE | re.ASCII)
+# Keys of ours wherever they turn up, and whatever stands behind the word Bearer; signs of JSON end it.
+_SECRETS = re.compile(
+  r"dfk_[\w-]{8,}|(?<=bearer )[^\s\"'\\&]+|(?<=bearer%20)[^\s\"'\\&]+", re.IGNORECASE | re.ASCII
+)
 # What every log record has; anything else was given as `extra`.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 

@@ -41,7 +41,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "invalid": (422, "Invalid request", "Correct what `errors` names; /api/v1/docs describes all parameters."),
   "missing_file": (422, "No file", "Send the file in the form field that /api/v1/docs names."),
   "unexpected_field": (422, "Unexpected field", "Send one file in one form field and nothing else."),
-  "unknown_model": (422, "No such model", "Ask /api/v1/models which there are."),
+  "unknown_model": (404, "No such model", "Ask /api/v1/models which there are."),
   "key_reused": (422, "Idempotency-Key reused", "Use another Idempotency-Key for another request."),
   "unknown_folder": (422, "No such folder", "Name a folder that jobs may read, without links."),
   "bad_webhook": (422, "No such webhook", "Give a public https address, or have the operator list it."),

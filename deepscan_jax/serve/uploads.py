@@ -241,7 +241,7 @@ class _Form:
     self._headers: dict[bytes, bytes] = {}
     self._field, self._value = b"", b""
     self.name, self.extension, self._parts = "", "", 0
-    self._looked_at = False
+    self._looked_at = self._ended = False
 
   def count(self, size: int) -> None:
     """Counts received bytes, the form's own lines too."""
@@ -299,6 +299,9 @@ class _Form:
         headers=_CLOSE,
       )
 
+  def on_end(self) -> None:
+    self._ended = True
+
   def on_part_data(self, data: bytes, start: int, end: int) -> None:
     self.size += end - start
     if self.size > self._most_bytes:
@@ -328,6 +331,8 @@ class _Form:
 
   def finish(self) -> Upload:
     """The received file; on a thread."""
+    if not self._ended:
+      raise Problem("bad_multipart", "The form is cut off.")
     if not self._parts:
       raise Problem(
         "missing_file",
@@ -364,7 +369,7 @@ def _parser(content_type: str, form: _Form) -> MultipartParser:
   boundary = options.get(b"boundary", b"")
   if not re.fullmatch(rb"[ -~]{1,70}", boundary):
     raise Problem("bad_multipart", "The form's boundary is missing or too long.", headers=_CLOSE)
-  names = ("on_part_begin", "on_part_data", "on_header_field", "on_header_value", "on_header_end")
+  names = ("on_part_begin", "on_part_data", "on_header_field", "on_header_value", "on_header_end", "on_end")
   callbacks = {name: getattr(form, name) for name in (*names, "on_headers_finished")}
   return MultipartParser(boundary, callbacks)
 
