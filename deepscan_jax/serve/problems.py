@@ -43,8 +43,8 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "unexpected_field": (422, "Unexpected field", "Send one file in one form field and nothing else."),
   "unknown_model": (404, "No such model", "Ask /api/v1/models which there are."),
   "key_reused": (422, "Idempotency-Key reused", "Use another Idempotency-Key for another request."),
-  "unknown_folder": (422, "No such folder", "Name a folder that jobs may read, without links."),
-  "bad_webhook": (422, "No such webhook", "Give a public https address, or have the operator list it."),
+  "unknown_folder": (404, "No such folder", "Name a folder that jobs may read, without links."),
+  "bad_webhook": (403, "Not allowed", "Give a public https address, or have the operator list it."),
   "too_many_jobs": (429, "Too many jobs", "Wait until one has ended, or cancel one."),
   "rate_limited": (429, "Too many requests", "Wait for the seconds that the header Retry-After tells."),
   "too_many_failures": (

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import anyio
 from fastapi import APIRouter, Depends, FastAPI, Path, Query
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from deepscan_jax.serve import batch, batch_report, confined, idempotency, jobs, webhooks
 from deepscan_jax.serve.auth import require
@@ -30,6 +30,9 @@ MOST_RESULTS, USUAL_RESULTS = 200, 50
 _AGAIN_S = 5.0
 
 
+_EXTENSIONS = r"^\.?[A-Za-z0-9]{1,10}(,\.?[A-Za-z0-9]{1,10})*$"
+
+
 class _Strict(BaseModel):
   model_config = ConfigDict(extra="forbid")
 
@@ -40,11 +43,11 @@ class BatchRequest(_Strict):
   directory: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
     description="A folder below one of the service's roots; relative where there is one root. No links."
   )
-  file_extension: Annotated[str | None, Field(max_length=200, pattern=r"^[A-Za-z0-9., ]*$")] = Field(
+  file_extension: Annotated[str | None, Field(pattern=_EXTENSIONS, max_length=200)] = Field(
     default=None, description="Such as .mp4, or several: .mp4,.mov. Without it all that can be judged."
   )
   recursive: bool = Field(default=True, description="Look into folders in the folder.")
-  frames: int | None = Field(default=None, ge=1, description="How many frames of a video are looked at.")
+  frames: int
   model: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.@+-]{1,200}$")] = Field(
     default=None, description="As of the detect routes. All files are judged by the one that is loaded now."
   )
@@ -112,6 +115,11 @@ JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="Of a job of t
 def router(context: Context) -> APIRouter:
   """The routes; what works on the jobs starts and ends with the app."""
   service = Jobs(context)
+  most = context.settings.max_frames
+  frames = Annotated[int, Field(ge=1, le=most, description="How many frames of a video are looked at.")]
+  Asked = create_model(
+    "BatchRequest", __base__=BatchRequest, __doc__=BatchRequest.__doc__, frames=(frames, min(32, most))
+  )
   routes = APIRouter(prefix="/api/v1", tags=["batch"], lifespan=service.lifespan)
   context.later.submit = service.submit
   accepted = {202: {"model": JobAccepted, "headers": {"Location": _LOCATION}}}
@@ -124,7 +132,7 @@ def router(context: Context) -> APIRouter:
     summary="Judge the files of a folder",
   )
   async def process(
-    asked: BatchRequest,
+    asked: Asked,
     key: Annotated[KeyInfo, Depends(require(BATCH))],
     idempotency_key: IdempotencyKey = None,
   ):
@@ -193,10 +201,7 @@ class Jobs:
     """Begins a job of a folder."""
     settings = self._context.settings
     model = self._check(key, asked.model)
-    try:
-      wanted = batch.extensions([asked.file_extension or ""])
-    except ValueError as error:
-      raise Problem("invalid", str(error)) from error
+    wanted = batch.extensions([asked.file_extension or ""])
     try:
       with confined.opened_folder(settings.roots, asked.directory) as folder:
         directory = folder.path
@@ -204,7 +209,7 @@ class Jobs:
       raise Problem("unknown_folder", "There is no such folder that jobs may read.") from None
     job = self._ledger.open_job(
       settings={
-        **_judged_by(model, self._frames(asked.frames)),
+        **_judged_by(model, asked.frames),
         "extensions": list(wanted),
         "recursive": asked.recursive,
       },
@@ -300,12 +305,6 @@ class Jobs:
     if self._ledger.open_jobs_of(key.id) >= context.settings.jobs_per_key:
       raise Problem("too_many_jobs", f"This key has {context.settings.jobs_per_key} jobs under way.")
     return find_model(context.engine.models, model)
-
-  def _frames(self, asked: int | None) -> int:
-    most = self._context.settings.max_frames
-    if asked is not None and asked > most:
-      raise Problem("invalid", f"At most {most} frames of a video are looked at here.")
-    return asked or min(32, most)
 
   def _webhook(self, url: str | None) -> str | None:
     if url is None:
