@@ -57,6 +57,15 @@ FORBIDDEN = {
   "folds": {""},
   "speech": {""},
   "stopping": {""},
+  "serve.answers": TRAINING | (SERVING - {"verdict"}) | {"models", "media", "faces", "examples", "config"},
+  "serve.jobs": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
+  "serve.judging": TRAINING | {"report", "models", "serve.jobs", "serve.batch"},
+  "serve.batch": TRAINING
+  | (SERVING - {"verdict"})
+  | {"models", "faces", "examples", "config", "checkpoints", "serve.app"},
+  "serve.batch_report": TRAINING | {"inference", "models", "media", "faces", "examples", "checkpoints"},
+  "serve.confined": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
+  "serve.webhooks": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "serve"},
   "inference": {
     "training",
     "train_state",
@@ -77,6 +86,7 @@ ONLY = {
   "av": {"media_decoder", "augment", "augment_audio", "doctor"},
   "PIL": {"media_decoder"},
   "tensorboardX": {"event_files"},
+  "apache_beam": {"serve.batch_beam"},
   "torch": set(),
   "tensorflow": set(),
 }
@@ -136,6 +146,12 @@ def test_the_library_never_imports_the_rooms_beside_it():
       assert name.split(".")[0] not in ("launch", "experiments", "datasets"), f"{path.name} imports {name}"
       for room in ("launch", "experiments", "datasets"):
         assert not reaches(name, f"deepscan_jax.{room}"), f"{path.name} imports {name}"
+
+
+def test_nothing_but_the_service_needs_the_service():
+  for path in modules():
+    if not module_name(path).startswith("serve"):
+      assert not [name for name in imports(path) if reaches(name, "deepscan_jax.serve")], path.name
 
 
 def test_dataset_builders_never_see_models_or_training():

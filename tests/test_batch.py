@@ -16,7 +16,6 @@ import pytest
 from absl import app
 from absl.testing import flagsaver
 
-pytest.importorskip("sqlalchemy")
 from deepscan_jax.launch import batch as command
 from deepscan_jax.launch import detect
 from deepscan_jax.serve import batch, batch_report, jobs, judging

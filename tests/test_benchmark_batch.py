@@ -2,9 +2,6 @@ import json
 import random
 import shutil
 
-import pytest
-
-pytest.importorskip("sqlalchemy")
 from deepscan_jax.launch import benchmark, benchmark_batch
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sqlalchemy")
 from deepscan_jax.serve import confined
 from deepscan_jax.serve.confined import OutsideError
 

@@ -11,7 +11,6 @@ import batch_fakes
 import postgres_server
 import pytest
 
-pytest.importorskip("sqlalchemy")
 from deepscan_jax.serve import answers, jobs
 from deepscan_jax.serve.jobs import Ledger
 
