@@ -367,6 +367,15 @@ def test_a_repeated_request_gets_the_same_job(serving, media):
   assert other.status_code == 422 and other.json()["code"] == "key_reused"
 
 
+def test_other_methods_are_told_which_there_are(serving):
+  client = serving()
+  for path, allowed in (("process", "POST"), ("0" * 32, "DELETE, GET")):
+    for method in {"GET", "DELETE", "POST", "PUT", "OPTIONS"} - set(allowed.split(", ")):
+      answer = client.request(method, f"/api/v1/batch/{path}")
+      assert (answer.status_code, answer.headers["allow"]) == (405, allowed), method
+      assert answer.json()["code"] == "method_not_allowed"
+
+
 def test_a_service_without_roots_begins_no_job(serving, media):
   answer = serving(roots=()).post("/api/v1/batch/process", json={"directory": str(media)})
   assert answer.status_code == 404 and answer.json()["code"] == "unknown_folder"

@@ -142,6 +142,9 @@ def router(context: Context) -> APIRouter:
     request = idempotency.fingerprint("batch", asked.model_dump_json())
     return await idempotency.once(context.store, key, idempotency_key, request, begin)
 
+  # Before the address of a job, which would take "process" for a wrong id.
+  _refuse_others(routes, "/batch/process", allowed=("POST",))
+
   @routes.get(
     "/batch/{job_id}",
     response_model=JobStatus,
@@ -166,7 +169,24 @@ def router(context: Context) -> APIRouter:
     service.cancel(job_id, key)
     return service.status(job_id, key, after=0, limit=0)
 
+  _refuse_others(routes, "/batch/{job_id}", allowed=("DELETE", "GET"))
   return routes
+
+
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+
+
+def _refuse_others(routes: APIRouter, path: str, *, allowed: tuple[str, ...]) -> None:
+  """Answers all other methods of an address, and says which there are: of two routes, each knows its own."""
+  others = [method for method in _METHODS if method not in allowed]
+
+  @routes.api_route(path, methods=others, include_in_schema=False)
+  def refuse():
+    raise Problem(
+      "method_not_allowed",
+      "This address does not answer this method.",
+      headers={"Allow": ", ".join(allowed)},
+    )
 
 
 _PROBLEMS = ("unknown_folder", "bad_webhook", "too_many_jobs", "unknown_model", "not_ready")
