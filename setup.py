@@ -89,6 +89,8 @@ setup(
     "tensorflow-datasets>=4.9.9",
     "tqdm>=4.60",
     "psutil>=5.9",
+    # the ledger of `deepscan batch`
+    "sqlalchemy>=2.0",
     "etils[epath]>=1.9",
     # tensorflow-datasets imports it on every Python but declares it for 3.8 only.
     "importlib_resources>=6",
@@ -109,6 +111,8 @@ setup(
   extras_require={
     "serve": SERVE,
     "beam": ["apache-beam>=2.60"],
+    # batches that several machines share
+    "postgres": ["psycopg[binary]>=3.1"],
     "c2pa": ["c2pa-python>=0.10"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],

@@ -1,4 +1,4 @@
-"""Times detect, builds, training, evaluation, loading, networks, serving and more; kills training.
+"""Times detect, builds, training, evaluation, loading, networks, serving; kills training and batches.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
@@ -11,6 +11,7 @@
     deepscan benchmark evaluate --videos=1000
     deepscan benchmark resume --kills=20
     deepscan benchmark serve --part=batching --part=overhead
+    deepscan benchmark batch --kills=20 --files=500
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -20,8 +21,8 @@ where there is a promise. Memory stands in rows of its own, {benchmark, case, ou
 threads}: the most that the command and the process that decodes for it held resident at one time, the pages
 that both see counted twice. Pairs are counted by the second of one processor, {benchmark, case, ours_per_s,
 least_per_s, device, threads}: `least_per_s` is the promise. What stands around the training step is told as a
-share of a run, {benchmark, case, ours_share, limit_share, device, threads}. What is counted when training is
-killed is {benchmark, case, count, promised, device, threads}.
+share of a run, {benchmark, case, ours_share, limit_share, device, threads}. What is counted when training or
+a batch is killed is {benchmark, case, count, promised, device, threads}.
 """
 
 import concurrent.futures
@@ -43,7 +44,19 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "build", "train", "models", "compile", "pairs", "data", "evaluate", "resume", "serve")
+CASES = (
+  "detect",
+  "build",
+  "train",
+  "models",
+  "compile",
+  "pairs",
+  "data",
+  "evaluate",
+  "resume",
+  "serve",
+  "batch",
+)
 PARTS = ("step", "around", "scaling", "memory", "batching", "overhead")
 
 _MEDIA = flags.DEFINE_string(
@@ -92,10 +105,14 @@ _BATCHES = flags.DEFINE_integer(
   allow_override=True,
 )
 _KILLS = flags.DEFINE_integer(
-  "kills", 20, "resume: how often training is killed.", lower_bound=1, allow_override=True
+  "kills", 20, "resume, batch: how often the process is killed.", lower_bound=1, allow_override=True
 )
 _KILL_SEED = flags.DEFINE_integer(
-  "kill_seed", 0, "resume: of the moments of the kills.", lower_bound=0, allow_override=True
+  "kill_seed", 0, "resume, batch: of the moments of the kills.", lower_bound=0, allow_override=True
+)
+_FILES = flags.DEFINE_integer("files", 500, "batch: of the batch.", lower_bound=1, allow_override=True)
+_BATCH_WORKERS = flags.DEFINE_integer(
+  "batch_workers", 2, "batch: processes that judge.", lower_bound=1, allow_override=True
 )
 _VIDEOS = flags.DEFINE_integer(
   "videos", 1000, "evaluate: videos of --frames frames that are scored.", lower_bound=1, allow_override=True
@@ -201,6 +218,7 @@ def main(argv: Sequence[str]) -> int:
     "evaluate": benchmark_evaluate,
     "resume": benchmark_resume,
     "serve": benchmark_serve,
+    "batch": benchmark_batch,
   }
   rows = runs[argv[1]]()
   print(table(rows))
@@ -485,6 +503,21 @@ def benchmark_serve() -> list[Row | RateRow]:
         tell=functools.partial(print, file=sys.stderr, flush=True),
       )
   return rows
+
+
+def benchmark_batch() -> list[CountRow]:
+  """A batch that is killed at random moments and goes on, by what its report then holds."""
+  from . import benchmark_batch
+
+  threads = len(os.sched_getaffinity(0))
+  return benchmark_batch.batch_rows(
+    kills=_KILLS.value,
+    files=_FILES.value,
+    workers=_BATCH_WORKERS.value,
+    seed=_KILL_SEED.value,
+    row=lambda case, count, promised: CountRow("batch", case, count, promised, "cpu", threads),
+    tell=functools.partial(print, file=sys.stderr, flush=True),
+  )
 
 
 def _consumption() -> dict[str, float]:

@@ -60,6 +60,15 @@ FORBIDDEN = {
   "speech": {""},
   "stopping": {""},
   "serve": TRAINING | {"models", "audit", "pseudofakes", "augment"},
+  "serve.answers": TRAINING | (SERVING - {"verdict"}) | {"models", "media", "faces", "examples", "config"},
+  "serve.jobs": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
+  "serve.judging": TRAINING | {"report", "models", "serve.jobs", "serve.batch"},
+  "serve.batch": TRAINING
+  | (SERVING - {"verdict"})
+  | {"models", "faces", "examples", "config", "checkpoints", "serve.app"},
+  "serve.batch_report": TRAINING | {"inference", "models", "media", "faces", "examples", "checkpoints"},
+  "serve.confined": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
+  "serve.webhooks": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "serve"},
   "inference": {
     "training",
     "train_state",
@@ -84,6 +93,7 @@ ONLY = {
   "limits": {"serve.limits"},
   "python_multipart": {"serve.uploads"},
   "prometheus_client": {"serve.metrics"},
+  "apache_beam": {"serve.batch_beam"},
   "torch": set(),
   "tensorflow": set(),
 }

@@ -11,7 +11,7 @@ import anyio
 import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 
-from deepscan_jax.serve import problems, routes_detect, routes_service
+from deepscan_jax.serve import problems, routes_detect, routes_jobs, routes_service
 from deepscan_jax.serve.context import Context, Phase
 from deepscan_jax.serve.front import Front
 from deepscan_jax.serve.keys import BATCH, DETECT, METRICS, KeyStore
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["ROUTERS", "Context", "Phase", "key_store", "make_app"]
 
 # Each makes its routes of the Context.
-ROUTERS: tuple[Callable[[Context], APIRouter], ...] = (routes_detect.router, routes_service.router)
+ROUTERS: tuple[Callable[[Context], APIRouter], ...] = (
+  routes_detect.router,
+  routes_service.router,
+  routes_jobs.router,
+)
 CLEAN_EVERY_S = 300.0
 _ABOUT = """\
 Tells whether a video, a picture or a sound file is a deepfake, and shows why.

@@ -100,11 +100,11 @@ async def authorize(context: Context, key: KeyInfo, scope: str, *, counted: bool
   return count
 
 
-def require(scope: str, *, counted: bool = True):
-  """A FastAPI dependency that lets requests pass whose key has a scope, within its limit.
+def require(*scopes: str, counted: bool = True):
+  """A FastAPI dependency that lets requests pass whose key has one of the scopes, within its limit.
 
   Args:
-    scope: of keys.SCOPES.
+    scopes: of keys.SCOPES.
     counted: False for what costs no work, such as asking for a job's state.
 
   Returns:
@@ -115,6 +115,7 @@ def require(scope: str, *, counted: bool = True):
     context: Context = request.app.state.context
     # The gate in front of the app has asked for the key already.
     key: KeyInfo = request.state.key
+    scope = next((scope for scope in scopes if scope in key.scopes), scopes[0])
     count = await authorize(context, key, scope, counted=counted)
     request.state.headers.update(count.headers())
     return key

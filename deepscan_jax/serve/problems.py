@@ -30,6 +30,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "forbidden": (403, "Not allowed", "Ask the operator."),
   "not_found": (404, "Not found", "Check the address; /api/v1/docs lists all there are."),
   "unknown_result": (404, "No such result", "Send the result_id of an answer that this key got lately."),
+  "unknown_job": (404, "No such job", "Send the id of a job that this key began lately."),
   "method_not_allowed": (405, "Wrong method", "Use a method that the header Allow lists."),
   "not_acceptable": (406, "Not acceptable", "Send the request as /api/v1/docs describes it."),
   "slow_upload": (408, "Upload too slow", "Send it again over a faster connection, or a smaller copy."),
@@ -42,6 +43,9 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
   "unexpected_field": (422, "Unexpected field", "Send one file in one form field and nothing else."),
   "unknown_model": (404, "No such model", "Ask /api/v1/models which there are."),
   "key_reused": (422, "Idempotency-Key reused", "Use another Idempotency-Key for another request."),
+  "unknown_folder": (404, "No such folder", "Name a folder that jobs may read, without links."),
+  "bad_webhook": (403, "Not allowed", "Give a public https address, or have the operator list it."),
+  "too_many_jobs": (429, "Too many jobs", "Wait until one has ended, or cancel one."),
   "rate_limited": (429, "Too many requests", "Wait for the seconds that the header Retry-After tells."),
   "too_many_failures": (
     429,

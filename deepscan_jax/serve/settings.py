@@ -75,6 +75,22 @@ class Settings:
   roots: tuple[Path, ...] = dataclasses.field(
     default=(), metadata=_about("Folders that batch jobs may read, with commas between; none: no jobs.")
   )
+  batch_workers: int = dataclasses.field(
+    default=1, metadata=_about("Files of jobs that are judged at once.", least=1)
+  )
+  batch_files: int = dataclasses.field(default=100_000, metadata=_about("Most files of a job.", least=1))
+  jobs_per_key: int = dataclasses.field(
+    default=20, metadata=_about("Jobs of a key that may be under way at once.", least=1)
+  )
+  jobs_kept_h: float = dataclasses.field(
+    default=168.0, metadata=_about("Hours that jobs are kept after their end.", least=0)
+  )
+  webhook_hosts: str = dataclasses.field(
+    default="",
+    metadata=_about(
+      "Hosts (or HOST:PORT), with commas between, that webhooks may call by http and at private addresses."
+    ),
+  )
   temp_dir: Path = dataclasses.field(
     default=None,
     metadata=_about("Folder in which received files lie until they are answered (default: TMPDIR or /tmp)."),
