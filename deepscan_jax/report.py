@@ -924,10 +924,15 @@ def _stability(answer: Verdict) -> Html:
     "section",
     tag("h2", "How far the verdict holds"),
     tag("p", stability_sentence(stability)),
-    tag("div", table, class_="scroll"),
+    _scroll(table),
     tag("p", told, class_="fine"),
     class_="card",
   )
+
+
+def _scroll(table: Html) -> Html:
+  """What is wider than a narrow screen, in a box that can be scrolled with keys too."""
+  return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label="Table; scrolls sideways")
 
 
 def _rung(step: Rescored, outcome: str) -> Html:
@@ -961,8 +966,8 @@ def _branches(answer: Verdict) -> Html:
   names = ["Branch of the model", "Probability", "Share of attention", "Status"]
   names[3:3] = ["Its effect", "Probability without it"] * compared
   header = tag("tr", *(tag("th", name, scope="col") for name in names))
-  table = tag("div", tag("table", tag("thead", header), tag("tbody", *rows)), class_="scroll")
-  inside = [tag("h2", "What was looked at"), table]
+  table = tag("table", tag("thead", header), tag("tbody", *rows))
+  inside = [tag("h2", "What was looked at"), _scroll(table)]
   if compared:
     text = (
       "Its effect: by how much it moves the log odds of manipulation, found by joining the branches again "

@@ -199,7 +199,9 @@ def of_audio(name: str = "call.wav") -> Verdict:
     deepfake_probability=0.89,
     thresholds=OF_SOUND,
     decided_by=verdict.SOUND,
-    reasons=(Reason("synthetic_voice_traces", "The voice shows traces of synthesis, most from 3.5 to 9.0 s."),),
+    reasons=(
+      Reason("synthetic_voice_traces", "The voice shows traces of synthesis, most from 3.5 to 9.0 s."),
+    ),
     branches={"audio": BranchVerdict(0.89, 1.0)},
     sound=Sound(verdict.LIKELY_MANIPULATED, 0.89, (), OF_SOUND, windows, moments),
   )

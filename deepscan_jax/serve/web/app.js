@@ -341,7 +341,9 @@
     title.replaceChildren(make("bdi", {}, file.name));
     title.tabIndex = -1;
     const player = makePlayer(answer);
-    article.querySelector(".band").after(saving(answer, left), player.element);
+    const band = article.querySelector(".band");
+    arrange(band);
+    band.after(saving(answer, left), player.element);
     article.classList.toggle("beside", kind !== "audio");
     for (const point of article.querySelectorAll(".point[data-time]")) {
       if (!point.hasAttribute("href")) point.setAttribute("href", "#player");
@@ -359,6 +361,19 @@
     title.focus();
     const words = article.querySelector(".band .words").textContent.trim();
     document.title = `${words}: ${file.name}`;
+  };
+
+  /** What was found; why, and what to do; what the thresholds mean: beside each other where there is room. */
+  const arrange = (band) => {
+    const [heading, ...rest] = band.children;
+    const parts = { found: [], why: [], meaning: [] };
+    for (const child of rest) {
+      const names = child.classList;
+      const part = names.contains("fine") ? "meaning" : ["words", "figure", "scale"].some((n) => names.contains(n)) ? "found" : "why";
+      parts[part].push(child);
+    }
+    band.replaceChildren(heading, ...Object.entries(parts).filter(([, inside]) => inside.length)
+      .map(([name, inside]) => make("div", { class: name }, ...inside)));
   };
 
   const saving = (answer, left) => {
@@ -413,7 +428,7 @@
     media.src = hold(file);
     const canvas = make("canvas", { "aria-hidden": "true" });
     const screen = make("div", { class: `screen ${kind}` }, media, kind === "audio" ? "" : canvas);
-    const moment = make("p", { class: "moment", role: "status" });
+    const moment = make("p", { class: "moment", role: "status" }, "Choose a point of a chart or a marked moment to go there.");
     const element = make("section", { class: "card player", id: "player", "aria-labelledby": "player-title", tabindex: "-1" },
       make("h2", { id: "player-title" }, TITLES[kind]), screen);
 
@@ -507,7 +522,8 @@
         const seen = whereIs(person, time);
         if (!seen) continue;
         const colour = style.getPropertyValue(`--film-${outcomeOf(seen.probability, ofFaces)}`);
-        frame(pen, seen, `Person ${person.id}${seen.probability === null ? "" : `, ${percent(seen.probability)}`}`, colour, scale);
+        const words = `Person ${person.id}${seen.probability === null ? "" : `, ${percent(seen.probability)}`}`;
+        frame(pen, seen, words, colour, { scale, across, down });
       }
     };
 
@@ -575,7 +591,7 @@
     };
   };
 
-  const frame = (pen, { box, exact }, words, colour, scale) => {
+  const frame = (pen, { box, exact }, words, colour, { scale, across, down }) => {
     const [left, top, right, bottom] = box;
     const thin = 1 / scale;
     const path = () => {
@@ -594,16 +610,17 @@
     pen.setLineDash([]);
     pen.font = `600 ${13 * thin}px system-ui, sans-serif`;
     const wide = pen.measureText(words).width + 14 * thin;
+    const x = clamp(left, 0, Math.max(0, across - wide));
     const high = 22 * thin;
     const above = top - high - 4 * thin;
-    const y = above > 0 ? above : Math.min(bottom + 4 * thin, pen.canvas.height / pen.getTransform().d - high);
+    const y = above > 0 ? above : Math.min(bottom + 4 * thin, down - high);
     pen.fillStyle = "rgb(12 14 17 / .86)";
     pen.beginPath();
-    pen.roundRect(left, y, wide, high, 4 * thin);
+    pen.roundRect(x, y, wide, high, 4 * thin);
     pen.fill();
     pen.fillStyle = colour;
     pen.textBaseline = "middle";
-    pen.fillText(words, left + 7 * thin, y + high / 2);
+    pen.fillText(words, x + 7 * thin, y + high / 2);
   };
 
   /** The whole file as one line for each person and for the sound, with a button for each marked moment. */
