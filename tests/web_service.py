@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import threading
 import types
@@ -59,7 +60,7 @@ def scene(time_s: float) -> np.ndarray:
   """A frame, uint8 [height, width, 3]: a large portrait that moves, and a small one."""
   wall = np.linspace(120, 70, HEIGHT)[:, None, None] * np.array([0.9, 1.0, 1.1])
   frame = np.ascontiguousarray(np.broadcast_to(wall, (HEIGHT, WIDTH, 3)), np.uint8)
-  view = astronaut()[_VIEW]
+  view = _portrait()
   x, y = _corner(time_s)
   for picture, scale, corner in ((view, 1.3, (x, y)), (view[:, ::-1], 0.3, (540, 60))):
     matrix = np.array([[scale, 0, corner[0]], [0, scale, corner[1]]], np.float64)
@@ -67,6 +68,11 @@ def scene(time_s: float) -> np.ndarray:
       np.ascontiguousarray(picture), matrix, (WIDTH, HEIGHT), frame, borderMode=cv2.BORDER_TRANSPARENT
     )
   return frame
+
+
+@functools.cache
+def _portrait() -> np.ndarray:
+  return astronaut()[_VIEW]
 
 
 def _corner(time_s: float) -> tuple[float, float]:
@@ -79,7 +85,10 @@ def write_media(folder: Path) -> dict[str, Path]:
   frames = [scene(i / FPS) for i in range(FPS * SECONDS)]
   paths = {name: folder / name for name in ("interview.mp4", "portrait.jpg", "call.wav", "empty.mp4")}
   sound = np.repeat(speech[: 16_000 * SECONDS], 3)
-  media_files.write_video(paths["interview.mp4"], frames, fps=FPS, sound=sound, sound_rate_hz=48_000)
+  fast = {"preset": "ultrafast"}
+  media_files.write_video(
+    paths["interview.mp4"], frames, fps=FPS, sound=sound, sound_rate_hz=48_000, options=fast
+  )
   media_files.write_video(paths["empty.mp4"], media_files.numbered_frames(8), fps=4)
   Image.fromarray(frames[0]).save(paths["portrait.jpg"], quality=90)
   scipy.io.wavfile.write(paths["call.wav"], 16_000, (speech * 32_767).astype(np.int16))
@@ -253,8 +262,8 @@ def problem(status: int, title: str, detail: str, remedy: str, code: str, **head
 def make_app(*, keep: bool = False) -> fastapi.FastAPI:
   """The page, and an API that answers by the name of the file it gets.
 
-  Names that begin as one of ANSWERS give that verdict; limited, damaged, between and slow give a full account, a
-  refusal, an answer of something in between, and none for a minute.
+  Names that begin as one of ANSWERS give that verdict; limited, damaged, between and slow give a full
+  account, a refusal, an answer of something in between, and none for a minute.
   """
   app = fastapi.FastAPI(docs_url=None, openapi_url=None)
   app.include_router(routes_web.router(types.SimpleNamespace(settings=types.SimpleNamespace(keep=keep))))

@@ -26,6 +26,8 @@
   let file = null;
   let kind = null;
   let request = null;
+  // Timers: how long a file has been judged, and when it may be tried again.
+  let counting = 0;
   let ticking = 0;
   // What the shown answer holds on to: addresses of blobs, listeners.
   let release = [];
@@ -95,6 +97,12 @@
   };
 
   $("file").addEventListener("change", (event) => choose(event.target.files));
+  $("file").addEventListener("keydown", (event) => {
+    // Or else this key would send the form.
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    $("file").click();
+  });
   let over = 0;
   const mark = (change) => {
     over = Math.max(0, over + change);
@@ -181,7 +189,7 @@
       const begun = Date.now();
       const tell = () => { $("amount").textContent = `${Math.round((Date.now() - begun) / 1000)}\u00a0s`; };
       tell();
-      ticking = setInterval(tell, 1000);
+      counting = setInterval(tell, 1000);
     });
     request.addEventListener("load", (event) => answered(event.target, key));
     request.addEventListener("error", (event) => failed(event.target));
@@ -190,7 +198,7 @@
       $("chosen").textContent = "Cancelled. The file is still chosen.";
       $("send").focus();
     });
-    request.addEventListener("loadend", () => { request = null; clearInterval(ticking); });
+    request.addEventListener("loadend", () => { request = null; clearInterval(counting); });
     request.send(form);
   };
 
@@ -453,10 +461,10 @@
     const player = {
       element, media, playable: true,
       /** Moves the player to a time and says what was judged there. */
-      seek(time) {
+      seek(time, words = describe(time)) {
         // A little inside of the frame: rounding must not show the one before.
         media.currentTime = time + 0.001;
-        moment.textContent = describe(time);
+        moment.textContent = words;
         const at = element.getBoundingClientRect();
         if (at.bottom < 80 || at.top > innerHeight - 80) {
           element.scrollIntoView({ block: "nearest", behavior: still.matches ? "auto" : "smooth" });
@@ -479,8 +487,10 @@
         const words = WORDS[outcomeOf(seen.probability, ofFaces)];
         told.push(`person ${person.id} ${seen.probability === null ? words : `${percent(seen.probability)}, ${words}`}`);
       }
-      const inside = (s) => s.start_s <= time && time < s.end_s;
-      const heard = answer.sound?.moments?.find(inside) ?? answer.sound?.windows?.find(inside);
+      // Of those that overlap the one in whose middle the time is.
+      const off = (s) => Math.abs((s.start_s + s.end_s) / 2 - time);
+      const [heard] = [...(answer.sound?.moments ?? []), ...(answer.sound?.windows ?? [])]
+        .filter((s) => s.start_s <= time && time < s.end_s).sort((a, b) => off(a) - off(b));
       if (heard) {
         const words = WORDS[outcomeOf(heard.probability, answer.sound.thresholds)];
         told.push(`sound ${percent(heard.probability)}, ${words}`);
@@ -689,7 +699,8 @@
         // Without a player the link still leads to the face.
         if (!player.playable) return;
         event.preventDefault();
-        player.seek(Number(point.dataset.time));
+        const words = point.classList.contains("window") ? `${point.getAttribute("aria-label")}.` : undefined;
+        player.seek(Number(point.dataset.time), words);
       };
       point.addEventListener("click", go);
       if (point.dataset.preview && kind === "video") {
