@@ -276,7 +276,7 @@ def test_a_recording_is_shown_with_its_stretches(visit, media, service):
   page.wait_for_function("Math.abs(document.querySelector('audio').currentTime - 8) < 0.01")
   assert page.inner_text(".moment").replace("\u00a0", " ") == "8.0 to 12.0 s: 66 %, inconclusive."
   page.click("#f1-sound .point[data-time='9.000']")
-  assert page.inner_text(".moment").replace("\u00a0", " ") == "At 9.00 s: sound 59 %, inconclusive."
+  assert page.inner_text(".moment").replace("\u00a0", " ") == "At 9.00 s: sound 58 %, inconclusive."
   # Chart and spectrogram have one axis.
   spans = page.eval_on_selector_all("#f1-sound .plot", "all => all.map((e) => e.getBoundingClientRect())")
   assert len(spans) == 2 and spans[0]["left"] == spans[1]["left"] and spans[0]["width"] == spans[1]["width"]

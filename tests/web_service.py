@@ -293,7 +293,7 @@ def make_app(*, keep: bool = False) -> fastapi.FastAPI:
       return Response("<html><h1>502 Bad Gateway</h1></html>", 502, media_type="text/html")
     if stem == "slow":
       await asyncio.sleep(60)
-    return JSONResponse(answer_json(ANSWERS[stem](name)), headers={"X-RateLimit-Remaining": "97"})
+    return JSONResponse(answer_json(ANSWERS[stem](name)), headers={"RateLimit": '"key";r=97;t=1800'})
 
   @app.get("/api/v1/models")
   def models(request: fastapi.Request) -> Response:

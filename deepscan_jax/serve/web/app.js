@@ -224,7 +224,7 @@
       }, { again: true });
       return;
     }
-    showResult(answer, key, done.getResponseHeader("X-RateLimit-Remaining"));
+    showResult(answer, key, /;\s*r=(\d+)/.exec(done.getResponseHeader("RateLimit") ?? "")?.[1] ?? null);
   };
 
   // Problems ---------------------------------------------------------------------------------------------
@@ -256,9 +256,10 @@
     const after = done.getResponseHeader("Retry-After");
     let at = null;
     if (after) at = /^\d+$/.test(after) ? Date.now() + 1000 * Number(after) : Date.parse(after) || null;
+    const faults = Array.isArray(told.errors) ? told.errors.map((fault) => text(fault?.message, "")) : [];
     const problem = {
       title: text(told.title, title),
-      detail: text(told.detail, detail),
+      detail: [text(told.detail, detail), ...faults].join(" ").trim(),
       remedy: text(told.remedy, told.title ? "" : remedy),
       fine: [told.code, done.getResponseHeader("X-Request-ID") ?? told.request_id ?? told.instance]
         .filter((part) => typeof part === "string" && part).join(", "),
