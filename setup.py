@@ -78,7 +78,9 @@ setup(
     "deepscan_jax.datasets": "datasets",
   },
   include_package_data=False,
-  package_data={"": ["weights/**/*", "weights/*", "*.md", "*.bib", "*.txt", "*.html", "*.css", "*.js", "*.svg"]},
+  package_data={
+    "": ["weights/**/*", "weights/*", "*.md", "*.bib", "*.txt", "*.html", "*.css", "*.js", "*.svg"],
+  },
   install_requires=[
     "jax>=0.10",
     "flax>=0.12",
