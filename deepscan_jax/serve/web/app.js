@@ -437,7 +437,9 @@
     media.src = hold(file);
     const canvas = make("canvas", { "aria-hidden": "true" });
     const screen = make("div", { class: `screen ${kind}` }, media, kind === "audio" ? "" : canvas);
-    const moment = make("p", { class: "moment", role: "status" }, "Choose a point of a chart or a marked moment to go there.");
+    const charted = answer.sound?.deepfake_probability != null || answer.people.some((p) => p.boxes.length > 1);
+    const moment = make("p", { class: "moment", role: "status" },
+      charted ? "Choose a point of a chart or a marked moment to go there." : "");
     const element = make("section", { class: "card player", id: "player", "aria-labelledby": "player-title", tabindex: "-1" },
       make("h2", { id: "player-title" }, TITLES[kind]), screen);
 
