@@ -214,7 +214,7 @@
     let answer = null;
     try {
       answer = JSON.parse(done.responseText);
-      if (typeof answer.report_html !== "string") throw new SyntaxError("no report");
+      if (!answer.report_html.includes("<article")) throw new SyntaxError("no report");
     } catch (error) {
       if (!(error instanceof SyntaxError || error instanceof TypeError)) throw error;
       showProblem({
