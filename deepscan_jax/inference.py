@@ -396,6 +396,7 @@ class Detector:
                 crop=faces.eval_crop(window["faces"][frame]),
                 region_map=judged.region[row, frame],
                 probability=probability,
+                place=faces.eval_place(subject.transforms[sighting]),
               )
             )
       whole = float(self.calibration.probability(judged.logits[rows].mean())) if len(rows) else None

@@ -42,6 +42,8 @@ FORBIDDEN = {
   "logs": {""},
   "event_files": {""},
   "files": {""},
+  "serve.evidence": TRAINING | (SERVING - {"report", "verdict"}) | {"models", "media", "faces", "examples"},
+  "serve.routes_web": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "examples"},
   "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
   "protocols": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "card"},
   "levels": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "faces", "card"},
