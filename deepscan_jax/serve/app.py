@@ -11,7 +11,7 @@ import anyio
 import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 
-from deepscan_jax.serve import problems, routes_detect, routes_jobs, routes_service
+from deepscan_jax.serve import problems, routes_detect, routes_jobs, routes_service, routes_web
 from deepscan_jax.serve.context import Context, Phase
 from deepscan_jax.serve.front import Front
 from deepscan_jax.serve.keys import BATCH, DETECT, METRICS, KeyStore
@@ -32,6 +32,7 @@ ROUTERS: tuple[Callable[[Context], APIRouter], ...] = (
   routes_detect.router,
   routes_service.router,
   routes_jobs.router,
+  routes_web.router,
 )
 CLEAN_EVERY_S = 300.0
 _ABOUT = """\

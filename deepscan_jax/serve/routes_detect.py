@@ -16,6 +16,7 @@ from deepscan_jax.serve import idempotency, schemas
 from deepscan_jax.serve.auth import require
 from deepscan_jax.serve.context import Context
 from deepscan_jax.serve.engine import Busy, ModelInfo, UnknownModel
+from deepscan_jax.serve.evidence import evidence_json
 from deepscan_jax.serve.idempotency import IdempotencyKey
 from deepscan_jax.serve.keys import DETECT, KeyInfo
 from deepscan_jax.serve.problems import KEY_PROBLEMS, PROBLEMS, Problem, describe, request_id
@@ -323,7 +324,7 @@ def answer_of(verdict: Verdict, name: str, explain: bool) -> dict:
   Args:
     verdict: of a received file.
     name: of the file, as the client called it; it replaces the random one.
-    explain: whether to add the report.
+    explain: whether to add the report, and the judged faces with their region maps.
   """
   verdict = dataclasses.replace(
     verdict,
@@ -335,6 +336,7 @@ def answer_of(verdict: Verdict, name: str, explain: bool) -> dict:
     **report.to_json(verdict),
     "model_version": f"{verdict.model['name']}@{verdict.model['version']}",
     "report_html": report.render_html(verdict) if explain else None,
+    "evidence": evidence_json(verdict) if explain else None,
   }
 
 
