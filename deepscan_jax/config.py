@@ -38,6 +38,7 @@ class ModelConfig:
     backbone, densenet, xception: the picture networks of the branches "spatial", "spatial_densenet" and
       "spatial_xception"; any name of models/backbones.py.
     cnn3d_factorised: convolve in space, then in time, or False for both at once.
+    audio_network: whether the audio branch has a convolutional network beside its statistics.
     features: width of a token.
     fusion: "attention", or "weighted" for the fixed ensemble that it has to beat.
     dropout: probability of dropping a feature of the pooled description in training.
@@ -53,6 +54,7 @@ class ModelConfig:
   densenet: str = "densenet121"
   xception: str = "xception"
   cnn3d_factorised: bool = True
+  audio_network: bool = True
   features: int = 256
   fusion: str = "attention"
   fusion_heads: int = 4

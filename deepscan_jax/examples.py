@@ -35,6 +35,7 @@ from deepscan_jax import faces, provenance
 from deepscan_jax.config import MOUTHS_PER_S, WindowConfig
 from deepscan_jax.media import SAMPLE_RATE_HZ, Clip, SamplingPlan
 from deepscan_jax.speech import (
+  LEAST_BAND_HZ,
   LEAST_LEVEL,
   LEAST_SCORE,
   LEAST_SOUND_S,
@@ -232,6 +233,8 @@ def sound_numbers(
   if code == "clipped" and measured:
     found = min(m.clipped for m in measured)
     return {"found_clipped_share": round(found, 4), "most_clipped_share": MOST_CLIPPED}
+  if code == "narrow_band" and measured:
+    return {"found_band_hz": max(m.band_hz for m in measured), "needed_band_hz": LEAST_BAND_HZ}
   return {}
 
 

@@ -30,7 +30,6 @@ from deepscan_jax.verdict import (
   INCONCLUSIVE,
   LIKELY_MANIPULATED,
   NOT_APPLICABLE,
-  OUTCOMES,
   SOUND,
   BranchVerdict,
   Evidence,
@@ -294,12 +293,9 @@ class Detector:
     heard_with_faces = self.window.is_sequence and FACES in parts and parts[FACES].probability is not None
     if self.judges_sound and clip.kind != "image" and not heard_with_faces:
       windows, moments, parts[SOUND] = self._judge_sound(clip, clock)
-    # Of two that say the same the faces decide: probabilities of different kinds do not compare.
-    judged = sorted(
-      (part for part in parts.values() if part.probability is not None),
-      key=lambda part: (OUTCOMES.index(part.outcome), part.name == FACES),
-      reverse=True,
-    )
+    judged = [part for part in parts.values() if part.probability is not None]
+    if len(judged) == 2 and not faces_decide(of_faces=judged[0].outcome, of_sound=judged[1].outcome):
+      judged.reverse()
     decided = judged[0] if judged else None
     branches = {name: BranchVerdict(None, 0.0, status="absent") for name in self.config.model.branches}
     for part in judged:
@@ -583,6 +579,15 @@ def deciding_person(counts: np.ndarray, mean_logits: np.ndarray) -> int:
   needed = max(min(_DECIDING_FRAMES, most), _DECIDING_SHARE * most)
   candidates = [i for i, count in enumerate(counts) if count >= needed]
   return max(candidates, key=lambda i: mean_logits[i])
+
+
+def faces_decide(*, of_faces: str, of_sound: str) -> bool:
+  """Whether the faces decide for a file of which the sound was judged too, by the outcomes of both.
+
+  They do unless the sound alone is likely_manipulated: probabilities of the two do not compare, and a doubt
+  about the sound says nothing of the faces.
+  """
+  return of_sound != LIKELY_MANIPULATED or of_faces == LIKELY_MANIPULATED
 
 
 def _most_suspicious_first(person: Person) -> tuple[float, int]:

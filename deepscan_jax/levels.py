@@ -132,7 +132,7 @@ def aggregate(
   """Scores of all levels from those of windows, as the detector makes them for a file.
 
   A track's score is the mean of its windows'; a file's that of the person who decides, or of its sound, if
-  that is the more suspicious outcome of the two.
+  there are no faces or the sound alone is called.
 
   Args:
     windows: whose ids are their file, "#" and the place, as in an example's id.
@@ -162,8 +162,8 @@ def aggregate(
     if len(faces):
       candidates.append(int(faces[decide(count[faces], rows.score[faces])]))
     candidates += np.flatnonzero(rows.part == SOUND).tolist()
-    # Of two that say the same the faces decide: probabilities of different kinds do not compare.
-    best = max(candidates, key=lambda i: (rows.called[i], rows.doubtful[i], rows.part[i] == FACES))
+    # Scores of the two do not compare: see inference.faces_decide.
+    best = max(candidates, key=lambda i: (rows.called[i], rows.part[i] == FACES))
     chosen = {column: getattr(rows, column)[best] for column in COLUMNS}
     videos.append({**chosen, "id": name, "label": rows.label.max(), "method": _most(rows.method)})
   return {

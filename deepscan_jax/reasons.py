@@ -23,6 +23,7 @@ REMEDIES = {
   "silent": "Use a copy with its sound, or turn up the recording, not the copy.",
   "no_speech": "Use a passage in which somebody speaks without music.",
   "clipped": "Use a copy that is not, such as the recording before it was made louder.",
+  "narrow_band": "Use a copy that did not go through a telephone, sampled at 16 kHz or more from the start.",
   "audio_not_supported": "Give a video or a picture with a face, or use a model that judges sound.",
   "image_not_supported": "Give a video or a recording with sound, or use a model that judges faces.",
   # Something was.
@@ -120,6 +121,8 @@ _SOUND_MESSAGES = {
   "silent": "The sound is silent throughout.",
   "no_speech": "No speech was found in the sound; music, noise and the like are not judged.",
   "clipped": "The sound is overdriven: its peaks are cut off.",
+  "narrow_band": "The sound ends at {found_band_hz:.0f} Hz, as that of a telephone does; "
+  "{needed_band_hz:.0f} Hz are needed.",
 }
 
 

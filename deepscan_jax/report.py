@@ -437,6 +437,7 @@ _UNHEARD = {
   "no_sound": "the file has none",
   "sound_too_short": "it is too short",
   "silent": "it is silent throughout",
+  "narrow_band": "it was recorded at 8 kHz, or went through a telephone",
 }
 
 
@@ -447,8 +448,8 @@ def _judged(answer: Verdict) -> str:
     first, second = answer.judged
     other = {FACES: answer.faces, SOUND: answer.sound}[second]
     return (
-      f"The faces and the sound were judged, each by itself. The verdict is that of the {first}, the more "
-      f"suspicious of the two; the {second} alone would be called {OUTCOME_WORDS[other.outcome].lower()} "
+      f"The faces and the sound were judged, each by itself. The verdict is that of the {first}; the "
+      f"{second} alone would be called {OUTCOME_WORDS[other.outcome].lower()} "
       f"({percent(other.deepfake_probability)})."
     )
   if FACES in answer.judged:

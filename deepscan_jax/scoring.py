@@ -43,7 +43,7 @@ _FRAMES_MEASURED = 4
 _OWN_FACES = (
   "who decides: of those seen in at least 4 windows and a tenth of the most, the highest mean logit"
 )
-_OWN_AGGREGATION = "mean logit of a person's windows; of faces and sound the more suspicious outcome"
+_OWN_AGGREGATION = "mean logit of a person's windows; of the faces, unless the sound alone is called"
 
 Progress = Callable[[int, int], None]
 

@@ -348,8 +348,8 @@ class Verdict:
   """The answer for one file.
 
   Attributes:
-    outcome: one of OUTCOMES; where faces and sound are judged apart, the more suspicious of the two. Where
-      both say the same, the faces decide.
+    outcome: one of OUTCOMES; where faces and sound are judged apart, that of the faces, unless the sound
+      alone is likely_manipulated.
     deepfake_probability: calibrated, 0..1; None where the outcome is not_applicable (never 0.5 in its place).
     decided_by: FACES or SOUND: whose outcome and probability these are; None where nothing was judged.
     frame_consistency_score: 1 - 2 * (mean absolute deviation of the frames' probabilities from their median),

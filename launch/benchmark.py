@@ -1,4 +1,6 @@
-"""Times detect, builds, training, evaluation, loading, networks, serving; kills training and batches.
+"""Times detect, builds, training, evaluation, networks, serving and more; kills training and batches.
+
+`benchmark voices` measures no time: it tells of voices that were never shown how often they are found.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
@@ -12,6 +14,7 @@
     deepscan benchmark resume --kills=20
     deepscan benchmark serve --part=batching --part=overhead
     deepscan benchmark batch --kills=20 --files=500
+    deepscan benchmark voices --data_dir=data --seeds=3
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
 busy machine disturbs the ratio as little as possible. References: PyAV alone in one thread for decoding,
@@ -22,7 +25,8 @@ threads}: the most that the command and the process that decodes for it held res
 that both see counted twice. Pairs are counted by the second of one processor, {benchmark, case, ours_per_s,
 least_per_s, device, threads}: `least_per_s` is the promise. What stands around the training step is told as a
 share of a run, {benchmark, case, ours_share, limit_share, device, threads}. What is counted when training or
-a batch is killed is {benchmark, case, count, promised, device, threads}.
+a batch is killed is {benchmark, case, count, promised, device, threads}. Rows of voices are those of
+benchmark_voices.
 """
 
 import concurrent.futures
@@ -56,13 +60,15 @@ CASES = (
   "resume",
   "serve",
   "batch",
+  "voices",
 )
 PARTS = ("step", "around", "scaling", "memory", "batching", "overhead")
 
 _MEDIA = flags.DEFINE_string(
   "media",
   None,
-  "detect: the video to time; without it a clip is made. build: a folder or tar file of media.",
+  "detect: the video to time; without it a clip is made. build: a folder or tar file of media. voices: "
+  "folders, between commas, one for each kind of recording, in the layout of real_fake_folder.",
   allow_override=True,
 )
 _FRAMES = flags.DEFINE_integer(
@@ -122,6 +128,19 @@ _STATISTICS_ROWS = flags.DEFINE_integer(
   100_000,
   "evaluate: scores of which figures are made.",
   lower_bound=32,
+  allow_override=True,
+)
+_SEEDS = flags.DEFINE_integer(
+  "seeds", 3, "voices: how often all is drawn and fitted.", lower_bound=1, allow_override=True
+)
+_VOICE_PAIRS = flags.DEFINE_integer(
+  "voice_pairs", 2500, "voices: pairs that each seed fits to.", lower_bound=8, allow_override=True
+)
+_RELATED = flags.DEFINE_multi_string(
+  "related",
+  [],
+  "voices: engines, between commas, that share parts and so are left out together; may be given several "
+  "times.",
   allow_override=True,
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each side.", lower_bound=1, allow_override=True)
@@ -219,9 +238,15 @@ def main(argv: Sequence[str]) -> int:
     "resume": benchmark_resume,
     "serve": benchmark_serve,
     "batch": benchmark_batch,
+    "voices": benchmark_voices,
   }
   rows = runs[argv[1]]()
-  print(table(rows))
+  if argv[1] == "voices":
+    from . import benchmark_voices as voices
+
+    print(voices.table(rows))
+  else:
+    print(table(rows))
   if _OUTPUT_JSON.value:
     report.write_whole(_OUTPUT_JSON.value, json.dumps([dataclasses.asdict(r) for r in rows], indent=2) + "\n")
   return 0
@@ -403,6 +428,34 @@ def benchmark_compile() -> list[Row]:
       function.lower(*inputs).compile()
       rows.append(_row("compile", case, time.perf_counter() - started, limit_s=limit))
   return rows
+
+
+def benchmark_voices() -> list:
+  """How voices of engines and kinds of recordings are judged by a fit that was never shown them."""
+  from deepscan_jax.config import load_preset
+
+  from . import benchmark_voices
+
+  config = load_preset("default_voice")
+  with tempfile.TemporaryDirectory() as folder:
+    data_dir = _DATA_DIR.value
+    if not data_dir:
+      if not _MEDIA.value:
+        raise app.UsageError("Say which voices: --data_dir=DATA with real_fake_folder, or --media=FOLDER.")
+      from deepscan_jax.rooms import find_builder
+
+      data_dir = folder
+      builder, form = find_builder(config.data.datasets[0])
+      with contextlib.redirect_stdout(sys.stderr):
+        media = [Path(path) for path in _MEDIA.value.split(",")]
+        builder(config=form, media_paths=media, data_dir=Path(folder)).prepare()
+    return benchmark_voices.voice_rows(
+      config,
+      Path(data_dir),
+      seeds=_SEEDS.value,
+      pairs=_VOICE_PAIRS.value,
+      related=[tuple(engines.split(",")) for engines in _RELATED.value],
+    )
 
 
 def benchmark_pairs() -> list[RateRow]:

@@ -92,6 +92,17 @@ def test_shapes_are_the_same_in_training_and_evaluation():
     }
 
 
+def test_without_its_network_the_branch_hears_statistics_alone():
+  alone = BRANCH.copy(network=False)
+  given = random_variables(alone, inputs(), train=False)
+  assert set(given["params"]) == {"describe", "classify"}
+  found, whole = alone.apply(given, inputs(), train=False), evaluate(variables(), inputs())
+  for a, b in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
+    assert a.shape == b.shape and a.dtype == b.dtype and np.isfinite(a).all()
+  np.testing.assert_array_equal(found.token_mask, whole.token_mask)
+  assert (np.asarray(found.logit[:2]) != 0).all() and not np.asarray(found.logit[2:]).any()
+
+
 def test_silence_and_padding_are_absent_even_if_padding_is_nan():
   before = {key: value.copy() for key, value in inputs().items()}
   clean = evaluate(variables(), inputs())

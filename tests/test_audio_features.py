@@ -126,6 +126,26 @@ def test_the_spectrogram_of_the_networks_ignores_loudness():
   assert 0.3 < np.std(loud) < 3
 
 
+def test_without_its_channel_a_spectrogram_ignores_what_a_line_does_to_every_frame():
+  rng = np.random.default_rng(0)
+  log_mel, frames = rng.normal(-40, 10, (2, 30, 8)).astype(np.float32), np.ones((2, 30), bool)
+  frames[1, 20:] = False
+  line = rng.normal(0, 20, (2, 1, 8)).astype(np.float32)
+  found = audio_features.without_channel(log_mel, frames)
+  np.testing.assert_allclose(audio_features.without_channel(log_mel + line, frames), found, atol=1e-4)
+  np.testing.assert_allclose(found.sum(axis=1), 0, atol=1e-3)
+  assert not np.asarray(found)[1, 20:].any() and 0.3 < np.std(found[0]) < 0.7
+
+
+def test_mel_bands_end_where_they_are_told_to():
+  config = FeatureConfig(mel_bands=32, lowest_hz=80.0, highest_hz=7200.0)
+  t = np.arange(LENGTHS[0]) / 16000
+  tones = np.stack([np.sin(2 * np.pi * hz * t) for hz in (40, 1000, 7600)]).astype(np.float32)
+  power = audio_features.audio_features(tones, np.ones(tones.shape, bool), config).mel
+  inside = np.asarray(power)[:, 5:-5].sum(axis=(1, 2))
+  assert inside[1] > 100 * max(inside[0], inside[2])
+
+
 @pytest.mark.parametrize(("length", "hop", "count"), [(5, 2, 4), (4, 4, 3), (3, 5, 2), (7, 3, 9)])
 def test_sliding_windows_are_slices_and_zeros_beyond_the_end(length, hop, count):
   x = np.random.default_rng(0).normal(size=(2, 13, 3))
@@ -141,6 +161,8 @@ def test_sliding_windows_are_slices_and_zeros_beyond_the_end(length, hop, count)
     ({"window_length": 2000}, "got 1024, 2000 and 160"),
     ({"fft_length": 511}, "got 511, 400 and 160"),
     ({"sample_rate_hz": 8000}, "must exceed 12800 Hz; got 8000"),
+    ({"highest_hz": 8100.0}, "between 0 and 8000 Hz, the lowest below the highest; got 0 and 8100"),
+    ({"lowest_hz": 900.0, "highest_hz": 800.0}, "got 900 and 800"),
   ],
 )
 def test_frames_that_cannot_be_are_refused(changes, message):

@@ -272,10 +272,14 @@ def test_a_clip_is_judged_by_its_faces_and_by_its_sound(hearing, detector, liste
     (INCONCLUSIVE, LIKELY_AUTHENTIC, "faces"),
     (LIKELY_AUTHENTIC, LIKELY_MANIPULATED, "sound"),
     (INCONCLUSIVE, LIKELY_MANIPULATED, "sound"),
-    (LIKELY_AUTHENTIC, INCONCLUSIVE, "sound"),
+    (LIKELY_AUTHENTIC, INCONCLUSIVE, "faces"),
+    (INCONCLUSIVE, INCONCLUSIVE, "faces"),
+    (LIKELY_MANIPULATED, LIKELY_MANIPULATED, "faces"),
   ],
 )
-def test_the_more_suspicious_of_faces_and_sound_decides(hearing, talkie, of_faces, of_sound, decides):
+def test_sound_decides_only_where_it_alone_is_likely_manipulated(
+  hearing, talkie, of_faces, of_sound, decides
+):
   plain = hearing.detect(talkie, frames=4)
   changed = recalibrated(
     hearing,
@@ -289,10 +293,13 @@ def test_the_more_suspicious_of_faces_and_sound_decides(hearing, talkie, of_face
   assert verdict.outcome == part.outcome and verdict.thresholds == part.thresholds
   assert verdict.deepfake_probability == part.deepfake_probability
   # What decided is explained first.
-  first = {"faces": ("blending_traces", "between_thresholds")}.get(
-    decides, ("synthetic_voice_traces", "sound_between_thresholds")
-  )
-  assert verdict.reasons[0].code in first
+  told = {
+    "faces": {LIKELY_MANIPULATED: ["blending_traces"], INCONCLUSIVE: ["between_thresholds"]},
+    "sound": {LIKELY_MANIPULATED: ["synthetic_voice_traces"], INCONCLUSIVE: ["sound_between_thresholds"]},
+  }
+  explained = {name: told[name].get(getattr(verdict, name).outcome, []) for name in told}
+  other = "sound" if decides == "faces" else "faces"
+  assert [reason.code for reason in verdict.reasons] == explained[decides] + explained[other]
 
 
 @pytest.mark.parametrize("higher", ["faces", "sound"])
@@ -360,6 +367,7 @@ def test_a_recording_that_cannot_be_judged_tells_why(hearing, listener, tmp_path
       "most_clipped_share",
       "found_clipped_share",
     ),
+    (voices.telephone(voices.speech(seconds=3.0, seed=1)), "narrow_band", "found_band_hz", "needed_band_hz"),
   ],
 )
 def test_what_is_wrong_with_a_recording_is_told_in_numbers(listener, tmp_path, sound, code, found, bound):

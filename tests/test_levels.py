@@ -79,9 +79,10 @@ def test_somebody_who_is_seen_for_a_moment_does_not_decide():
 
 
 @pytest.mark.parametrize(
-  ("face", "sound", "part"), [(0.5, 1.2, SOUND), (2.5, 1.2, FACES), (-3.0, -1.0, FACES), (1.5, 0.5, FACES)]
+  ("face", "sound", "part"),
+  [(0.5, 1.2, SOUND), (2.5, 1.2, FACES), (-3.0, -1.0, FACES), (1.5, 0.5, FACES), (-3.0, 0.5, FACES)],
 )
-def test_of_faces_and_sound_the_more_suspicious_outcome_decides(face, sound, part):
+def test_sound_decides_only_where_it_alone_is_called(face, sound, part):
   found = put_together(row("a.mp4#0.0", face), row("a.mp4#sound.0", sound, label=1))
   video = found["video"]
   assert video.part.tolist() == [part]

@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deepscan_jax import metrics
+from deepscan_jax.augment_audio import band_limit, draw_noise
 from deepscan_jax.pseudofakes import VOICE_KINDS, VoiceConfig, VoicePair, copy_synthesis, voice_pair
 from deepscan_jax.pseudofakes import audio as audio_fakes
 
@@ -186,6 +187,29 @@ def test_the_noise_floor_is_one_and_the_same():
   quiet = slice(20000, 28000)
   assert np.abs(pair.real[quiet]).max() > 1e-5
   np.testing.assert_allclose(pair.fake[quiet], pair.real[quiet], atol=1e-5)
+
+
+def quiet_spectrum_db(waveform):
+  """[band of 1 kHz]: level of the quietest tenth of the moments."""
+  power = 10 ** (spectrum_db(waveform) / 10)
+  quiet = np.argsort(power.sum(axis=1))[: len(power) // 10]
+  return 10 * np.log10(power[quiet][:, 8:200].reshape(len(quiet), -1, 32).mean(axis=(0, 2)))
+
+
+@pytest.mark.parametrize("noisy", [0, 1], ids=["recording", "synthetic"])
+def test_a_matched_pair_has_one_floor_whichever_was_cleaner(originals, noisy):
+  rng = np.random.default_rng(0)
+  both = [np.concatenate([voice, np.zeros(8000, np.float32)]) for voice in originals[:2]]
+  # A recording's hiss has a colour of its own.
+  hiss = band_limit(draw_noise(len(both[0]), rng), highpass_hz=300.0, lowpass_hz=4000.0)
+  both[noisy] = both[noisy] + np.float32(0.05 * both[noisy].std()) * hiss
+  faint = VoiceConfig(noise_snr_db=(55.0, 55.0), silence_probability=0.0, lowpass_hz=(7000.0, 7000.0))
+  found = audio_fakes.matched_pair(*both, rng=rng, config=faint)
+  before, after = (quiet_spectrum_db(x)[:4] - quiet_spectrum_db(y)[:4] for x, y in (both, found))
+  assert np.abs(before).min() > 10
+  assert np.abs(after).max() < 4
+  for x in found:
+    assert x.dtype == np.float32 and np.abs(x).max() <= 1
 
 
 def test_a_seed_says_it_all_and_the_input_stays(originals):

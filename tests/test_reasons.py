@@ -55,8 +55,8 @@ def test_every_code_of_the_gates_has_a_sentence_and_a_remedy():
   codes = quality_problems(seen)
   assert len(codes) == 4
   found = list(reasons.unjudged_faces(codes, [seen]))
-  facts = {"found_s": 0.5, "needed_s": 1.0}
-  gates = ("no_sound", "sound_too_short", "silent", "no_speech", "clipped")
+  facts = {"found_s": 0.5, "needed_s": 1.0, "found_band_hz": 4000.0, "needed_band_hz": 4750.0}
+  gates = ("no_sound", "sound_too_short", "silent", "no_speech", "clipped", "narrow_band")
   found += [reasons.unjudged_sound(code, facts) for code in gates]
   found += [reasons.no_face(hears=hears) for hears in (True, False)]
   found += [reasons.not_supported(kind) for kind in ("audio", "image")]

@@ -310,9 +310,7 @@ def test_what_decided_is_told_and_each_part_keeps_its_own_thresholds():
     make(LIKELY_MANIPULATED, 0.75, name="a.mp4"), sound=heard(0.75, 0.85, moments=[0.75, 0.85])
   )
   pages = [Page(report.render_html(answer)) for answer in (by_sound, by_faces)]
-  told = (
-    "The verdict is that of the {}, the more suspicious of the two; the {} alone would be called {} ({})."
-  )
+  told = "The verdict is that of the {}; the {} alone would be called {} ({})."
   assert told.format("sound", "faces", "likely authentic", "30\u00a0%") in pages[0].text
   assert told.format("faces", "sound", "inconclusive", "80\u00a0%") in pages[1].text
   faces = [[a["class"] for a in classes(page, "a", "point") if "href" in a] for page in pages]

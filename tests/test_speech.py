@@ -53,7 +53,7 @@ def test_voices_pass(seconds):
 @pytest.mark.parametrize("name", NOT_SPEECH)
 def test_what_is_no_speech_is_refused(name):
   for length in (4, 2):
-    assert speech.speech_problems(NOT_SPEECH[name][: length * RATE_HZ]) == ("no_speech",)
+    assert speech.speech_problems(NOT_SPEECH[name][: length * RATE_HZ])[0] == "no_speech"
 
 
 def test_what_is_too_short_silent_or_overdriven_is_refused():
@@ -64,6 +64,17 @@ def test_what_is_too_short_silent_or_overdriven_is_refused():
   assert speech.speech_problems(np.zeros_like(voice)) == ("silent",)
   assert speech.speech_problems(np.full_like(voice, 0.5)) == ("silent",)  # nothing moves
   assert "clipped" in speech.speech_problems(np.clip(100 * voice, -1, 1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_went_through_a_telephone_is_refused(seed):
+  voice = voices.speech(seconds=4, seed=seed)
+  narrow = voices.telephone(voice)
+  assert speech.speech_problems(narrow) == ("narrow_band",)
+  assert speech.measure_speech(narrow).band_hz <= 4500 < 7000 < speech.measure_speech(voice).band_hz
+  # A codec's low-pass, or a dull microphone, is none.
+  dull = scipy.signal.sosfilt(scipy.signal.butter(6, 5500, fs=RATE_HZ, output="sos"), voice)
+  assert speech.speech_problems(dull.astype(np.float32)) == ()
 
 
 def test_of_what_is_meant_to_be_shorter_than_a_second_only_the_level_is_asked():
@@ -86,4 +97,5 @@ def test_the_gate_does_not_ask_where_a_voice_was_recorded():
   config = augment_audio.AudioAugmentConfig()
   spoken = [voices.speech(seconds=4, seed=seed) for seed in range(30)]
   heard = [augment_audio.degrade_one(voice, rng=rng, config=config) for voice in spoken]
-  assert sum(bool(speech.speech_problems(x)) for x in heard) <= 2
+  # Some of these rooms end in a telephone.
+  assert sum(bool({*speech.speech_problems(x)} - {"narrow_band"}) for x in heard) <= 2

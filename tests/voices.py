@@ -67,6 +67,11 @@ def speech(*, seconds: float, seed: int) -> np.ndarray:
   return np.clip(sound, -1, 1).astype(np.float32)
 
 
+def telephone(waveform: np.ndarray) -> np.ndarray:
+  """A waveform as it was sampled at 8 kHz in between."""
+  return scipy.signal.resample_poly(scipy.signal.resample_poly(waveform, 1, 2), 2, 1).astype(np.float32)
+
+
 def lag(heard: np.ndarray, original: np.ndarray) -> int:
   """Samples by which `heard` is late: where the cross-correlation peaks."""
   correlation = scipy.signal.correlate(heard, original, mode="full")

@@ -50,6 +50,7 @@ class FeatureConfig:
     sample_rate_hz: of the waveform; more than 12800, the lower edge of the highest octave band twice.
     fft_length, window_length, hop_length: samples; even, the window no longer than the transform.
     mel_bands, mfcc, chroma: numbers of each.
+    lowest_hz, highest_hz: ends of the mel bands; a highest of 0 is half the sample rate.
   """
 
   sample_rate_hz: int = 16000
@@ -59,6 +60,8 @@ class FeatureConfig:
   mel_bands: int = 128
   mfcc: int = 13
   chroma: int = 12
+  lowest_hz: float = 0.0
+  highest_hz: float = 0.0
 
   def __post_init__(self):
     lengths = (self.fft_length, self.window_length, self.hop_length)
@@ -69,6 +72,11 @@ class FeatureConfig:
       )
     if self.sample_rate_hz <= _CONTRAST_LOWEST_HZ * 2**_CONTRAST_OCTAVES:
       raise ValueError(f"The sample rate must exceed 12800 Hz; got {self.sample_rate_hz}.")
+    if not 0 <= self.lowest_hz < (self.highest_hz or self.sample_rate_hz / 2) <= self.sample_rate_hz / 2:
+      raise ValueError(
+        f"Mel bands lie between 0 and {self.sample_rate_hz / 2:g} Hz, the lowest below the highest; got "
+        f"{self.lowest_hz:g} and {self.highest_hz:g}."
+      )
 
 
 class AudioFeatures(NamedTuple):
@@ -154,6 +162,19 @@ def standardise(log_mel: jax.Array, frames: jax.Array) -> jax.Array:
   return hide((log_mel - mean[:, None, None]) / _LOG_MEL_DB, frames)
 
 
+def without_channel(log_mel: jax.Array, frames: jax.Array) -> jax.Array:
+  """Each band less its own mean over an example, in units of 20 dB: [batch, frame, mel band].
+
+  What a microphone or a line does to a band is the same in every frame, and so has no effect (cepstral mean
+  subtraction, Atal 1974, in the spectral domain); nor has loudness.
+
+  Args:
+    log_mel: [batch, frame, mel band] in decibels.
+    frames: [batch, frame] bool.
+  """
+  return hide((log_mel - masked_mean(log_mel, frames)[:, None]) / _LOG_MEL_DB, frames)
+
+
 def audible(waveform: jax.Array, mask: jax.Array) -> jax.Array:
   """Whether there is a sound at all: [batch] bool, False if no sample exceeds -80 dB of full scale.
 
@@ -236,7 +257,9 @@ def _filter_banks(config: FeatureConfig) -> _FilterBanks:
   cosine = np.cos(np.pi / config.mel_bands * np.outer(band + 0.5, np.arange(config.mfcc)))
   cosine *= np.sqrt(np.where(np.arange(config.mfcc) == 0, 1, 2) / config.mel_bands)
   return _FilterBanks(
-    mel=librosa.filters.mel(**rate, n_mels=config.mel_bands).T.astype(np.float32),
+    mel=librosa.filters.mel(
+      **rate, n_mels=config.mel_bands, fmin=config.lowest_hz, fmax=config.highest_hz or None
+    ).T.astype(np.float32),
     chroma=librosa.filters.chroma(**rate, n_chroma=config.chroma, tuning=0.0).T.astype(np.float32),
     cosine=cosine.astype(np.float32),
   )

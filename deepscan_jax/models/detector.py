@@ -54,7 +54,9 @@ BRANCHES = {
   "autoencoder": lambda config, axis_name: AutoencoderBranch(
     axis_name=axis_name, name="autoencoder", **_widths(config)
   ),
-  "audio": lambda config, axis_name: AudioBranch(name="audio", **_widths(config)),
+  "audio": lambda config, axis_name: AudioBranch(
+    network=config.audio_network, name="audio", **_widths(config)
+  ),
   "lipsync": lambda config, axis_name: LipSyncBranch(name="lipsync", **_widths(config)),
   "provenance": lambda config, axis_name: ProvenanceBranch(
     features=config.features, dtype=config.dtype, name="provenance"

@@ -18,10 +18,16 @@ class TimeWindows(NamedTuple):
   Attributes:
     member: [1 + window, step] bool, which steps each holds.
     times_s: [window] float32, the middles of the windows after the first.
+    window_s: how long these are.
   """
 
   member: np.ndarray
   times_s: np.ndarray
+  window_s: float
+
+  def over(self, step_times_s: np.ndarray) -> np.ndarray:
+    """`member` of the same windows over steps at other times [step]: [1 + window, step] bool."""
+    return _member(np.asarray(step_times_s), self.times_s - 0.5 * self.window_s, self.window_s)
 
   def present(self, mask: jax.Array, *, least: int = 1) -> jax.Array:
     """Which windows have something to say: [batch, 1 + window] bool.
@@ -56,7 +62,10 @@ def time_windows(
   """
   count = 1 + max(0, math.ceil((duration_s - window_s) / hop_s - 1e-6))
   starts = np.minimum(np.arange(count) * hop_s, max(0.0, duration_s - window_s))
-  times = np.asarray(step_times_s)
+  member = _member(np.asarray(step_times_s), starts, window_s)
+  return TimeWindows(member, (starts + 0.5 * window_s).astype(np.float32), window_s)
+
+
+def _member(times: np.ndarray, starts: np.ndarray, window_s: float) -> np.ndarray:
   inside = (times >= starts[:, None] - 1e-6) & (times < starts[:, None] + window_s - 1e-6)
-  member = np.concatenate([np.ones((1, len(times)), bool), inside])
-  return TimeWindows(member, (starts + 0.5 * window_s).astype(np.float32))
+  return np.concatenate([np.ones((1, len(times)), bool), inside])

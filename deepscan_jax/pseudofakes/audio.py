@@ -139,7 +139,8 @@ def matched_pair(
   """Returns a real voice and another that is known to be forged, without what tells recordings apart.
 
   Synthetic speech is too clean: it has another band, noise floor, level and silence than recordings, which a
-  network would learn in place of the synthesis. Both get the same ones, as in `voice_pair`.
+  network would learn in place of the synthesis. Both get the same ones, as in `voice_pair`; each first gets
+  the hiss that the other's pauses have and its own have not, frequency by frequency.
 
   Args:
     real, fake: float32 [sample] in -1..1, at least 0.5 s each, of any two lengths.
@@ -159,6 +160,7 @@ def matched_pair(
   both = band_limit(np.stack([real[:samples], fake[:samples]]), **ends).astype(np.float64)
   both = both * _draw_audible(samples, rng, config)
   both[1] *= level(both[0]) / max(level(both[1]), 1e-9)
+  both = both + _missing_floors(both, rng)
   both = both + draw_noise(samples, rng) * (level(both[0]) * 10 ** (-rng.uniform(*config.noise_snr_db) / 20))
   real, fake = (both / max(1.0, np.abs(both).max())).astype(np.float32)
   return real, fake
@@ -205,6 +207,8 @@ _ENVELOPE_S = 0.003  # longer quefrencies are pitch
 _HARMONICS_HZ = 200.0  # from one to the next
 _MOST_GAIN = 3.0  # nepers (26 dB) that moving formants may lift or lower a frequency by
 _MUTE_FADE_S = 0.02
+_FLOOR_FFT = 512
+_QUIET_SHARE = 0.1  # of the frames, the quietest: pauses, of which speech has more
 _LIMITER_S = 0.02
 _ACCENT_S = 0.04
 _MATCHES = 8
@@ -426,6 +430,21 @@ class _Span:
   start: int
   stop: int
   weight: np.ndarray
+
+
+def _missing_floors(both: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Noise [2, sample] that lifts the floor of each of two sounds to the higher one of both."""
+  samples = both.shape[-1]
+  power = np.square(np.abs(_spectrum(both, _FLOOR_FFT)))
+  loudness = power.sum(axis=-1)
+  quiet = max(1, round(_QUIET_SHARE * power.shape[1]))
+  # Frames at either end see the padding.
+  order = 1 + np.argsort(loudness[:, 1:-1], axis=-1)[:, :quiet]
+  floor = np.take_along_axis(power, order[..., None], axis=1).mean(axis=1)
+  missing = np.maximum(floor[::-1] - floor, 0)
+  noise = rng.standard_normal((2, samples)).astype(np.float32)
+  spectrum = _spectrum(noise, _FLOOR_FFT) * np.sqrt(missing / np.square(_window(_FLOOR_FFT)).sum())[:, None]
+  return _waveform(spectrum, samples)
 
 
 def _draw_span(real: np.ndarray, audible: np.ndarray, rng: np.random.Generator, config: VoiceConfig) -> _Span:
