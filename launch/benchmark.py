@@ -66,8 +66,8 @@ _PART = flags.DEFINE_multi_enum(
   "part",
   PARTS,
   PARTS,
-  "train (step, around, scaling, memory), serve (batching, overhead): what is measured; may be given several times. "
-  "`memory` compiles the preset full.",
+  "train (step, around, scaling, memory), serve (batching, overhead): what is measured; may be given more "
+  "than once. `memory` compiles the preset full.",
   allow_override=True,
 )
 _DATA_DIR = flags.DEFINE_string(
