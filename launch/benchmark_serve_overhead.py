@@ -36,11 +36,13 @@ def overhead_rows(
   Raises:
     RuntimeError: the service did not start, or did not answer one of them as it should.
   """
-  with subprocess.Popen(
-    [sys.executable, "-m", __name__, str(folder)], stderr=subprocess.PIPE, env=dict(os.environ)
-  ) as process:
+  log = folder / "service.log"
+  with (
+    log.open("wb") as stderr,
+    subprocess.Popen([sys.executable, "-m", __name__, str(folder)], stderr=stderr) as process,
+  ):
     try:
-      host, port = _address(process)
+      host, port = _address(process, log)
       asyncio.run(_ask(host, port, per_second, per_second, size))
       before = psutil.Process(process.pid).cpu_times()
       late = sorted(asyncio.run(_ask(host, port, round(seconds * per_second), per_second, size)))
@@ -58,14 +60,14 @@ def overhead_rows(
   ]
 
 
-def _address(process: subprocess.Popen) -> tuple[str, int]:
-  told = []
-  for line in process.stderr:
-    told.append(line.decode(errors="replace"))
-    if b'"Listening."' in line:
-      host, port = json.loads(line)["url"].removeprefix("http://").rsplit(":", 1)
-      return host, int(port)
-  raise RuntimeError("The service did not start: " + "".join(told[-20:]))
+def _address(process: subprocess.Popen, log: Path) -> tuple[str, int]:
+  while process.poll() is None:
+    time.sleep(0.05)
+    for line in log.read_bytes().splitlines(keepends=True):
+      if b'"Listening."' in line and line.endswith(b"\n"):
+        host, port = json.loads(line)["url"].removeprefix("http://").rsplit(":", 1)
+        return host, int(port)
+  raise RuntimeError(f"The service did not start: {log.read_text()[-2000:]}")
 
 
 async def _ask(host: str, port: int, count: int, per_second: int, size: int) -> list[float]:
@@ -163,7 +165,15 @@ def main(argv: Sequence[str]) -> int:
   folder = Path(argv[1])
   json_logs.set_up()
   settings = Settings(
-    port=0, secret_key=_SECRET, api_key=_KEY, data_dir=folder, temp_dir=folder, requests_per_hour=10**9
+    port=0,
+    secret_key=_SECRET,
+    api_key=_KEY,
+    data_dir=folder,
+    temp_dir=folder,
+    requests_per_hour=10**9,
+    # A machine that is busy with something else is late, and turns nobody away.
+    queue=2 * _CONNECTIONS,
+    queue_per_key=2 * _CONNECTIONS,
   )
   return server.serve(make_app(settings, _Instant()))
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ROUTERS", "Context", "Phase", "key_store", "make_app"]
 
-# Each makes its routes of the Context.
+# Each makes its routes of the Context; the last one first, so that routes_detect can describe what others
+# offer.
 ROUTERS: tuple[Callable[[Context], APIRouter], ...] = (
   routes_detect.router,
   routes_service.router,
@@ -107,8 +108,9 @@ def make_app(
   )
   app.state.context = context
   problems.install(app)
-  for make_router in routers:
-    app.include_router(make_router(context))
+  made = [make_router(context) for make_router in reversed(routers)]
+  for router in reversed(made):
+    app.include_router(router)
   app.add_middleware(Front, context=context)
   app.openapi = functools.partial(_openapi, app, app.openapi)
   return app

@@ -105,7 +105,12 @@ def _add_detect(routes: APIRouter, context: Context, detection: "Detection", kin
   usual_frames = min(32, most_frames)
   Frames = Annotated[int, Query(ge=1, le=most_frames, description="How many frames are looked at.")]
   Explain = Annotated[bool, Query(description="Add the report, a page of HTML.")]
-  Later = Annotated[bool, Query(alias="async", description="Answer at once with a job that judges the file.")]
+  # Described where there is somebody to do it: the router of jobs is made before this one.
+  has_jobs = context.later.submit is not None
+  Later = Annotated[
+    bool,
+    Query(alias="async", include_in_schema=has_jobs, description="Answer at once with a job that judges it."),
+  ]
   responses = describe(*KEY_PROBLEMS, *FILE_PROBLEMS)
   responses[200] = {
     "model": schemas.DetectAnswer,
