@@ -176,8 +176,9 @@ def service(folder: Path, *, engine: FakeEngine | None = None, routers=ROUTERS, 
 
 
 def received_files(folder: Path) -> list[Path]:
-  """What lies in the service's temporary folder."""
-  return [path for path in (folder / "temp").rglob("*") if path.is_file() and path.name != "lock"]
+  """What lies in the service's temporary folder, but for what it marks its folders with."""
+  marks = ("lock", "node")
+  return [path for path in (folder / "temp").rglob("*") if path.is_file() and path.name not in marks]
 
 
 @contextlib.contextmanager

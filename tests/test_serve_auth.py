@@ -89,9 +89,13 @@ def test_every_route_but_health_and_docs_wants_a_right_key(client, keys, sort):
       assert answer.status_code in (200, 404), path
       continue
     asked += 1
-    assert (answer.status_code, answer.json()["code"]) == REFUSED[sort], path
+    status, code = REFUSED[sort]
+    assert answer.status_code == status, path
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["www-authenticate"] == 'Bearer realm="deepscan"'
+    if method == "HEAD":  # has no body
+      continue
+    assert answer.json()["code"] == code, path
     assert answer.json()["remedy"] and answer.json()["request_id"] == answer.headers["x-request-id"]
   assert asked >= 5
 
