@@ -12,6 +12,8 @@ import httpx
 import jsonschema
 import pytest
 import sqlalchemy as sa
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
 from serve_fakes import (
   API_KEY,
   AUTH,
@@ -27,7 +29,7 @@ from serve_fakes import (
 )
 
 from deepscan_jax import media
-from deepscan_jax.serve import json_logs, problems, routes_service, store
+from deepscan_jax.serve import json_logs, problems, routes_detect, routes_service, store
 from deepscan_jax.serve.app import make_app
 from deepscan_jax.version import __version__
 
@@ -210,6 +212,31 @@ def test_waiting_for_the_engine_keeps_nobody_else_waiting(tmp_path):
       time.sleep(0.01)
     assert client.get("/healthz").status_code == 200 and client.app.state.context.engine.running == 1
     slow.join()
+
+
+def test_a_video_is_judged_later_where_there_are_jobs(tmp_path):
+  def described(client) -> bool:
+    operation = client.get("/api/v1/openapi.json").json()["paths"]["/api/v1/detect/video"]["post"]
+    return any(parameter["name"] == "async" for parameter in operation["parameters"])
+
+  without = (routes_detect.router, routes_service.router)
+  with service(tmp_path, routers=without) as client:
+    answer = send(client, mp4(), kind="video", query="?async=true")
+    assert code_of(answer) == (422, "no_jobs") and not described(client)
+
+  def jobs(context):
+    async def submit(upload, *, key, frames, model):
+      told = {"kept": upload.path.is_file(), "of": key.id, "frames": frames, "model": model}
+      return JSONResponse(told, 202, headers={"Location": "/api/v1/batch/x"})
+
+    context.later.submit = submit
+    return APIRouter()
+
+  with service(tmp_path, routers=(*without, jobs)) as client:
+    answer = send(client, mp4(), kind="video", query="?async=true&frames=9&model=fake")
+    assert answer.status_code == 202 and answer.headers["location"] == "/api/v1/batch/x" and described(client)
+    assert answer.json() == {"kept": True, "of": "env", "frames": 9, "model": "fake"}
+    assert not client.app.state.context.engine.calls and received_files(tmp_path) == []
 
 
 # Twice the same -------------------------------------------------------------------------------------------

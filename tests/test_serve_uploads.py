@@ -424,4 +424,5 @@ def test_a_client_that_goes_away_leaves_nothing(tmp_path):
         break
       threading.Event().wait(0.02)
     assert received_files(tmp_path) == []
-    assert not app.state.context.uploads._open
+  # The server has ended, and with it every request.
+  assert not app.state.context.uploads._open

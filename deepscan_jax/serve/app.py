@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROUTERS", "Context", "Phase", "key_store", "make_app"]
 
-# Each makes its routes of the Context; the last one first, so that routes_detect can describe what others
-# offer.
+# Each makes its routes of the Context; the last one first, so that routes_detect knows what others offer.
 ROUTERS: tuple[Callable[[Context], APIRouter], ...] = (
   routes_detect.router,
   routes_service.router,

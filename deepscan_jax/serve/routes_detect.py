@@ -254,10 +254,10 @@ class Detection:
   async def _answer(self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo) -> Response:
     if asked.later:
       return await self._submit(upload, asked, key)
-    answer, version = await self._known(upload, asked, model, key)
-    if answer is None:
-      answer, version = await self._judge(upload, asked, key)
-    body = await anyio.to_thread.run_sync(_encoded, answer)
+    # All of it in one thread: each change of threads costs as much as looking an answer up.
+    body, version = await anyio.to_thread.run_sync(
+      self._found_or_judged, upload, asked, model, key, limiter=self._threads
+    )
     return Response(body, media_type="application/json", headers={"X-Model-Version": version})
 
   async def _submit(self, upload: Upload, asked: Asked, key: KeyInfo) -> Response:
@@ -265,34 +265,33 @@ class Detection:
       raise Problem("no_jobs", "This service runs no jobs.")
     return await self._context.later.submit(upload, key=key, frames=asked.frames, model=asked.model)
 
-  async def _known(
+  def _found_or_judged(
     self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo
-  ) -> tuple[dict | None, str]:
-    found = await anyio.to_thread.run_sync(
-      lambda: self._context.store.find_result(
-        sha256=upload.sha256,
-        model=model.sha256,
-        settings=_settings(asked, upload),
-        shared_with=self._shared_with(key),
-      )
+  ) -> tuple[bytes, str]:
+    """The answer as it is sent, and the model that gave it."""
+    answer = self._known(upload, asked, model, key) or self._judged(upload, asked, key)
+    version = answer["model_version"]
+    self._context.metrics.results.labels(asked.kind, answer["outcome"], version).inc()
+    return json.dumps(answer, allow_nan=False).encode(), version
+
+  def _known(self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo) -> dict | None:
+    found = self._context.store.find_result(
+      sha256=upload.sha256,
+      model=model.sha256,
+      settings=_settings(asked, upload),
+      shared_with=self._shared_with(key),
     )
     if found is None:
-      return None, ""
+      return None
     result_id, answer = found
-    self._count(asked.kind, answer)
     self._context.metrics.cached.labels(asked.kind).inc()
-    answer |= {"request_id": request_id.get(), "result_id": result_id, "cached": True}
     answer["file"]["name"] = answer["run"]["path"] = upload.name
-    return answer, answer["model_version"]
+    return answer | {"request_id": request_id.get(), "result_id": result_id, "cached": True}
 
-  async def _judge(self, upload: Upload, asked: Asked, key: KeyInfo) -> tuple[dict, str]:
+  def _judged(self, upload: Upload, asked: Asked, key: KeyInfo) -> dict:
     context, started_s = self._context, time.perf_counter()
-
-    def judge() -> Verdict:
-      return context.engine.detect(upload.path, frames=asked.frames, model=asked.model)
-
     try:
-      verdict = await anyio.to_thread.run_sync(judge, limiter=self._threads)
+      verdict = context.engine.detect(upload.path, frames=asked.frames, model=asked.model)
     except media.MediaError as error:
       raise media_problem(error, upload) from error
     except Busy as error:
@@ -301,26 +300,19 @@ class Detection:
       raise _unknown_model(error) from error
     context.metrics.detect_seconds.labels(asked.kind).observe(time.perf_counter() - started_s)
     upload.check_decoded(kind=verdict.file["kind"], container=(verdict.file["media"] or {}).get("container"))
-    answer = await anyio.to_thread.run_sync(answer_of, verdict, upload.name, asked.explain)
-    self._count(asked.kind, answer)
-    result_id = await anyio.to_thread.run_sync(
-      lambda: context.store.add_result(
-        answer,
-        key_id=key.id,
-        sha256=upload.sha256,
-        model=verdict.model["sha256"],
-        settings=_settings(asked, upload),
-        shared_with=self._shared_with(key),
-      )
+    answer = answer_of(verdict, upload.name, asked.explain)
+    result_id = context.store.add_result(
+      answer,
+      key_id=key.id,
+      sha256=upload.sha256,
+      model=verdict.model["sha256"],
+      settings=_settings(asked, upload),
+      shared_with=self._shared_with(key),
     )
-    answer |= {"request_id": request_id.get(), "result_id": result_id, "cached": False}
-    return answer, answer["model_version"]
+    return answer | {"request_id": request_id.get(), "result_id": result_id, "cached": False}
 
   def _shared_with(self, key: KeyInfo) -> str:
     return "" if self._context.settings.shared_results else key.id
-
-  def _count(self, kind: str, answer: dict) -> None:
-    self._context.metrics.results.labels(kind, answer["outcome"], answer["model_version"]).inc()
 
 
 def answer_of(verdict: Verdict, name: str, explain: bool) -> dict:
@@ -382,7 +374,3 @@ def _settings(asked: Asked, upload: Upload) -> str:
   # The report shows the name.
   name = idempotency.fingerprint(upload.name)[:32] if asked.explain else ""
   return f"{__version__}/{asked.kind}/{upload.extension}/{asked.frames}/{name}"
-
-
-def _encoded(answer: dict) -> bytes:
-  return json.dumps(answer, allow_nan=False).encode()
