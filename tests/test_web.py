@@ -1,6 +1,8 @@
 """The service's page in a real browser: what a person does with it, and what it must never do."""
 
+import io
 import json
+import re
 import shutil
 import time
 
@@ -11,6 +13,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 
 import fastapi.testclient
+import serve_fakes
 import web_service
 
 from deepscan_jax import report
@@ -116,6 +119,22 @@ def test_evidence_as_json_is_what_the_model_saw_and_where():
   loose = web_service.dataclasses.replace(seen, place=None, time_s=99.0)
   alone = evidence.evidence_json(web_service.dataclasses.replace(answer, evidence=(loose,)))
   assert alone[0]["place"] is None and alone[0]["box"] is None
+
+
+def test_the_whole_service_serves_the_page_and_what_it_asks_for(tmp_path):
+  with serve_fakes.service(tmp_path) as client:
+    page = client.get("/", headers={"Authorization": ""})
+    assert page.status_code == 200 and page.headers["Content-Security-Policy"] == routes_web.POLICY
+    addresses = re.findall(r'(?:src|href)="(web/[^"]+)"', page.text)
+    assert len(addresses) >= 5
+    for address in addresses:
+      answer = client.get(f"/{address}", headers={"Authorization": ""})
+      assert answer.status_code == 200 and "immutable" in answer.headers["Cache-Control"], address
+    files = {"image": ("a.png", serve_fakes.png())}
+    told = client.post("/api/v1/detect/image?explain=true", files=files).json()
+    plain = client.post("/api/v1/detect/image", files=files).json()
+  assert told["report_html"].startswith("<!doctype html>") and told["evidence"][0]["crop"].startswith("data:")
+  assert plain["report_html"] is plain["evidence"] is None
 
 
 # What a person does -------------------------------------------------------------------------------------
@@ -272,6 +291,27 @@ def test_a_video_is_shown_with_its_people_moments_and_maps(visit, media, service
   assert saved["people"] == answer.to_dict()["people"] and "report_html" not in saved
   page.click("text=The card of the model")
   assert "self-blended images" in page.inner_text(".model") and page.query_selector(".model td")
+
+
+@needs_browser
+def test_a_picture_goes_through_the_whole_service(browser, tmp_path):
+  picture = io.BytesIO()
+  web_service.Image.fromarray(web_service.scene(0.0)).save(picture, "png")
+  sent = {"name": "portrait.png", "mimeType": "image/png", "buffer": picture.getvalue()}
+  engine = serve_fakes.FakeEngine()
+  app = serve_fakes.make_app(serve_fakes.make_settings(tmp_path), engine)
+  with serve_fakes.real_server(app) as (host, port):
+    context = browser.new_context(reduced_motion="reduce")
+    page, wrong = context.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
+    page.goto(f"http://{host}:{port}/")
+    send(page, sent, serve_fakes.API_KEY)
+    page.wait_for_selector("#result h1")
+    page.wait_for_selector("canvas.face")
+    assert "portrait.png" in page.inner_text("#result") and page.query_selector("#f1-p1")
+    context.close()
+  assert wrong == [] and len(engine.calls) == 1 and serve_fakes.received_files(tmp_path) == []
 
 
 @needs_browser
