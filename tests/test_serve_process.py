@@ -17,7 +17,7 @@ import httpx
 import pytest
 from serve_fakes import AUTH, make_settings, png, received_files
 
-from deepscan_jax.serve import server
+from deepscan_jax.serve import server, uploads
 
 
 class Service:
@@ -87,7 +87,7 @@ def test_told_to_end_it_answers_what_it_began(tmp_path):
     assert [answer.status_code for answer in answers] == [200]
     with pytest.raises(httpx.ConnectError):
       httpx.get(f"{service.url}/healthz")
-  assert not list((tmp_path / "temp").glob("*/*"))
+  assert not list((tmp_path / "temp").glob(f"{uploads.FOLDER}-*/*")) and received_files(tmp_path) == []
 
 
 def test_while_others_learn_that_it_ends_it_goes_on(tmp_path):
