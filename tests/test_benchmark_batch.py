@@ -3,6 +3,7 @@ import random
 import shutil
 
 from deepscan_jax.launch import benchmark, benchmark_batch
+from deepscan_jax.serve import batch
 
 
 def test_a_batch_that_is_killed_loses_nothing_and_answers_nothing_twice(tmp_path):
@@ -11,7 +12,8 @@ def test_a_batch_that_is_killed_loses_nothing_and_answers_nothing_twice(tmp_path
     tmp_path, kills=3, files=60, workers=2, rng=random.Random(3), tell=told.append
   )
   assert (found.kills, found.lost, found.twice, found.wrong) == (3, 0, 0, 0)
-  assert found.judged_again <= 6 and found.runs == 4 and len(told) == 3
+  # One of a worker is judged when the kill comes; on a busy machine its answer to another is not written yet.
+  assert found.judged_again <= 3 * 2 * batch.AHEAD and found.runs == 4 and len(told) == 3
   # What the figures are made of shows when it is otherwise.
   report = tmp_path / "report.jsonl"
   rows = report.read_text().splitlines()
