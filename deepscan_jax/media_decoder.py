@@ -1165,7 +1165,12 @@ def run_child():
   The command line holds one JSON object (file, region, parent, plan, budget); standard output gets one with
   either "result" or "reason" and "message".
   """
-  order = json.loads(sys.argv[1])
+  answer_order(json.loads(sys.argv[1]))
+  os._exit(0)  # nothing here needs tidying up, and the caller is waiting
+
+
+def answer_order(order: dict):
+  """What `run_child` does with its order, but for ending: this process is limited from here on."""
   budget = Budget(**order["budget"])
   _limit_this_process(budget, parent=order["parent"])
   region = Region(mmap.mmap(order["region"], budget.output_bytes))
@@ -1175,7 +1180,6 @@ def run_child():
     answer = {"reason": error.reason, "message": str(error)}
   sys.stdout.write(json.dumps(answer))
   sys.stdout.flush()
-  os._exit(0)  # nothing here needs tidying up, and the caller is waiting
 
 
 def _limit_this_process(budget: Budget, *, parent: int):

@@ -1,7 +1,8 @@
 "use strict";
 // Adds comfort only: without this script every link, picture and switch on the page still works.
-(() => {
-  const preview = document.getElementById("preview");
+
+/** Lets the arrow keys move along the points of each chart inside `root`, and shows their faces in `preview`. */
+const attachCharts = (root, preview) => {
   const hide = () => { preview.hidden = true; };
 
   const show = (point) => {
@@ -17,16 +18,18 @@
     preview.style.top = `${(above > 8 ? above : at.bottom + 10) + scrollY}px`;
   };
 
-  for (const group of document.querySelectorAll(".points")) {
-    const points = [...group.querySelectorAll("a[data-preview]")];
+  for (const group of root.querySelectorAll(".points")) {
+    const points = [...group.querySelectorAll("a[href]")];
     // One stop of the tab key for each chart; the arrow keys move inside it.
     points.forEach((point, i) => {
-      point.removeAttribute("title");
       point.tabIndex = i ? -1 : 0;
-      point.addEventListener("mouseenter", () => show(point));
-      point.addEventListener("focus", () => show(point));
-      point.addEventListener("mouseleave", hide);
-      point.addEventListener("blur", hide);
+      if (point.dataset.preview) {
+        point.removeAttribute("title");
+        point.addEventListener("mouseenter", () => show(point));
+        point.addEventListener("focus", () => show(point));
+        point.addEventListener("mouseleave", hide);
+        point.addEventListener("blur", hide);
+      }
       point.addEventListener("keydown", (event) => {
         const target = {
           ArrowRight: points[i + 1], ArrowLeft: points[i - 1], Home: points[0], End: points.at(-1),
@@ -40,6 +43,11 @@
       });
     });
   }
+};
 
-  document.getElementById("json-view").textContent = document.getElementById("verdict-json").textContent;
-})();
+// The service's page, which shows an answer with the same charts, has none of its own.
+const view = document.getElementById("json-view");
+if (view) {
+  attachCharts(document, document.getElementById("preview"));
+  view.textContent = document.getElementById("verdict-json").textContent;
+}

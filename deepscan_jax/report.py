@@ -315,6 +315,19 @@ def jpeg_uri(image: np.ndarray) -> str:
   return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
+def map_uri(region_map: np.ndarray) -> str:
+  """The address of an img element that holds a region map, float [height, width].
+
+  It is transparent where the map is 0; the scale is the map's own 0..1, never stretched.
+  """
+  values = np.clip(np.nan_to_num(np.asarray(region_map, np.float32)), 0, 1)
+  colours = cv2.applyColorMap((255 * values).astype(np.uint8), cv2.COLORMAP_INFERNO)
+  # In proportion to the map: a weak signal has to look weak on a face.
+  alpha = (255 * 0.85 * values).astype(np.uint8)
+  _, data = cv2.imencode(".png", np.dstack([colours, alpha]))
+  return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
 def _escape(value: object) -> str:
   return html.escape(printable(value))
 
@@ -672,6 +685,7 @@ def _chart(
       style=f"left:{axis.across(p.time_s):.2f}%;bottom:{100 * p.probability:.2f}%",
       aria_label=p.text,
       title=p.text,
+      data_time=f"{p.time_s:.3f}",
       **({"href": f"#{p.picture}", "data_preview": p.picture} if p.picture else {}),
     )
     for p in points
@@ -695,6 +709,8 @@ def _chart(
     tag("div", *ticks, class_="axis", aria_hidden="true"),
     tag("figcaption", tag("span", "Probability of manipulation over time."), *key_words),
     class_="timeline",
+    data_start=f"{axis.start_s:.3f}",
+    data_end=f"{axis.end_s:.3f}",
   )
 
 
@@ -840,7 +856,7 @@ def _figure(answer: Verdict, sighting: Sighting, evidence: Evidence, key: str, p
   face = tag(
     "img", src=jpeg_uri(evidence.crop), alt=f"Face of person {person} at {at}", width=width, height=height
   )
-  shade = tag("img", src=_map_png(evidence.region_map), alt=f"Region map at {at}", class_="map")
+  shade = tag("img", src=map_uri(evidence.region_map), alt=f"Region map at {at}", class_="map")
   zone = _zone(evidence.probability, _of_faces(answer))
   caption = tag(
     "figcaption",
@@ -909,10 +925,15 @@ def _stability(answer: Verdict) -> Html:
     "section",
     tag("h2", "How far the verdict holds"),
     tag("p", stability_sentence(stability)),
-    tag("div", table, class_="scroll"),
+    _scroll(table),
     tag("p", told, class_="fine"),
     class_="card",
   )
+
+
+def _scroll(table: Html) -> Html:
+  """What is wider than a narrow screen, in a box that can be scrolled with keys too."""
+  return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label="Table; scrolls sideways")
 
 
 def _rung(step: Rescored, outcome: str) -> Html:
@@ -946,8 +967,8 @@ def _branches(answer: Verdict) -> Html:
   names = ["Branch of the model", "Probability", "Share of attention", "Status"]
   names[3:3] = ["Its effect", "Probability without it"] * compared
   header = tag("tr", *(tag("th", name, scope="col") for name in names))
-  table = tag("div", tag("table", tag("thead", header), tag("tbody", *rows)), class_="scroll")
-  inside = [tag("h2", "What was looked at"), table]
+  table = tag("table", tag("thead", header), tag("tbody", *rows))
+  inside = [tag("h2", "What was looked at"), _scroll(table)]
   if compared:
     text = (
       "Its effect: by how much it moves the log odds of manipulation, found by joining the branches again "
@@ -1185,18 +1206,8 @@ def _line(label: str, text: str, width: int) -> str:
   return textwrap.fill(printable(text), width, initial_indent=lead, subsequent_indent=" " * len(lead))
 
 
-def _map_png(region_map: np.ndarray) -> str:
-  """A picture that is transparent where the map is 0; the scale is the map's own 0..1, never stretched."""
-  values = np.clip(np.nan_to_num(np.asarray(region_map, np.float32)), 0, 1)
-  colours = cv2.applyColorMap((255 * values).astype(np.uint8), cv2.COLORMAP_INFERNO)
-  # In proportion to the map: a weak signal has to look weak on a face.
-  alpha = (255 * 0.85 * values).astype(np.uint8)
-  _, data = cv2.imencode(".png", np.dstack([colours, alpha]))
-  return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
 def _legend() -> str:
-  return _map_png(np.linspace(0, 1, 64, dtype=np.float32)[None])
+  return map_uri(np.linspace(0, 1, 64, dtype=np.float32)[None])
 
 
 @functools.cache

@@ -248,6 +248,8 @@ class Evidence:
     crop: [224, 224, 3] uint8, what the model saw.
     region_map: [height, width] float32 in 0..1, where the model sees a blended region.
     probability: of this face alone.
+    place: float64 [2, 3], the matrix that takes pixels of the crop to pixels of the frame as shown, both
+      counted from the upper left corner of the first; None where it is not known.
   """
 
   person: int
@@ -255,6 +257,7 @@ class Evidence:
   crop: np.ndarray
   region_map: np.ndarray
   probability: float
+  place: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

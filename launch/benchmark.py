@@ -1,5 +1,6 @@
-"""Times detect, builds, training, evaluation, loading, networks, compiling, pseudo-fakes; kills training; and
-tells of voices that were never shown how often they are found.
+"""Times detect, builds, training, evaluation, networks, serving and more; kills training and batches.
+
+`benchmark voices` measures no time: it tells of voices that were never shown how often they are found.
 
     deepscan benchmark detect --media=clip.mp4
     deepscan benchmark build --media=/path/to/photos_and_clips
@@ -11,6 +12,8 @@ tells of voices that were never shown how often they are found.
     deepscan benchmark data --data_dir=data --loader_workers=0 --loader_workers=2 --batches=10000
     deepscan benchmark evaluate --videos=1000
     deepscan benchmark resume --kills=20
+    deepscan benchmark serve --part=batching --part=overhead
+    deepscan benchmark batch --kills=20 --files=500
     deepscan benchmark voices --data_dir=data --seeds=3
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
@@ -21,8 +24,9 @@ where there is a promise. Memory stands in rows of its own, {benchmark, case, ou
 threads}: the most that the command and the process that decodes for it held resident at one time, the pages
 that both see counted twice. Pairs are counted by the second of one processor, {benchmark, case, ours_per_s,
 least_per_s, device, threads}: `least_per_s` is the promise. What stands around the training step is told as a
-share of a run, {benchmark, case, ours_share, limit_share, device, threads}. What is counted when training is
-killed is {benchmark, case, count, promised, device, threads}. Rows of voices are those of benchmark_voices.
+share of a run, {benchmark, case, ours_share, limit_share, device, threads}. What is counted when training or
+a batch is killed is {benchmark, case, count, promised, device, threads}. Rows of voices are those of
+benchmark_voices.
 """
 
 import concurrent.futures
@@ -44,8 +48,21 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-CASES = ("detect", "build", "train", "models", "compile", "pairs", "data", "evaluate", "resume", "voices")
-PARTS = ("step", "around", "scaling", "memory")
+CASES = (
+  "detect",
+  "build",
+  "train",
+  "models",
+  "compile",
+  "pairs",
+  "data",
+  "evaluate",
+  "resume",
+  "serve",
+  "batch",
+  "voices",
+)
+PARTS = ("step", "around", "scaling", "memory", "batching", "overhead")
 
 _MEDIA = flags.DEFINE_string(
   "media",
@@ -68,7 +85,8 @@ _PART = flags.DEFINE_multi_enum(
   "part",
   PARTS,
   PARTS,
-  "train: what is measured; may be given several times. `memory` compiles the preset full.",
+  "Of train (step, around, scaling, memory) or serve (batching, overhead): what is measured; may be given "
+  "several times. `memory` compiles the preset full.",
   allow_override=True,
 )
 _DATA_DIR = flags.DEFINE_string(
@@ -93,10 +111,14 @@ _BATCHES = flags.DEFINE_integer(
   allow_override=True,
 )
 _KILLS = flags.DEFINE_integer(
-  "kills", 20, "resume: how often training is killed.", lower_bound=1, allow_override=True
+  "kills", 20, "resume, batch: how often the process is killed.", lower_bound=1, allow_override=True
 )
 _KILL_SEED = flags.DEFINE_integer(
-  "kill_seed", 0, "resume: of the moments of the kills.", lower_bound=0, allow_override=True
+  "kill_seed", 0, "resume, batch: of the moments of the kills.", lower_bound=0, allow_override=True
+)
+_FILES = flags.DEFINE_integer("files", 500, "batch: of the batch.", lower_bound=1, allow_override=True)
+_BATCH_WORKERS = flags.DEFINE_integer(
+  "batch_workers", 2, "batch: processes that judge.", lower_bound=1, allow_override=True
 )
 _VIDEOS = flags.DEFINE_integer(
   "videos", 1000, "evaluate: videos of --frames frames that are scored.", lower_bound=1, allow_override=True
@@ -214,6 +236,8 @@ def main(argv: Sequence[str]) -> int:
     "data": benchmark_data,
     "evaluate": benchmark_evaluate,
     "resume": benchmark_resume,
+    "serve": benchmark_serve,
+    "batch": benchmark_batch,
     "voices": benchmark_voices,
   }
   rows = runs[argv[1]]()
@@ -509,6 +533,46 @@ def benchmark_resume() -> list[CountRow]:
     )
 
 
+def benchmark_serve() -> list[Row | RateRow]:
+  """The service's engine with many clients, against a Detector that answers one request at a time; and the
+  service around it, with an engine that takes no time."""
+  from . import benchmark_serve_batching, benchmark_serve_overhead
+
+  rows, parts = [], set(_PART.value)
+  threads = len(os.sched_getaffinity(0))
+  with tempfile.TemporaryDirectory() as folder:
+    if "overhead" in parts:
+      rows += benchmark_serve_overhead.overhead_rows(
+        Path(folder), row=functools.partial(_row_of, "serve", device="cpu")
+      )
+    if "batching" in parts:
+      rows += benchmark_serve_batching.batching_rows(
+        Path(folder),
+        turns=_REPEATS.value,
+        row=functools.partial(_row, "serve"),
+        rate_row=lambda *args, **kwargs: dataclasses.replace(
+          _rate_row("serve", *args, **kwargs), device=_device(), threads=threads
+        ),
+        tell=functools.partial(print, file=sys.stderr, flush=True),
+      )
+  return rows
+
+
+def benchmark_batch() -> list[CountRow]:
+  """A batch that is killed at random moments and goes on, by what its report then holds."""
+  from . import benchmark_batch
+
+  threads = len(os.sched_getaffinity(0))
+  return benchmark_batch.batch_rows(
+    kills=_KILLS.value,
+    files=_FILES.value,
+    workers=_BATCH_WORKERS.value,
+    seed=_KILL_SEED.value,
+    row=lambda case, count, promised: CountRow("batch", case, count, promised, "cpu", threads),
+    tell=functools.partial(print, file=sys.stderr, flush=True),
+  )
+
+
 def _consumption() -> dict[str, float]:
   """Pictures a second that training steps take: of the default preset, and of EfficientNet-B3."""
   from deepscan_jax.config import load_preset
@@ -559,8 +623,9 @@ def table(rows: Sequence[Row | MemoryRow | RateRow | CountRow | ShareRow]) -> st
       lines.append(f"{row.case:<{width}}  {row.ours_share:9.2%}  {'-':>9}  {'-':>6}  {limit}")
       continue
     if isinstance(row, RateRow):
-      least = f"{row.least_per_s:7.0f}/s" if row.least_per_s is not None else f"{'-':>9}"
-      lines.append(f"{row.case:<{width}}  {row.ours_per_s:7.0f}/s  {'-':>9}  {'-':>6}  {least}")
+      digits = 0 if row.ours_per_s >= 100 else 1
+      least = f"{row.least_per_s:7.{digits}f}/s" if row.least_per_s is not None else f"{'-':>9}"
+      lines.append(f"{row.case:<{width}}  {row.ours_per_s:7.{digits}f}/s  {'-':>9}  {'-':>6}  {least}")
       continue
     seconds = [
       f"{s:8.3f}s" if s is not None else f"{'-':>9}" for s in (row.ours_s, row.reference_s, row.limit_s)

@@ -17,7 +17,7 @@ Exit codes:
     0    every file was answered ("not applicable", where there is nothing to judge, is an answer)
     1    a defect of this program; files on which it did not show are answered
     2    wrong usage: a flag, or a place that cannot be written
-    3    with --fail_on=fake: at least one file is likely manipulated (also if others could not be read)
+    3    with --fail_on=fake (or manipulated): a file is likely manipulated (also if others could not be read)
     4    some files could not be read; the others were answered
     5    none of the files could be read
     6    the model is missing or damaged
@@ -79,7 +79,7 @@ _STABILITY_FRAMES = flags.DEFINE_integer(
 _JSON = flags.DEFINE_boolean("json", False, "Print the verdicts as JSON instead of words.")
 _QUIET = flags.DEFINE_boolean("quiet", False, "Print neither progress nor verdicts; errors are still told.")
 _FAIL_ON = flags.DEFINE_enum(
-  "fail_on", None, ["fake"], "End with exit code 3 when a file is likely manipulated."
+  "fail_on", None, ["fake", "manipulated"], "End with exit code 3 when a file is likely manipulated."
 )
 _PREVALENCE = flags.DEFINE_multi_float(
   "prevalence",
@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
     output_html=_OUTPUT_HTML.value,
     as_json=_JSON.value,
     quiet=_QUIET.value,
-    fail_on_fake=_FAIL_ON.value == "fake",
+    fail_on_fake=_FAIL_ON.value is not None,
     say=say,
     decoding=decoding,
     prevalence=prevalence,

@@ -16,6 +16,7 @@ FORBIDDEN = {
   "config": TRAINING | SERVING | {"models", "faces", "media", "examples", "checkpoints", "parallel"},
   "media": TRAINING | SERVING | {"models", "faces", "examples", "config"},
   "media_decoder": {""},
+  "media_forks": {""},
   "provenance": TRAINING | SERVING | {"models", "faces", "examples", "config"},
   "faces": TRAINING | SERVING | {"models", "media", "examples", "config", "checkpoints"},
   "examples": TRAINING | SERVING | {"models", "checkpoints", "augment", "augment_audio", "pseudofakes"},
@@ -41,6 +42,8 @@ FORBIDDEN = {
   "logs": {""},
   "event_files": {""},
   "files": {""},
+  "serve.evidence": TRAINING | (SERVING - {"report", "verdict"}) | {"models", "media", "faces", "examples"},
+  "serve.routes_web": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "examples"},
   "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
   "protocols": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "card"},
   "levels": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "faces", "card"},
@@ -58,6 +61,16 @@ FORBIDDEN = {
   "folds": {""},
   "speech": {""},
   "stopping": {""},
+  "serve": TRAINING | {"models", "audit", "pseudofakes", "augment"},
+  "serve.answers": TRAINING | (SERVING - {"verdict"}) | {"models", "media", "faces", "examples", "config"},
+  "serve.jobs": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
+  "serve.judging": TRAINING | {"report", "models", "serve.jobs", "serve.batch"},
+  "serve.batch": TRAINING
+  | (SERVING - {"verdict"})
+  | {"models", "faces", "examples", "config", "checkpoints", "serve.app"},
+  "serve.batch_report": TRAINING | {"inference", "models", "media", "faces", "examples", "checkpoints"},
+  "serve.confined": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
+  "serve.webhooks": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "serve"},
   "inference": {
     "training",
     "train_state",
@@ -78,6 +91,11 @@ ONLY = {
   "av": {"media_decoder", "augment", "augment_audio", "doctor"},
   "PIL": {"media_decoder"},
   "tensorboardX": {"event_files"},
+  "uvicorn": {"serve.server"},
+  "limits": {"serve.limits"},
+  "python_multipart": {"serve.uploads"},
+  "prometheus_client": {"serve.metrics"},
+  "apache_beam": {"serve.batch_beam"},
   "torch": set(),
   "tensorflow": set(),
 }
@@ -137,6 +155,14 @@ def test_the_library_never_imports_the_rooms_beside_it():
       assert name.split(".")[0] not in ("launch", "experiments", "datasets"), f"{path.name} imports {name}"
       for room in ("launch", "experiments", "datasets"):
         assert not reaches(name, f"deepscan_jax.{room}"), f"{path.name} imports {name}"
+
+
+def test_nothing_else_in_the_library_knows_the_service():
+  for path in modules():
+    if not reaches(module_name(path), "serve"):
+      for name in imports(path):
+        for target in ("deepscan_jax.serve", "fastapi", "starlette", "sqlalchemy"):
+          assert not reaches(name, target), f"{path.name} imports {name}"
 
 
 def test_dataset_builders_never_see_models_or_training():

@@ -23,6 +23,7 @@ def subject(*, usable: list[bool], rate_hz: float = 1.0, jump_s: float = 0.0) ->
     boxes=np.zeros((count, 4), np.float32),
     crops=rng.integers(0, 256, (count, 256, 256, 3), dtype=np.uint8),
     landmarks=rng.uniform(0, 256, (count, 468, 2)).astype(np.float32),
+    transforms=np.tile(np.eye(2, 3), (count, 1, 1)),
     quality=(quality,) * count,
     reasons=tuple(() if good else ("face_too_small",) for good in usable),
   )

@@ -314,6 +314,14 @@ def test_eval_crop_is_the_middle():
   np.testing.assert_array_equal(middle, crops[:, :, 16:240, 16:240])
 
 
+def test_the_place_of_an_eval_crop_in_its_frame():
+  landmarks = portrait_face().landmarks
+  matrix = faces.face_transform(landmarks)
+  in_crop = faces.eval_points(align.apply(matrix, landmarks[:, :2].astype(np.float64)))
+  back = align.apply(faces.eval_place(matrix), in_crop)
+  np.testing.assert_allclose(back, landmarks[:, :2], atol=1e-3)
+
+
 def test_warp_moves_pixels_exactly_and_is_black_outside():
   frame = np.random.default_rng(0).integers(1, 256, (40, 50, 3), np.uint8)
   crop = align.warp(frame, np.array([[1, 0, -20], [0, 1, 5]], np.float64), size=32)

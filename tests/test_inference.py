@@ -9,9 +9,10 @@ import pytest
 import voices
 from tiny import CALIBRATION, TinyBranch, tiny_branch, tiny_config, write_model
 
-from deepscan_jax import checkpoints, examples, inference, media
+from deepscan_jax import checkpoints, examples, faces, inference, media
 from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import WindowConfig, override
+from deepscan_jax.faces import align
 from deepscan_jax.models import detector as networks
 from deepscan_jax.models.audio import AudioBranch
 from deepscan_jax.models.detector import BRANCHES
@@ -71,6 +72,11 @@ def test_the_score_of_a_clip_is_that_of_its_person(detector, clip):
     assert sighting.probability == pytest.approx(float(CALIBRATION.probability(logit)), abs=1e-5)
   branch = verdict.branches["tiny"]
   assert branch.weight == pytest.approx(1) and 0 < branch.probability < 1
+  # What lies at the place of the evidence in its frame is what the model saw.
+  for seen in verdict.evidence:
+    frame = found.frames[int(np.abs(found.frame_times_s - seen.time_s).argmin())]
+    again = align.warp(frame, align.invert(seen.place), size=faces.EVAL_SIZE)
+    assert np.abs(again.astype(float) - seen.crop).mean() < 0.5
 
 
 def test_thresholds_decide_the_outcome(detector, clip):

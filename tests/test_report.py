@@ -444,7 +444,7 @@ def test_the_region_map_keeps_its_scale():
   import cv2
 
   def decoded(region_map):
-    data = base64.b64decode(report._map_png(region_map).partition(",")[2])
+    data = base64.b64decode(report.map_uri(region_map).partition(",")[2])
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
   weak, strong = decoded(np.full((4, 4), 0.1)), decoded(np.full((4, 4), 1.0))

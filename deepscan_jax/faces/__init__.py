@@ -7,12 +7,14 @@ from deepscan_jax.faces.align import (
   STORED_SIZE,
   crop_face,
   eval_crop,
+  eval_place,
   eval_points,
   face_size,
   face_transform,
   mouth_crop,
 )
 from deepscan_jax.faces.detection import Face, find_faces, prepare
+from deepscan_jax.faces.network import run_batch, run_by
 from deepscan_jax.faces.quality import FaceQuality, crop_sharpness, measure_quality, quality_problems
 from deepscan_jax.faces.regions import N_LANDMARKS
 from deepscan_jax.faces.tracks import Track, find_shots, group_tracks
@@ -29,6 +31,7 @@ __all__ = [
   "crop_face",
   "crop_sharpness",
   "eval_crop",
+  "eval_place",
   "eval_points",
   "face_size",
   "face_transform",
@@ -39,4 +42,6 @@ __all__ = [
   "mouth_crop",
   "prepare",
   "quality_problems",
+  "run_batch",
+  "run_by",
 ]

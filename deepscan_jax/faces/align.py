@@ -70,6 +70,16 @@ def eval_points(points: np.ndarray) -> np.ndarray:
   return points - np.float32((STORED_SIZE - EVAL_SIZE) // 2)
 
 
+def eval_place(matrix: np.ndarray) -> np.ndarray:
+  """Returns the matrix from pixels of the `eval_crop` to those of the frame, both counted from corners.
+
+  Args:
+    matrix: float64 [2, 3] of `face_transform`.
+  """
+  inverse, inset = invert(matrix), (STORED_SIZE - EVAL_SIZE) // 2
+  return np.column_stack([inverse[:, :2], apply(inverse, np.array([inset, inset], np.float64))])
+
+
 def mouth_crop(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
   """Returns the pixels around the mouth of a stored crop, at its scale, so that nothing is resampled again.
 

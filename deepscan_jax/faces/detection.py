@@ -14,6 +14,7 @@ with black around it: a face cut by the borders then looks whole.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -114,18 +115,23 @@ def find_faces(frames: np.ndarray | Sequence[np.ndarray], *, max_faces: int = MA
   return [found[:max_faces] for found in faces]
 
 
-def prepare(*, wait: bool = True) -> None:
+def prepare(*, wait: bool = True, batches: Sequence[int] = (BATCH_SIZE,)) -> None:
   """Compiles the networks for videos; without it, `find_faces` compiles what it needs when it needs it.
 
   Args:
     wait: False returns once they are traced; they are compiled side by side while the caller does something
       else, such as waiting for a file to be decoded.
+    batches: sizes of batches; pictures need 1 as well.
   """
   # The one that takes longest first.
   programs = [
-    blazeface.begin_compiling(blazeface.FULL_RANGE_SIZE, batch=BATCH_SIZE),
-    mesh.begin_compiling(batch=BATCH_SIZE),
-    blazeface.begin_compiling(blazeface.SHORT_RANGE_SIZE, batch=BATCH_SIZE),
+    begin(batch=batch)
+    for batch in sorted(batches, reverse=True)
+    for begin in (
+      functools.partial(blazeface.begin_compiling, blazeface.FULL_RANGE_SIZE),
+      mesh.begin_compiling,
+      functools.partial(blazeface.begin_compiling, blazeface.SHORT_RANGE_SIZE),
+    )
   ]
   if wait:
     for program in programs:

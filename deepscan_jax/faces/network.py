@@ -14,6 +14,8 @@ SAME. What keeps these networks quick on a CPU, to run and to compile:
   trace.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import threading
@@ -39,6 +41,9 @@ Block = tuple[Layer, ...]
 
 # Two threads that want the same program wait for one of them to trace it.
 _TRACING = threading.Lock()
+
+# Who runs networks in this thread; None: whoever needs them.
+_RUNNER: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("runner", default=None)
 
 
 def load_layers(network: str) -> Iterator[Layer]:
@@ -79,6 +84,19 @@ def run_blocks(block: Callable, x: jax.Array, strides: Sequence[int], runs: tupl
   return x
 
 
+@contextlib.contextmanager
+def run_by(runner: Callable[[Callable, Callable[[], dict], np.ndarray], tuple[np.ndarray, ...]]):
+  """Inside, in this thread, runner(network, load_weights, images) does what `run_in_batches` does.
+
+  So a server lets many callers' images take turns.
+  """
+  token = _RUNNER.set(runner)
+  try:
+    yield
+  finally:
+    _RUNNER.reset(token)
+
+
 def run_in_batches(
   network: Callable, load_weights: Callable[[], dict], images: np.ndarray
 ) -> tuple[np.ndarray, ...]:
@@ -89,16 +107,23 @@ def run_in_batches(
     load_weights: gives its first argument, always the same.
     images: uint8 [batch, size, size, 3], at least one.
   """
+  if runner := _RUNNER.get():
+    return runner(network, load_weights, images)
   size = 1 if len(images) == 1 else BATCH_SIZE
-  shape = (size, *images.shape[1:])
-  compiled, weights = begin_compiling(network, load_weights, shape), _on_device(load_weights)
-  run = functools.partial(compiled.result(), weights)
   outputs = []
   for start in range(0, len(images), size):
     part = images[start : start + size]
     padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-    outputs.append([np.asarray(output)[: len(part)] for output in run(padded)])
+    outputs.append([output[: len(part)] for output in run_batch(network, load_weights, padded)])
   return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
+
+
+def run_batch(
+  network: Callable, load_weights: Callable[[], dict], images: np.ndarray
+) -> tuple[np.ndarray, ...]:
+  """As `run_in_batches`, of one batch as it is, whatever its size."""
+  program = begin_compiling(network, load_weights, images.shape).result()
+  return tuple(np.asarray(output) for output in program(_on_device(load_weights), images))
 
 
 def begin_compiling(network: Callable, load_weights: Callable[[], dict], shape: tuple[int, ...]) -> Future:

@@ -1,0 +1,376 @@
+"""POST /api/v1/detect/video, /image and /audio: one file in, one verdict out; and feedback on it."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from deepscan_jax import media, report
+from deepscan_jax.serve import idempotency, schemas
+from deepscan_jax.serve.auth import require
+from deepscan_jax.serve.context import Context
+from deepscan_jax.serve.engine import Busy, ModelInfo, UnknownModel
+from deepscan_jax.serve.evidence import evidence_json
+from deepscan_jax.serve.idempotency import IdempotencyKey
+from deepscan_jax.serve.keys import DETECT, KeyInfo
+from deepscan_jax.serve.problems import KEY_PROBLEMS, PROBLEMS, Problem, describe, request_id
+from deepscan_jax.serve.settings import KINDS
+from deepscan_jax.serve.uploads import Upload, extensions
+from deepscan_jax.verdict import Verdict
+from deepscan_jax.version import __version__
+
+FILE_PROBLEMS = (
+  "bad_multipart",
+  "unsupported_media_type",
+  "missing_file",
+  "unexpected_field",
+  "empty_file",
+  "unknown_extension",
+  "type_mismatch",
+  "wrong_kind",
+  "not_media",
+  "unsupported_type",
+  "unreadable",
+  "no_frames",
+  "no_sound",
+  "over_budget",
+  "timeout",
+  "decoder_crash",
+  "slow_upload",
+  "unknown_model",
+  "key_reused",
+  "in_progress",
+  "not_ready",
+  "busy",
+)
+ModelName = Annotated[
+  str | None,
+  Query(
+    pattern=r"^[A-Za-z0-9_.@+-]{1,200}$",
+    description="NAME, NAME@VERSION or the beginning of a SHA-256, of /api/v1/models; none: the default.",
+  ),
+]
+_BUSY_AGAIN_S = 5.0
+
+
+class Slots:
+  """How many files are received, waiting or judged at once, in all and of each key."""
+
+  def __init__(self, context: Context):
+    self._context, self._of_key = context, {}
+    self._in_all = 0
+
+  @contextlib.contextmanager
+  def take(self, key_id: str) -> Iterator[None]:
+    """Takes a slot while the block runs.
+
+    Raises:
+      Problem: there is none.
+    """
+    settings, mine = self._context.settings, self._of_key.get(key_id, 0)
+    if self._in_all >= settings.queue or mine >= settings.queue_per_key:
+      full = self._in_all >= settings.queue
+      detail = "All places are taken." if full else f"This key has {mine} files under way."
+      raise Problem("busy", detail, retry_after_s=_BUSY_AGAIN_S)
+    self._in_all, self._of_key[key_id] = self._in_all + 1, mine + 1
+    self._context.metrics.files.set(self._in_all)
+    try:
+      yield
+    finally:
+      self._in_all -= 1
+      self._of_key[key_id] -= 1
+      if not self._of_key[key_id]:
+        del self._of_key[key_id]
+      self._context.metrics.files.set(self._in_all)
+
+
+def router(context: Context) -> APIRouter:
+  """The routes."""
+  routes = APIRouter(prefix="/api/v1", tags=["detect"])
+  detection = Detection(context)
+  for kind in KINDS:
+    _add_detect(routes, context, detection, kind)
+  _add_feedback(routes, context)
+  return routes
+
+
+def _add_detect(routes: APIRouter, context: Context, detection: "Detection", kind: str) -> None:
+  most_frames = context.settings.max_frames
+  usual_frames = min(32, most_frames)
+  Frames = Annotated[int, Query(ge=1, le=most_frames, description="How many frames are looked at.")]
+  Explain = Annotated[bool, Query(description="Add the report, a page of HTML.")]
+  # Described where there is somebody to do it: the router of jobs is made before this one.
+  has_jobs = context.later.submit is not None
+  Later = Annotated[
+    bool,
+    Query(alias="async", include_in_schema=has_jobs, description="Answer at once with a job that judges it."),
+  ]
+  responses = describe(*KEY_PROBLEMS, *FILE_PROBLEMS)
+  responses[200] = {
+    "model": schemas.DetectAnswer,
+    "headers": {
+      "X-Model-Version": {
+        "description": "NAME@VERSION of the model that answered.",
+        "schema": {"type": "string"},
+      }
+    },
+  }
+  endings = ", ".join(f".{extension}" for extension in extensions(kind))
+  described = {
+    "summary": f"Judge one {_NAMES[kind]}",
+    "description": f"At most {context.settings.most_bytes(kind)} bytes; the name ends in {endings}.",
+    "openapi_extra": {"requestBody": _form(kind)},
+  }
+
+  async def detect(
+    request: Request,
+    frames: int,
+    explain: bool,
+    model: str | None,
+    idempotency_key: str | None,
+    key: KeyInfo,
+    later: bool = False,
+  ) -> Response:
+    asked = Asked(kind, frames, explain, model, later)
+    return await detection.answer(request, asked, key, idempotency_key)
+
+  if kind == "video":
+    responses |= describe(*KEY_PROBLEMS, *FILE_PROBLEMS, "no_jobs")
+    responses[202] = {"description": "A job was begun; the header Location names it."}
+
+    @routes.post("/detect/video", responses=responses, response_class=JSONResponse, **described)
+    async def detect_video(
+      request: Request,
+      key: Annotated[KeyInfo, Depends(require(DETECT))],
+      frames: Frames = usual_frames,
+      explain: Explain = False,
+      model: ModelName = None,
+      later: Later = False,
+      idempotency_key: IdempotencyKey = None,
+    ):
+      return await detect(request, frames, explain, model, idempotency_key, key, later)
+
+  else:
+
+    @routes.post(f"/detect/{kind}", name=f"detect_{kind}", responses=responses, **described)
+    async def detect_other(
+      request: Request,
+      key: Annotated[KeyInfo, Depends(require(DETECT))],
+      explain: Explain = False,
+      model: ModelName = None,
+      idempotency_key: IdempotencyKey = None,
+    ):
+      return await detect(request, usual_frames, explain, model, idempotency_key, key)
+
+
+_NAMES = {"video": "video", "image": "picture", "audio": "sound file"}
+
+
+def _form(kind: str) -> dict:
+  schema = {
+    "type": "object",
+    "required": [kind],
+    "properties": {kind: {"type": "string", "format": "binary", "description": "The file, with its name."}},
+    "additionalProperties": False,
+  }
+  return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def _add_feedback(routes: APIRouter, context: Context) -> None:
+  responses = describe(*KEY_PROBLEMS, "unknown_result", "key_reused", "in_progress")
+
+  @routes.post(
+    "/feedback",
+    status_code=201,
+    response_model=schemas.FeedbackReceipt,
+    responses=responses,
+    tags=["feedback"],
+    summary="Say what a judged file really is",
+  )
+  async def feedback(
+    sent: schemas.Feedback,
+    key: Annotated[KeyInfo, Depends(require(DETECT))],
+    idempotency_key: IdempotencyKey = None,
+  ):
+    async def keep() -> Response:
+      added = await anyio.to_thread.run_sync(
+        lambda: context.store.add_feedback(
+          sent.result_id, key_id=key.id, label=sent.label, comment=sent.comment
+        )
+      )
+      if added is None:
+        raise Problem("unknown_result", "This key has no such result, or it is forgotten.")
+      return JSONResponse({"feedback_id": added, "result_id": sent.result_id, "label": sent.label}, 201)
+
+    request = idempotency.fingerprint("feedback", sent.result_id, sent.label, sent.comment)
+    return await idempotency.once(context.store, key, idempotency_key, request, keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What a request wants to know of its file."""
+
+  kind: str
+  frames: int
+  explain: bool
+  model: str | None
+  later: bool
+
+
+class Detection:
+  """Answers files, by the engine or from what was answered before."""
+
+  def __init__(self, context: Context):
+    self._context, self._slots = context, Slots(context)
+    # Waiting for the engine costs a thread; nobody else's threads are taken for it.
+    self._threads = anyio.CapacityLimiter(context.settings.queue)
+
+  async def answer(
+    self, request: Request, asked: Asked, key: KeyInfo, idempotency_key: str | None
+  ) -> Response:
+    """Receives the file of a request and answers it."""
+    context = self._context
+    if not context.engine.ready:
+      raise Problem("not_ready", "The models are being loaded.", retry_after_s=_BUSY_AGAIN_S)
+    model = find_model(context.engine.models, asked.model)
+    with self._slots.take(key.id):
+      most = context.settings.most_bytes(asked.kind)
+      async with context.uploads.receive(request, kind=asked.kind, most_bytes=most) as upload:
+        context.metrics.upload_bytes.labels(asked.kind).observe(upload.size)
+        return await idempotency.once(
+          context.store,
+          key,
+          idempotency_key,
+          idempotency.fingerprint(dataclasses.astuple(asked), upload.sha256, upload.name),
+          lambda: self._answer(upload, asked, model, key),
+        )
+
+  async def _answer(self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo) -> Response:
+    if asked.later:
+      return await self._submit(upload, asked, key)
+    # All of it in one thread: each change of threads costs as much as looking an answer up.
+    body, version = await anyio.to_thread.run_sync(
+      self._found_or_judged, upload, asked, model, key, limiter=self._threads
+    )
+    return Response(body, media_type="application/json", headers={"X-Model-Version": version})
+
+  async def _submit(self, upload: Upload, asked: Asked, key: KeyInfo) -> Response:
+    if self._context.later.submit is None:
+      raise Problem("no_jobs", "This service runs no jobs.")
+    return await self._context.later.submit(upload, key=key, frames=asked.frames, model=asked.model)
+
+  def _found_or_judged(
+    self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo
+  ) -> tuple[bytes, str]:
+    """The answer as it is sent, and the model that gave it."""
+    answer = self._known(upload, asked, model, key) or self._judged(upload, asked, key)
+    version = answer["model_version"]
+    self._context.metrics.results.labels(asked.kind, answer["outcome"], version).inc()
+    return json.dumps(answer, allow_nan=False).encode(), version
+
+  def _known(self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo) -> dict | None:
+    found = self._context.store.find_result(
+      sha256=upload.sha256,
+      model=model.sha256,
+      settings=_settings(asked, upload),
+      shared_with=self._shared_with(key),
+    )
+    if found is None:
+      return None
+    result_id, answer = found
+    self._context.metrics.cached.labels(asked.kind).inc()
+    answer["file"]["name"] = answer["run"]["path"] = upload.name
+    return answer | {"request_id": request_id.get(), "result_id": result_id, "cached": True}
+
+  def _judged(self, upload: Upload, asked: Asked, key: KeyInfo) -> dict:
+    context, started_s = self._context, time.perf_counter()
+    try:
+      verdict = context.engine.detect(upload.path, frames=asked.frames, model=asked.model)
+    except media.MediaError as error:
+      raise media_problem(error, upload) from error
+    except Busy as error:
+      raise Problem("busy", "The models have too much to do.", retry_after_s=error.retry_after_s) from error
+    except UnknownModel as error:
+      raise _unknown_model(error) from error
+    context.metrics.detect_seconds.labels(asked.kind).observe(time.perf_counter() - started_s)
+    upload.check_decoded(kind=verdict.file["kind"], container=(verdict.file["media"] or {}).get("container"))
+    answer = answer_of(verdict, upload.name, asked.explain)
+    result_id = context.store.add_result(
+      answer,
+      key_id=key.id,
+      sha256=upload.sha256,
+      model=verdict.model["sha256"],
+      settings=_settings(asked, upload),
+      shared_with=self._shared_with(key),
+    )
+    return answer | {"request_id": request_id.get(), "result_id": result_id, "cached": False}
+
+  def _shared_with(self, key: KeyInfo) -> str:
+    return "" if self._context.settings.shared_results else key.id
+
+
+def answer_of(verdict: Verdict, name: str, explain: bool) -> dict:
+  """The JSON of a verdict without request_id, result_id and cached.
+
+  Args:
+    verdict: of a received file.
+    name: of the file, as the client called it; it replaces the random one.
+    explain: whether to add the report, and the judged faces with their region maps.
+  """
+  verdict = dataclasses.replace(
+    verdict,
+    file={**verdict.file, "name": name},
+    # Folders of this machine are nobody's business.
+    run={**verdict.run, "path": name, "model_path": None},
+  )
+  return {
+    **report.to_json(verdict),
+    "model_version": f"{verdict.model['name']}@{verdict.model['version']}",
+    "report_html": report.render_html(verdict) if explain else None,
+    "evidence": evidence_json(verdict) if explain else None,
+  }
+
+
+def find_model(models: list[ModelInfo], asked: str | None) -> ModelInfo:
+  """The model that a request names.
+
+  Raises:
+    Problem: there is none.
+  """
+  for model in models:
+    if asked is None:
+      if model.default:
+        return model
+    elif asked in (model.name, f"{model.name}@{model.version}"):
+      return model
+  for model in models:
+    if asked is not None and len(asked) >= _SHORTEST_HASH and model.sha256.startswith(asked):
+      return model
+  known = ", ".join(f"{m.name}@{m.version}" for m in models)
+  raise _unknown_model(UnknownModel(f"There is no model {asked}; there are {known}."))
+
+
+_SHORTEST_HASH = 6
+
+
+def media_problem(error: media.MediaError, upload: Upload) -> Problem:
+  """What to say of a file that could not be read; under the name that its sender knows."""
+  code = error.reason if error.reason in PROBLEMS else "unreadable"
+  return Problem(code, str(error).replace(upload.path.name, upload.name))
+
+
+def _unknown_model(error: UnknownModel) -> Problem:
+  return Problem("unknown_model", str(error))
+
+
+def _settings(asked: Asked, upload: Upload) -> str:
+  """What an answer depends on besides the file and the model."""
+  # The report shows the name.
+  name = idempotency.fingerprint(upload.name)[:32] if asked.explain else ""
+  return f"{__version__}/{asked.kind}/{upload.extension}/{asked.frames}/{name}"

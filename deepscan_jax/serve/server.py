@@ -1,0 +1,134 @@
+"""Runs the service's app: one process, ended by SIGTERM without breaking off what it answers."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import anyio
+import uvicorn
+from fastapi import FastAPI
+
+from deepscan_jax.serve.context import Context
+from deepscan_jax.serve.settings import Settings
+
+if TYPE_CHECKING:
+  from deepscan_jax.serve.engine import Engine
+
+_KEEP_ALIVE_S = 30
+_BACKLOG = 1024
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+logger = logging.getLogger(__name__)
+
+
+def serve(app: FastAPI) -> int:
+  """Serves an app of `make_app` until SIGTERM or SIGINT; returns the exit code, 0.
+
+  At the first signal /readyz says no; after settings.drain_delay_s nothing new is accepted, and when what is
+  under way is answered, or after settings.drain_s, it ends. A second signal ends it at once. SIGHUP loads the
+  models again.
+
+  Raises:
+    ValueError: nothing can listen there.
+  """
+  context: Context = app.state.context
+  settings = context.settings
+  listener = _listen(settings)
+  server = _Server(_config(app, settings))
+  with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+    runner.run(_run(server, context, listener))
+  return 0
+
+
+class _Server(uvicorn.Server):
+  """Leaves signals to us: uvicorn ends the process with the signal that it got, and not with 0."""
+
+  async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    """As uvicorn's; says where it listens once it does."""
+    await super().startup(sockets)
+    if self.started and sockets:
+      host, port = sockets[0].getsockname()[:2]
+      scheme = "https" if self.config.is_ssl else "http"
+      host = f"[{host}]" if ":" in host else host
+      logger.info("Listening.", extra={"url": f"{scheme}://{host}:{port}"})
+
+  @contextlib.contextmanager
+  def capture_signals(self) -> Iterator[None]:
+    yield
+
+
+async def _run(server: _Server, context: Context, listener: socket.socket) -> None:
+  loop = asyncio.get_running_loop()
+  tasks = set()
+
+  def start(work) -> None:
+    task = loop.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+  def end(name: str) -> None:
+    if context.phase.draining:
+      server.should_exit = server.force_exit = True
+      return
+    context.phase.draining = True
+    logger.info("Ending.", extra={"signal": name, "drain_s": context.settings.drain_s})
+    loop.call_later(context.settings.drain_delay_s, setattr, server, "should_exit", True)
+
+  loop.add_signal_handler(signal.SIGTERM, end, "SIGTERM")
+  loop.add_signal_handler(signal.SIGINT, end, "SIGINT")
+  loop.add_signal_handler(signal.SIGHUP, lambda: start(_reload(context.engine)))
+  await server.serve(sockets=[listener])
+
+
+async def _reload(engine: "Engine") -> None:
+  try:
+    await anyio.to_thread.run_sync(engine.reload)
+  except Exception:
+    logger.exception("The models cannot be loaded again.")
+  else:
+    logger.info("The models are loaded again, beside those that answer.")
+
+
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+  config = uvicorn.Config(
+    app,
+    lifespan="on",
+    log_config=None,
+    access_log=False,
+    server_header=False,
+    proxy_headers=bool(settings.forwarded_allow_ips),
+    forwarded_allow_ips=settings.forwarded_allow_ips or "",
+    limit_concurrency=settings.connections,
+    backlog=_BACKLOG,
+    timeout_keep_alive=_KEEP_ALIVE_S,
+    timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+    ssl_certfile=settings.ssl_certfile,
+    ssl_keyfile=settings.ssl_keyfile,
+    ssl_ciphers=_CIPHERS,
+  )
+  config.load()
+  if config.ssl:
+    config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+  return config
+
+
+def _listen(settings: Settings) -> socket.socket:
+  """The socket, bound before the models are loaded: whoever cannot have it hears of it at once."""
+  try:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+      settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+  except (OSError, UnicodeError) as error:
+    reason = getattr(error, "strerror", None) or "there is no such host"
+    raise ValueError(
+      f"Nothing can listen on {settings.host}:{settings.port} ({reason}); choose another HOST or PORT."
+    ) from error
+  return listener

@@ -1,0 +1,344 @@
+"""The service's database: its tables, past answers, answers that may be asked for twice, and feedback.
+
+SQLite for one process, PostgreSQL by URL for several. Other modules add tables of their own to METADATA
+before `open_database` makes what is missing. Times are seconds since 1970. Callers run these functions in
+threads, so that nobody else waits.
+"""
+
+import dataclasses
+import json
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData()
+KEYS = sa.Table(
+  "keys",
+  METADATA,
+  sa.Column("id", sa.String(8), primary_key=True),
+  sa.Column("digest", sa.LargeBinary(32), nullable=False),
+  sa.Column("label", sa.String(200), nullable=False),
+  sa.Column("scopes", sa.String(200), nullable=False),
+  sa.Column("created", sa.Float, nullable=False),
+  sa.Column("expires", sa.Float),
+  sa.Column("revoked", sa.Float),
+  sa.Column("requests_per_hour", sa.Integer),
+)
+RESULTS = sa.Table(
+  "results",
+  METADATA,
+  sa.Column("id", sa.String(32), primary_key=True),
+  sa.Column("key_id", sa.String(32), nullable=False),
+  # Whose requests it may answer again; "" is everybody's.
+  sa.Column("shared_with", sa.String(32), nullable=False),
+  sa.Column("sha256", sa.String(64), nullable=False),
+  sa.Column("model", sa.String(64), nullable=False),
+  sa.Column("settings", sa.String(300), nullable=False),
+  sa.Column("created", sa.Float, nullable=False, index=True),
+  sa.Column("size", sa.Integer, nullable=False),
+  sa.Column("body", sa.LargeBinary, nullable=False),
+  sa.Index("results_by_file", "sha256", "model", "settings", "shared_with"),
+)
+ANSWERS = sa.Table(
+  "idempotent_answers",
+  METADATA,
+  sa.Column("key_id", sa.String(32), primary_key=True),
+  sa.Column("idempotency_key", sa.String(128), primary_key=True),
+  sa.Column("request", sa.String(64), nullable=False),
+  sa.Column("owner", sa.String(32), nullable=False),
+  sa.Column("started", sa.Float, nullable=False, index=True),
+  # None while the first request is under way.
+  sa.Column("status", sa.Integer),
+  sa.Column("headers", sa.Text),
+  sa.Column("body", sa.LargeBinary),
+)
+FEEDBACK = sa.Table(
+  "feedback",
+  METADATA,
+  sa.Column("id", sa.String(32), primary_key=True),
+  sa.Column("result_id", sa.String(32), nullable=False, index=True),
+  sa.Column("key_id", sa.String(32), nullable=False),
+  sa.Column("created", sa.Float, nullable=False, index=True),
+  sa.Column("label", sa.String(20), nullable=False),
+  sa.Column("comment", sa.Text, nullable=False),
+  # Of the answer, which will be gone when somebody reads this.
+  sa.Column("sha256", sa.String(64), nullable=False),
+  sa.Column("model", sa.String(64), nullable=False),
+  sa.Column("outcome", sa.String(30), nullable=False),
+  sa.Column("deepfake_probability", sa.Float),
+)
+
+BUSY_TIMEOUT_S = 10.0
+IDEMPOTENT_FOR_S = 24 * 3600.0
+
+
+def open_database(url: str) -> sa.Engine:
+  """The database at an SQLAlchemy URL, with the tables that METADATA knows.
+
+  The file of SQLite is made for its owner alone.
+
+  Raises:
+    ValueError: it cannot be opened; one sentence, without the password in the URL.
+  """
+  try:
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+      engine = _sqlite(parsed)
+    else:
+      if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+      engine = sa.create_engine(parsed, pool_pre_ping=True)
+    METADATA.create_all(engine)
+  except (sa.exc.SQLAlchemyError, OSError, ImportError) as error:
+    shown = parsed.render_as_string() if "parsed" in locals() else "of DATABASE_URL"
+    reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+    raise ValueError(f"The database {shown} cannot be opened: {reason}") from error
+  return engine
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+  if not url.database or url.database == ":memory:":
+    raise ValueError("The database must be a file, such as sqlite:///service.sqlite3, not memory.")
+  path = Path(url.database)
+  path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+  os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+  engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+
+  @sa.event.listens_for(engine, "connect")
+  def set_up(connection, record):
+    del record
+    for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+      connection.execute(f"PRAGMA {setting}")
+
+  return engine
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredAnswer:
+  """An answer that was given before; `headers` are those that belong to it."""
+
+  status: int
+  headers: dict[str, str]
+  body: bytes
+
+
+class KeyReused(Exception):
+  """An Idempotency-Key came with another request before."""
+
+
+class InProgress(Exception):
+  """The first request with this Idempotency-Key is under way."""
+
+
+class Store:
+  """Results, idempotent answers and feedback.
+
+  Args:
+    database: of `open_database`.
+    kept_s: how long results are kept; 0 keeps none.
+    most_bytes: how many bytes results may take.
+    in_progress_s: after so long, a request that has not ended is taken for lost with its process.
+    clock: seconds since 1970.
+  """
+
+  def __init__(
+    self,
+    database: sa.Engine,
+    *,
+    kept_s: float,
+    most_bytes: int,
+    in_progress_s: float = 1800.0,
+    clock: Callable[[], float] = time.time,
+  ):
+    self._database, self._kept_s, self._most_bytes = database, kept_s, most_bytes
+    self._in_progress_s, self._clock = in_progress_s, clock
+
+  def is_well(self) -> bool:
+    """Whether the database answers."""
+    try:
+      with self._database.connect() as connection:
+        return connection.execute(sa.select(1)).scalar_one() == 1
+    except sa.exc.SQLAlchemyError:
+      return False
+
+  # Results -----------------------------------------------------------------------------------------------
+
+  def find_result(
+    self, *, sha256: str, model: str, settings: str, shared_with: str
+  ) -> tuple[str, dict] | None:
+    """The id and the answer for a file that was judged before; None where it was not, or is forgotten."""
+    if not self._kept_s:
+      return None
+    query = (
+      sa.select(RESULTS.c.id, RESULTS.c.body)
+      .where(
+        RESULTS.c.sha256 == sha256,
+        RESULTS.c.model == model,
+        RESULTS.c.settings == settings,
+        RESULTS.c.shared_with == shared_with,
+        RESULTS.c.created > self._clock() - self._kept_s,
+      )
+      .order_by(RESULTS.c.created.desc())
+      .limit(1)
+    )
+    with self._database.connect() as connection:
+      row = connection.execute(query).first()
+    return (row.id, json.loads(zlib.decompress(row.body))) if row else None
+
+  def add_result(
+    self, answer: dict, *, key_id: str, sha256: str, model: str, settings: str, shared_with: str
+  ) -> str:
+    """Keeps an answer, and returns the id by which feedback names it."""
+    result_id = new_id()
+    if self._kept_s:
+      body = zlib.compress(json.dumps(answer).encode(), 3)
+      row = {
+        "id": result_id,
+        "key_id": key_id,
+        "shared_with": shared_with,
+        "sha256": sha256,
+        "model": model,
+        "settings": settings,
+        "created": self._clock(),
+        "size": len(body),
+        "body": body,
+      }
+      with self._database.begin() as connection:
+        connection.execute(sa.insert(RESULTS), row)
+    return result_id
+
+  # Feedback ----------------------------------------------------------------------------------------------
+
+  def add_feedback(self, result_id: str, *, key_id: str, label: str, comment: str) -> str | None:
+    """Keeps what somebody says of an answer; returns its id, or None where this key has no such answer."""
+    query = sa.select(RESULTS).where(
+      RESULTS.c.id == result_id,
+      (RESULTS.c.key_id == key_id) | (RESULTS.c.shared_with == ""),
+      RESULTS.c.created > self._clock() - self._kept_s,
+    )
+    with self._database.begin() as connection:
+      result = connection.execute(query).first()
+      if result is None:
+        return None
+      answer = json.loads(zlib.decompress(result.body))
+      row = {
+        "id": new_id(),
+        "result_id": result_id,
+        "key_id": key_id,
+        "created": self._clock(),
+        "label": label,
+        "comment": comment,
+        "sha256": result.sha256,
+        "model": result.model,
+        "outcome": answer["outcome"],
+        "deepfake_probability": answer["deepfake_probability"],
+      }
+      connection.execute(sa.insert(FEEDBACK), row)
+    return row["id"]
+
+  # Idempotent answers ------------------------------------------------------------------------------------
+
+  def begin_answer(
+    self, key_id: str, idempotency_key: str, request: str, *, owner: str
+  ) -> StoredAnswer | None:
+    """Claims an Idempotency-Key for a request; returns the answer that it was given before, if it was.
+
+    Args:
+      key_id: of the API key.
+      idempotency_key: as the client sent it.
+      request: SHA-256, in hexadecimal digits, of what makes it this request and no other.
+      owner: names this attempt; `end_answer` and `drop_answer` want it again.
+
+    Raises:
+      KeyReused: it was another request.
+      InProgress: it is being answered.
+    """
+    now = self._clock()
+    claim = {
+      "request": request,
+      "owner": owner,
+      "started": now,
+      "status": None,
+      "headers": None,
+      "body": None,
+    }
+    mine = (ANSWERS.c.key_id == key_id) & (ANSWERS.c.idempotency_key == idempotency_key)
+    try:
+      with self._database.begin() as connection:
+        connection.execute(
+          sa.insert(ANSWERS), {"key_id": key_id, "idempotency_key": idempotency_key, **claim}
+        )
+      return None
+    except sa.exc.IntegrityError:
+      pass  # there is one, and it says what to do
+    with self._database.begin() as connection:
+      row = connection.execute(sa.select(ANSWERS).where(mine)).first()
+      if row is not None:
+        forgotten = row.started < now - IDEMPOTENT_FOR_S
+        lost = row.status is None and row.started < now - self._in_progress_s
+        if row.request != request and not forgotten:
+          raise KeyReused
+        if row.status is not None and not forgotten:
+          return StoredAnswer(row.status, json.loads(row.headers), zlib.decompress(row.body))
+        if forgotten or lost:
+          taken = connection.execute(
+            sa.update(ANSWERS).where(mine, ANSWERS.c.owner == row.owner).values(claim)
+          )
+          if taken.rowcount:
+            return None
+    raise InProgress
+
+  def end_answer(self, key_id: str, idempotency_key: str, answer: StoredAnswer, *, owner: str) -> None:
+    """Keeps the answer for whoever asks again."""
+    values = {
+      "status": answer.status,
+      "headers": json.dumps(answer.headers),
+      "body": zlib.compress(answer.body, 3),
+    }
+    with self._database.begin() as connection:
+      connection.execute(sa.update(ANSWERS).where(self._claim(key_id, idempotency_key, owner)).values(values))
+
+  def drop_answer(self, key_id: str, idempotency_key: str, *, owner: str) -> None:
+    """Gives the Idempotency-Key back: the request may be tried again."""
+    with self._database.begin() as connection:
+      connection.execute(
+        sa.delete(ANSWERS).where(self._claim(key_id, idempotency_key, owner), ANSWERS.c.status.is_(None))
+      )
+
+  @staticmethod
+  def _claim(key_id: str, idempotency_key: str, owner: str):
+    return (
+      (ANSWERS.c.key_id == key_id)
+      & (ANSWERS.c.idempotency_key == idempotency_key)
+      & (ANSWERS.c.owner == owner)
+    )
+
+  # Cleaning ----------------------------------------------------------------------------------------------
+
+  def clean(self) -> int:
+    """Deletes what is too old, and of results the oldest that are too much; returns how many rows."""
+    now = self._clock()
+    with self._database.begin() as connection:
+      gone = connection.execute(sa.delete(RESULTS).where(RESULTS.c.created <= now - self._kept_s)).rowcount
+      gone += connection.execute(
+        sa.delete(ANSWERS).where(ANSWERS.c.started <= now - IDEMPOTENT_FOR_S)
+      ).rowcount
+      total = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(RESULTS.c.size), 0))).scalar_one()
+      if total > self._most_bytes:
+        rows = connection.execute(sa.select(RESULTS.c.id, RESULTS.c.size).order_by(RESULTS.c.created)).all()
+        for row in rows:
+          if total <= self._most_bytes:
+            break
+          connection.execute(sa.delete(RESULTS).where(RESULTS.c.id == row.id))
+          total, gone = total - row.size, gone + 1
+    return gone
+
+
+def new_id() -> str:
+  """22 random characters of base64, 128 bits."""
+  return secrets.token_urlsafe(16)
