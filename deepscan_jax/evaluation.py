@@ -282,8 +282,10 @@ def measure_scores(scores: dict[str, Scores], detector: Detector, *, split: str)
       }
       fakes = part.rows(part.labels == 1)
       figures["detected"][name] = float(np.mean(fakes.logits >= _thresholds(detector, fakes)))
+  # A source may hold fakes alone.
+  real = real.rows(real.labels == 0)
   for source in np.unique(real.source):
-    rows = real.rows((real.source == source) & (real.labels == 0))
+    rows = real.rows(real.source == source)
     over = rows.logits - _thresholds(detector, rows)
     rows = dataclasses.replace(rows, logits=over)
     false_alarms = functools.partial(metrics.false_positive_rate, threshold=0.0)
