@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import face_media
@@ -151,6 +152,14 @@ def of_both_kinds(faces: list[int], sound: list[int]) -> dict[str, evaluation.Sc
   logits = labels + np.random.default_rng(0).normal(size=len(labels))
   scores = evaluation.Scores(labels, logits, names, np.full(len(labels), "here"), names, has_faces, False)
   return {"untouched": scores, "all": scores}
+
+
+def test_a_source_of_fakes_alone_has_no_false_alarms(tmp_path):
+  scores = of_both_kinds([0, 0, 0, 0, 1, 1], [])
+  source = np.where(scores["all"].labels == 1, "generator", "camera")
+  both = {name: dataclasses.replace(s, source=source) for name, s in scores.items()}
+  detector = load_detector(write_model(tmp_path / "best"))
+  assert set(evaluation.measure_scores(both, detector, split="test")["false_alarms"]) == {"camera"}
 
 
 def test_a_part_without_both_classes_keeps_its_calibration(tmp_path, caplog):
