@@ -42,6 +42,8 @@ def batch_rows(
     row: row(case, count, limit).
     tell: shows a line of what goes on.
   """
+  from deepscan_jax.serve.batch import AHEAD
+
   with tempfile.TemporaryDirectory() as folder:
     outcome = killed_batch(
       Path(folder), kills=kills, files=files, workers=workers, rng=random.Random(seed), tell=tell
@@ -51,7 +53,8 @@ def batch_rows(
     row("files lost", outcome.lost, 0),
     row("files answered twice", outcome.twice, 0),
     row("files with a wrong answer", outcome.wrong, 0),
-    row("files judged again for a kill", outcome.judged_again, kills * workers),
+    # Each worker holds the file it judges, and those that are decoded beside it.
+    row("files judged again for a kill", outcome.judged_again, kills * workers * AHEAD),
     row("kills before a file was answered", outcome.early, None),
   ]
 
