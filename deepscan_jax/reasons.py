@@ -151,8 +151,8 @@ def blending_traces(person: Person, thresholds: Thresholds) -> Reason:
   over = sum(s.probability >= thresholds.manipulated for s in seen)
   top = max(seen, key=lambda s: s.probability)
   message = (
-    f"Traces of a blended face in {over} of {len(seen)} judged frames of person {person.id}, strongest at "
-    f"{top.time_s:.2f} s."
+    f"Traces of a blended or generated face in {over} of {len(seen)} judged frames of "
+    f"person {person.id}, strongest at {top.time_s:.2f} s."
   )
   facts = {"person": person.id, "marked_frames": over, "judged_frames": len(seen), "strongest_s": top.time_s}
   return reason("blending_traces", message, **facts)

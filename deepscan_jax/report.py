@@ -65,9 +65,9 @@ LIMITS = (
 # Of what is judged in some files only.
 LIMITS_OF = {
   FACES: (
-    "Faces that were generated as a whole can go unseen. Beauty filters, strong retouching, unusual light "
-    "and poor copies can raise the score of a face.",
-    "The coloured maps show where the model sees traces of blending: model attention, not proof.",
+    "Faces that were made whole, by generators unlike those it learnt from, can go unseen. Beauty filters, "
+    "strong retouching, unusual light and poor copies can raise the score of a face.",
+    "The coloured maps show where the model looks for traces of blending: model attention, not proof.",
   ),
   SOUND: (
     "Voices made by engines that the model never heard can go unseen. Music, noise, studio effects and "
@@ -868,9 +868,9 @@ def _figure(answer: Verdict, sighting: Sighting, evidence: Evidence, key: str, p
 
 # What a branch looks for, in a reader's words.
 _BRANCHES = {
-  "spatial": "Spatial: traces of blending in single pictures",
-  "spatial_densenet": "Spatial (DenseNet): traces of blending in single pictures",
-  "spatial_xception": "Spatial (Xception): traces of blending in single pictures",
+  "spatial": "Spatial: traces of blending or of a generator",
+  "spatial_densenet": "Spatial (DenseNet): traces of blending or of a generator",
+  "spatial_xception": "Spatial (Xception): traces of blending or of a generator",
   "cnn3d": "Space and time: what flickers or slides from frame to frame",
   "temporal": "Temporal: how the face moves, and whether its frames agree",
   "autoencoder": "Anomaly: what is unlike the real faces of the training",
