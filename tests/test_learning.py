@@ -46,7 +46,8 @@ def test_sixteen_clips_are_learnt_by_heart_and_random_labels_of_others_are_not_g
   assert right["seen"] == 1.0
   assert abs(right["held out"] - 0.5) <= 4 * 0.5 / np.sqrt(HELD_OUT)
   first, last = losses[0], losses[-1]
-  assert last["fused"] < 0.1 < first["fused"]
+  # Guessing gives 0.69.
+  assert last["fused"] < 0.69 / 3 < 0.5 < first["fused"]
   # What each branch is trained for gets better; the fused logit could be right without them.
   worse = {name for name in last if name.startswith("branch_") and last[name] > first[name] + 0.02}
   assert not worse

@@ -308,7 +308,7 @@ def test_the_model_of_the_package_gives_a_crop_the_same_score_in_any_company():
   batcher = Batcher(threads=1)
   detector = engines.ServedDetector(inference.DEFAULT_MODEL, batcher=batcher, face_networks={}, max_batch=8)
   detector.compile()
-  (network,) = detector._networks.values()
+  network = detector._networks[detector.face_inputs]
   rng = np.random.default_rng(0)
   coarse = rng.uniform(0, 255, (9, 1, 14, 14, 3)).repeat(16, axis=2).repeat(16, axis=3)
   crops = np.clip(coarse + rng.normal(size=coarse.shape) * 20, 0, 255).astype(np.uint8)
