@@ -37,4 +37,11 @@ def test_rows_say_what_was_promised(monkeypatch):
     row=lambda case, count, promised: benchmark.CountRow("batch", case, count, promised, "cpu", 2),
     tell=print,
   )
-  assert [(row.count, row.promised) for row in rows] == [(2, 2), (3, 0), (4, 0), (5, 0), (6, 4), (1, None)]
+  assert [(row.count, row.promised) for row in rows] == [
+    (2, 2),
+    (3, 0),
+    (4, 0),
+    (5, 0),
+    (6, 2 * 2 * batch.AHEAD),
+    (1, None),
+  ]
