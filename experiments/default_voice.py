@@ -12,9 +12,8 @@ calibration hold its rate for each of them. The branch is a linear function of s
 with a dozen engines to learn from, a hidden layer heard those it was shown and less of others.
 
 The rate of 0.002 is no mistake. Real recordings of a kind that was neither trained on nor calibrated with
-exceed a threshold more often than those it was set on: at 5 % of the worst known kind 13 % of emotional
-speech from a studio did, at 2 % 5.8 %, at 1 % 2.5 %, at 0.2 % 0.8 % (a run of this preset that knew none of
-it). Where a kind has fewer than 500 stretches, 0.2 % puts the threshold above the highest of them.
+exceed a threshold more often than those it was set on: `deepscan benchmark voices` says how often. Where a
+kind has fewer than 500 stretches, 0.2 % puts the threshold above the highest of them.
 
 Cost: about a second a step on two CPU cores. The model card has what was measured of engines and recordings
 that were never shown; `deepscan benchmark voices` measures it of yours.

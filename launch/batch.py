@@ -259,7 +259,7 @@ def judge(
   import sqlalchemy
 
   from deepscan_jax import stopping
-  from deepscan_jax.serve import batch, batch_report, jobs, judging
+  from deepscan_jax.serve import batch, batch_report, databases, jobs, judging
 
   ledger = jobs.Ledger(jobs.open_database(database))
   key = settings.key(name or str(directory))
@@ -297,7 +297,8 @@ def judge(
       batch_report.write(path, about, ledger.answers(job.id))
       meter.say(f"Report written to {path}")
   except sqlalchemy.exc.DBAPIError as error:
-    meter.tell(f"The database fails: {jobs.first_line(error)}. The same command goes on once it is back.")
+    why = databases.first_line(error)
+    meter.tell(f"The database fails: {why}. The same command goes on once it is back.")
     return INTERNAL_ERROR
   meter.say(summary(counts, outcomes))
   if stop:

@@ -64,6 +64,7 @@ FORBIDDEN = {
   "serve": TRAINING | {"models", "audit", "pseudofakes", "augment"},
   "serve.answers": TRAINING | (SERVING - {"verdict"}) | {"models", "media", "faces", "examples", "config"},
   "serve.jobs": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
+  "serve.databases": {""},
   "serve.judging": TRAINING | {"report", "models", "serve.jobs", "serve.batch"},
   "serve.batch": TRAINING
   | (SERVING - {"verdict"})

@@ -303,11 +303,11 @@ def test_jobs_whose_files_one_node_has_are_its_alone_and_end_with_it(ledger):
 @pytest.mark.parametrize(
   ("url", "message"),
   [
-    ("sqlite://", "needs a file"),
-    ("mysql://u:hush@h/d", "in SQLite or PostgreSQL, not in 'mysql'"),
+    ("sqlite://", "must be a file"),
+    ("mysql://u:hush@h/d", "one of SQLite or PostgreSQL, not of 'mysql'"),
     ("nonsense://:", "is not one"),
     # Where its driver is not installed, that is said.
-    ("postgresql://u:hush@127.0.0.1:1/d", "cannot be used|needs psycopg"),
+    ("postgresql://u:hush@127.0.0.1:1/d", "cannot be opened|needs psycopg"),
     ("sqlite:////nowhere/at/all.sqlite", "cannot be opened: No such file"),
   ],
 )

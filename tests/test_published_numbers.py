@@ -87,3 +87,14 @@ def test_what_is_said_of_region_maps(card):
     for against in ("random", "other"):
       value, (low, high) = gains[way][against]["value"], gains[way][against]["interval"]
       assert f"{value:.2f} ({low:.2f} to {high:.2f})" in readme, (way, against)
+
+
+def test_what_the_voice_calls_on_validation():
+  rates = checkpoints.read_model(DEFAULT_MODEL)["sound_calibration"]["rates"]
+  (_, fake_doubtful, fake_called), (_, real_doubtful, real_called) = rates["fake"], rates["real"]
+  said = " ".join(MODEL_CARD.read_text(encoding="utf-8").split())
+  assert (
+    f"{100 * fake_called:.1f} % of the synthetic stretches of 4 s are called manipulated and "
+    f"{100 * fake_doubtful:.1f} % are *inconclusive*; of the real ones {100 * real_called:.1f} % and "
+    f"{100 * real_doubtful:.1f} %"
+  ) in said

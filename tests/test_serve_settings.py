@@ -123,9 +123,9 @@ def test_no_secret_shows_where_settings_are_printed(tmp_path):
   [
     ("sqlite://", "must be a file"),
     ("sqlite:////proc/nothing/x.db", "cannot be opened"),
-    ("nonsense", "cannot be opened"),
-    ("mysql+nothing://u:hunter2@x/y", "cannot be opened"),
-    ("postgresql://u:hunter2@127.0.0.1:1/y", "cannot be opened"),
+    ("nonsense://:", "is not one"),
+    ("mysql+nothing://u:hunter2@x/y", "not of 'mysql'"),
+    ("postgresql://u:hunter2@127.0.0.1:1/y", "cannot be opened|needs psycopg"),
   ],
 )
 def test_a_database_that_cannot_be_opened_is_told(url, message):

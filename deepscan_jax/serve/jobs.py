@@ -32,7 +32,7 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from deepscan_jax.serve import answers
+from deepscan_jax.serve import answers, databases
 from deepscan_jax.serve.judging import MOST_TRIES
 
 MOST_INTERRUPTIONS = 5
@@ -180,50 +180,10 @@ class Known:
 
 
 def open_database(url: str | Path) -> sa.Engine:
-  """Returns a database that has the tables.
-
-  Args:
-    url: the path of an SQLite file, or a URL that begins with "sqlite:///", "postgresql://" or so. A new file
-      is its owner's alone to read.
-
-  Raises:
-    ValueError: it cannot be used; the message says why.
-  """
-  text = str(url)
-  if "://" not in text:
-    text = f"sqlite:///{text}"
-  try:
-    address = _address(text)
-    if address.drivername in ("postgres", "postgresql"):
-      address = address.set(drivername="postgresql+psycopg")
-    if address.get_backend_name() not in ("sqlite", "postgresql"):
-      raise ValueError(f"A ledger is kept in SQLite or PostgreSQL, not in {address.get_backend_name()!r}.")
-    if address.get_backend_name() == "sqlite":
-      _private_file(address.database)
-    engine = sa.create_engine(address, pool_pre_ping=address.get_backend_name() != "sqlite")
-    if engine.dialect.name == "sqlite":
-      sa.event.listen(engine, "connect", _tune_sqlite)
-    Ledger(engine).create_tables()
-  except ModuleNotFoundError as error:
-    raise ValueError(
-      f"The database needs {error.name}, which is not installed; `pip install 'psycopg[binary]'` adds it."
-    ) from error
-  except sa.exc.DBAPIError as error:
-    raise ValueError(f"The database {address!r} cannot be used: {first_line(error)}.") from error
-  return engine
-
-
-def _address(text: str) -> sa.URL:
-  try:
-    return sa.make_url(text)
-  except (sa.exc.ArgumentError, ValueError) as error:
-    # Without the URL itself, which may hold a password.
-    raise ValueError("The database's URL is not one; give a file, or postgresql://USER@HOST/NAME.") from error
-
-
-def first_line(error: sa.exc.DBAPIError) -> str:
-  """What the database said, without the statement and the lines behind the first."""
-  return str(error.orig).strip().partition("\n")[0].rstrip(".")
+  """Returns a database that has the tables of this module; `url` and errors as of databases.connect."""
+  database = databases.connect(url)
+  databases.make_tables(database, METADATA)
+  return database
 
 
 class Ledger:
@@ -246,14 +206,7 @@ class Ledger:
 
   def create_tables(self) -> None:
     """Makes what is missing; several processes may do so at once."""
-    with self._database.begin() as connection:
-      if self._database.dialect.name == "postgresql":
-        # IF NOT EXISTS alone lets two that come at the same time fail over the catalogue.
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(7271406)"))
-      for table in (JOBS, ITEMS):
-        connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-        for index in sorted(table.indexes, key=lambda index: index.name):
-          connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+    databases.make_tables(self._database, METADATA)
 
   def now(self) -> float:
     """The database's time, seconds since 1970."""
@@ -753,21 +706,3 @@ def _held(lease: Lease) -> tuple:
     ITEMS.c.claims == lease.claim,
     ITEMS.c.state == RUNNING,
   )
-
-
-def _private_file(path: str | None) -> None:
-  """The answers tell of people: nobody else needs to read them."""
-  if not path or path == ":memory:":
-    raise ValueError("A ledger needs a file: one in memory would be forgotten.")
-  try:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-  except OSError as error:
-    raise ValueError(f"The ledger {path} cannot be opened: {error.strerror}.") from error
-
-
-def _tune_sqlite(connection, record) -> None:
-  del record
-  # WAL lets others read while one writes; NORMAL survives the death of the process, whatever its moment, and
-  # may lose the last answers when the power fails: those files are judged again.
-  for setting in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
-    connection.execute(f"PRAGMA {setting}")

@@ -1,20 +1,19 @@
 """The service's database: its tables, past answers, answers that may be asked for twice, and feedback.
 
-SQLite for one process, PostgreSQL by URL for several. Other modules add tables of their own to METADATA
-before `open_database` makes what is missing. Times are seconds since 1970. Callers run these functions in
-threads, so that nobody else waits.
+SQLite for one process, PostgreSQL by URL for several. Times are seconds since 1970. Callers run these
+functions in threads, so that nobody else waits.
 """
 
 import dataclasses
 import json
-import os
 import secrets
 import time
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import sqlalchemy as sa
+
+from deepscan_jax.serve import databases
 
 METADATA = sa.MetaData()
 KEYS = sa.Table(
@@ -73,49 +72,17 @@ FEEDBACK = sa.Table(
   sa.Column("deepfake_probability", sa.Float),
 )
 
-BUSY_TIMEOUT_S = 10.0
 IDEMPOTENT_FOR_S = 24 * 3600.0
 
 
 def open_database(url: str) -> sa.Engine:
-  """The database at an SQLAlchemy URL, with the tables that METADATA knows.
+  """The service's database, with the tables of this module; `url` and errors as of databases.connect.
 
-  The file of SQLite is made for its owner alone.
-
-  Raises:
-    ValueError: it cannot be opened; one sentence, without the password in the URL.
+  The folder of an SQLite file is made.
   """
-  try:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-      engine = _sqlite(parsed)
-    else:
-      if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-      engine = sa.create_engine(parsed, pool_pre_ping=True)
-    METADATA.create_all(engine)
-  except (sa.exc.SQLAlchemyError, OSError, ImportError) as error:
-    shown = parsed.render_as_string() if "parsed" in locals() else "of DATABASE_URL"
-    reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-    raise ValueError(f"The database {shown} cannot be opened: {reason}") from error
-  return engine
-
-
-def _sqlite(url: sa.URL) -> sa.Engine:
-  if not url.database or url.database == ":memory:":
-    raise ValueError("The database must be a file, such as sqlite:///service.sqlite3, not memory.")
-  path = Path(url.database)
-  path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-  os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-  engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
-
-  @sa.event.listens_for(engine, "connect")
-  def set_up(connection, record):
-    del record
-    for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-      connection.execute(f"PRAGMA {setting}")
-
-  return engine
+  database = databases.connect(url, make_folder=True)
+  databases.make_tables(database, METADATA)
+  return database
 
 
 @dataclasses.dataclass(frozen=True)

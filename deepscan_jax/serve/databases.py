@@ -1,0 +1,87 @@
+"""Opens the database of a service or a batch: SQLite by default, PostgreSQL by URL."""
+
+import os
+from pathlib import Path
+
+import sqlalchemy as sa
+
+# Any number, the same in all processes: PostgreSQL's lock while tables are made.
+_MAKING_TABLES = 7271406
+
+
+def connect(url: str | Path, *, make_folder: bool = False) -> sa.Engine:
+  """Returns a database; it has been asked for nothing yet.
+
+  Args:
+    url: the path of an SQLite file, or a URL that begins with "sqlite:///", "postgresql://" or so. A new file
+      is its owner's alone to read, for what is kept tells of people.
+    make_folder: whether the folder of an SQLite file is made where it is missing, for its owner alone.
+
+  Raises:
+    ValueError: it cannot be used; one sentence, without the password in the URL.
+  """
+  text = str(url)
+  try:
+    address = sa.make_url(text if "://" in text else f"sqlite:///{text}")
+  except (sa.exc.ArgumentError, ValueError) as error:
+    # Without the URL itself, which may hold a password.
+    raise ValueError("The database's URL is not one; give a file, or postgresql://USER@HOST/NAME.") from error
+  if address.drivername in ("postgres", "postgresql"):
+    address = address.set(drivername="postgresql+psycopg")
+  kind = address.get_backend_name()
+  if kind not in ("sqlite", "postgresql"):
+    raise ValueError(f"The database can be one of SQLite or PostgreSQL, not of {kind!r}.")
+  if kind == "sqlite":
+    _private_file(address.database, make_folder=make_folder)
+  try:
+    engine = sa.create_engine(address, pool_pre_ping=kind != "sqlite")
+  except ImportError as error:
+    raise ValueError(
+      f"The database needs {error.name}, which is not installed; `pip install 'psycopg[binary]'` adds it."
+    ) from error
+  if kind == "sqlite":
+    sa.event.listen(engine, "connect", _tune_sqlite)
+  return engine
+
+
+def make_tables(database: sa.Engine, metadata: sa.MetaData) -> None:
+  """Makes the tables and indexes that are missing; several processes may do so at once.
+
+  Raises:
+    ValueError: the database cannot be used; one sentence, without the password in its URL.
+  """
+  try:
+    with database.begin() as connection:
+      if database.dialect.name == "postgresql":
+        # IF NOT EXISTS alone lets two that come at the same time fail over the catalogue.
+        connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MAKING_TABLES})"))
+      for table in metadata.sorted_tables:
+        connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+        for index in sorted(table.indexes, key=lambda index: index.name):
+          connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+  except sa.exc.DBAPIError as error:
+    raise ValueError(f"The database {database.url!r} cannot be opened: {first_line(error)}.") from error
+
+
+def first_line(error: sa.exc.DBAPIError) -> str:
+  """What the database said, without the statement and the lines behind the first."""
+  return str(error.orig).strip().partition("\n")[0].rstrip(".")
+
+
+def _private_file(path: str | None, *, make_folder: bool) -> None:
+  if not path or path == ":memory:":
+    raise ValueError("The database must be a file, such as sqlite:///service.sqlite3: memory is forgotten.")
+  try:
+    if make_folder:
+      Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+  except OSError as error:
+    raise ValueError(f"The database {path} cannot be opened: {error.strerror}.") from error
+
+
+def _tune_sqlite(connection, record) -> None:
+  del record
+  # WAL lets others read while one writes; NORMAL survives the death of the process, whatever its moment, and
+  # may lose the last answers when the power fails: a ledger's files are judged again.
+  for setting in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
+    connection.execute(f"PRAGMA {setting}")
