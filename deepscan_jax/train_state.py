@@ -23,7 +23,14 @@ from deepscan_jax.config import Config
 from deepscan_jax.inference import DEFAULT_MODEL
 from deepscan_jax.losses import Sum, detector_losses
 from deepscan_jax.models.backbones import backbone, measured_statistics
-from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
+from deepscan_jax.models.detector import (
+  FRAME_FEATURES,
+  FUSION,
+  Detector,
+  detector_inputs,
+  image_networks,
+  make_branch,
+)
 from deepscan_jax.models.freezing import frozen_layers, layers_in_order, restore_frozen, stop_gradients
 from deepscan_jax.models.pretrained import load_imagenet
 from deepscan_jax.optimizer import check_schedule, create_optimizer
@@ -247,7 +254,8 @@ def create_state(config: Config) -> TrainState:
 
 
 def trained_part(config: Config) -> Config:
-  """The configuration with the branches of train.branches alone, where it names some.
+  """The configuration with the branches of train.branches alone, where it names some, and what those read of
+  another branch.
 
   Raises:
     ValueError: train.branches names one that the model has not, or there is no train.start_from.
@@ -255,13 +263,19 @@ def trained_part(config: Config) -> Config:
   branches = config.train.branches
   if not branches:
     return config
-  if unknown := sorted(set(branches) - set(config.model.branches)):
+  if unknown := sorted(set(branches) - set(config.model.branches) - {FUSION}):
     raise ValueError(
       f"train.branches names {', '.join(unknown)}; the model has {', '.join(config.model.branches)}."
     )
   if not config.train.start_from:
     raise ValueError("train.branches needs train.start_from, which holds the branches that are not trained.")
-  kept = tuple(name for name in config.model.branches if name in branches)
+  if not (named := [name for name in config.model.branches if name in branches]):
+    raise ValueError(
+      f"train.branches names no branch; give some of {', '.join(config.model.branches)} beside {FUSION}."
+    )
+  described = any(FRAME_FEATURES in make_branch(name, config.model).INPUTS for name in named)
+  read = list(image_networks(config.model))[:1] if described else []
+  kept = tuple(name for name in config.model.branches if name in {*named, *read})
   return dataclasses.replace(config, model=dataclasses.replace(config.model, branches=kept))
 
 

@@ -21,7 +21,7 @@ from flax import traverse_util
 from tiny import TinyBranch, random_variables, tiny_batch, tiny_branch, tiny_config, write_model
 
 from deepscan_jax import checkpoints, compilation_cache, data, train_state, training
-from deepscan_jax.config import Config, ModelConfig, override, to_dict
+from deepscan_jax.config import Config, DataConfig, ModelConfig, WindowConfig, override, to_dict
 from deepscan_jax.inference import load_detector
 from deepscan_jax.launch import train
 from deepscan_jax.logs import untimed
@@ -727,6 +727,36 @@ def test_a_branch_is_added_while_all_else_stays_to_the_bit(prepared_dataset, tmp
     changed = dataclasses.replace(config, train=dataclasses.replace(config.train, **wrong))
     with pytest.raises(ValueError, match=message):
       training.fit(changed, workdir=tmp_path / "other", data_dir=prepared_dataset)
+
+
+def test_what_a_trained_branch_reads_of_another_is_computed_and_stays(tmp_path):
+  model = ModelConfig(branches=("spatial", "audio", "temporal"), backbone="pico", features=16, fusion_heads=2)
+  config = Config(model=model, data=DataConfig(window=WindowConfig(frames=3)))
+  config = override(override(config, "train.pretrained=false"), "train.warmup_steps=0")
+  config = override(config, f"train.start_from={write_model(tmp_path / 'first', config=config)}")
+  for named, moves in (
+    ('["temporal"]', {"temporal"}),
+    ('["fusion", "temporal"]', {"temporal", "fusion"}),
+  ):
+    config = override(config, f"train.branches={named}")
+    part = train_state.trained_part(config)
+    assert part.model.branches == ("spatial", "temporal")
+    state = train_state.abstract_state(config)
+    frozen = train_state.frozen_parameters(config)
+    assert {path[0] for path in traverse_util.flatten_dict(state.params)} - {
+      path[0] for path in frozen
+    } == moves
+    step = functools.partial(
+      train_state.train_step,
+      model=Detector(part.model),
+      optimizer=train_state.create_optimizer(config.train),
+      config=part,
+      frozen=frozen,
+    )
+    _, sums = jax.eval_shape(step, state, train_state.abstract_training_batch(2, part))
+    assert {"fused", "branch_spatial", "branch_temporal"} <= set(sums)
+  with pytest.raises(ValueError, match=r"train\.branches names no branch; give some of spatial, audio"):
+    train_state.trained_part(override(config, 'train.branches=["fusion"]'))
 
 
 def test_parameters_of_another_shape_are_refused_by_name(tmp_path):

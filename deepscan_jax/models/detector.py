@@ -21,6 +21,8 @@ from deepscan_jax.models.temporal import TemporalBranch
 
 # Read by one branch, made by another: never part of a batch.
 FRAME_FEATURES = "frame_features"
+# What joins the branches, among the parameters.
+FUSION = "fusion"
 
 
 def image_networks(config: ModelConfig) -> dict[str, str]:
@@ -194,7 +196,7 @@ def leave_one_out(config: ModelConfig, variables: dict, output: DetectorOutput) 
     if config.fusion == "weighted":
       return weighted_ensemble(branches)[0]
     fusion = _attention_fusion(config)
-    return fusion.apply({"params": variables["params"]["fusion"]}, branches, train=False)[0]
+    return fusion.apply({"params": variables["params"][FUSION]}, branches, train=False)[0]
 
   logits = jax.vmap(fuse)(~jnp.eye(len(output.branches), dtype=bool))
   return {name: logits[i] for i, name in enumerate(output.branches)}
@@ -202,5 +204,5 @@ def leave_one_out(config: ModelConfig, variables: dict, output: DetectorOutput) 
 
 def _attention_fusion(config: ModelConfig) -> AttentionFusion:
   return AttentionFusion(
-    config.fusion_heads, config.modality_dropout, config.bottlenecks, config.dtype, name="fusion"
+    config.fusion_heads, config.modality_dropout, config.bottlenecks, config.dtype, name=FUSION
   )
