@@ -33,7 +33,8 @@ class Calibration:
   Attributes:
     scale, offset: calibrated log odds = scale * logit + offset; scale is positive, so the order is kept.
       Beyond the ends of an isotonic curve, its slope is the scale.
-    inconclusive: logit from which on the outcome is no longer likely_authentic.
+    inconclusive: logit from which on the outcome is no longer likely_authentic. At most `even`, as
+      `calibrate` sets it: nothing is called authentic that is more probably a fake than not.
     manipulated: logit from which on it is likely_manipulated.
     false_positive_rate: the rate that `manipulated` was set to, on the worst source of the validation split.
     method: one of METHODS.
@@ -97,6 +98,15 @@ class Calibration:
     at, odds = np.array(self.curve).T
     beyond = np.minimum(logit - at[0], 0) + np.maximum(logit - at[-1], 0)
     return np.interp(logit, at, odds) + self.scale * beyond
+
+  @property
+  def even(self) -> float:
+    """The logit whose calibrated probability is one half."""
+    if not self.curve:
+      return -self.offset / self.scale
+    at, odds = np.array(self.curve).T
+    beyond = np.minimum(-odds[0], 0) + np.maximum(-odds[-1], 0)
+    return float(np.interp(0.0, odds, at) + beyond / self.scale)
 
   def probability(self, logit: np.ndarray | float) -> np.ndarray | float:
     """Calibrated probability of a fake, 0..1, where fakes and real ones are equally frequent."""
@@ -236,7 +246,8 @@ def calibrate(
     real_logits: [picture] of untouched real pictures, for the thresholds.
     real_sources, real_groups: [picture] str; pictures of a group (a person, an occasion) are not independent.
     false_positive_rate: share of real pictures of any source that may reach `manipulated`.
-    inconclusive_rate: the same for `inconclusive`.
+    inconclusive_rate: the same for `inconclusive`, unless a probability of one half lies below: from there on
+      nothing is called authentic, however many real pictures that leaves open.
     method: of METHODS; thresholds are of logits, and the same with each.
     groups: [example] str of `labels`, for the intervals of the rates; None: each is a group of its own.
 
@@ -259,16 +270,21 @@ def calibrate(
       thresholds.append(metrics.threshold_at(real_logits[rows], false_positive_rate=shown))
     return max(thresholds)
 
-  inconclusive, manipulated = worst(inconclusive_rate), worst(false_positive_rate)
-  fakes = np.asarray(labels, bool)
-  return Calibration(
+  manipulated = worst(false_positive_rate)
+  found = Calibration(
     scale=scale,
     offset=offset,
-    inconclusive=inconclusive,
+    inconclusive=manipulated,
     manipulated=manipulated,
     false_positive_rate=false_positive_rate,
     method=method,
     curve=curve,
+  )
+  inconclusive = min(worst(inconclusive_rate), found.even, manipulated)
+  fakes = np.asarray(labels, bool)
+  return dataclasses.replace(
+    found,
+    inconclusive=inconclusive,
     rates=OutcomeRates(
       real=_shares(real_logits, inconclusive, manipulated),
       fake=_shares(np.asarray(logits)[fakes], inconclusive, manipulated),

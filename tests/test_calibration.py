@@ -61,11 +61,23 @@ def test_thresholds_hold_their_rate_on_every_source():
   sources = np.repeat(["a", "b", "c"], [200, 60, 400])
   real = rng.normal(size=660) + np.repeat([0.0, 1.5, -1.0], [200, 60, 400])
   # Each picture in a group of its own source's: too few groups for more than the plain rate.
-  fitted = calibrate(labels, logits, real_logits=real, real_sources=sources, real_groups=sources)
+  fitted = calibrate(labels, logits + 9, real_logits=real, real_sources=sources, real_groups=sources)
   rates = {s: metrics.false_positive_rate(real[sources == s], threshold=fitted.manipulated) for s in "abc"}
   assert max(rates.values()) <= 0.05 and rates["b"] == 3 / 60 and rates["c"] < 0.01
   doubtful = [metrics.false_positive_rate(real[sources == s], threshold=fitted.inconclusive) for s in "abc"]
   assert max(doubtful) <= 0.2 < max(doubtful) + 1 / 60
+  assert fitted.inconclusive < fitted.even and fitted.probability(fitted.even) == pytest.approx(0.5)
+
+
+def test_nothing_is_called_authentic_that_is_more_probably_a_fake():
+  labels, logits = scores(reals=500, fakes=500)
+  real = np.random.default_rng(1).normal(size=200) + 3.0  # a source that is nearly as suspicious as a fake
+  one = np.repeat("a", 200)
+  for method in METHODS:
+    fitted = calibrate(labels, logits, real_logits=real, real_sources=one, real_groups=one, method=method)
+    assert fitted.inconclusive == fitted.even < fitted.manipulated
+    assert fitted.probability(fitted.even) == pytest.approx(0.5)
+    assert fitted.outcome(fitted.even + 1e-6) == "inconclusive"
 
 
 def test_a_rate_is_held_with_confidence_where_there_are_groups_enough():
@@ -168,13 +180,13 @@ def fitted(method: str, labels=None, logits=None) -> Calibration:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_changes_an_order_or_an_outcome(method):
+def test_no_method_changes_an_order_or_what_is_called_manipulated(method):
   found, plain = fitted(method), fitted("platt")
   logits = np.linspace(-20, 20, 2001)
   assert (np.diff(found.score(logits)) > 0).all() and np.isfinite(found.score(logits)).all()
-  assert (found.manipulated, found.inconclusive) == (plain.manipulated, plain.inconclusive)
+  assert found.manipulated == plain.manipulated and found.inconclusive <= found.even
   for logit in logits[::50]:
-    assert found.outcome(logit) == plain.outcome(logit)
+    assert (found.outcome(logit) == LIKELY_MANIPULATED) == (plain.outcome(logit) == LIKELY_MANIPULATED)
     # What a report says of probabilities is what the logits say.
     assert found.thresholds.outcome(float(found.probability(logit))) == found.outcome(logit)
   assert isinstance(float(found.score(0.3)), float)
