@@ -51,6 +51,13 @@ _FRAMES_PER_WINDOW = 8
 # Frames of slow films are shown until the next one comes: so far from its time a mouth still counts.
 _MOUTH_TOLERANCE_S = 0.045
 _INT16 = 32767.0
+# What the network reads through which mask.
+MASKED = {
+  "crop_mask": ("crops", "landmarks", "frame_times_s"),
+  "mouth_mask": ("mouth_crops",),
+  "waveform_mask": ("waveform",),
+  "file_facts_mask": ("file_facts",),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -230,6 +230,21 @@ class Detector:
       without={name: x.astype(np.float64) for name, x in answer.get("without", {}).items()},
     )
 
+  def inputs_held(self, batch: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Those of `self.inputs` of which a batch holds something; all, where no branch could read those alone.
+
+    Who judges them alone gets the same answers without a network that looks at nothing.
+
+    Args:
+      batch: all of `self.inputs`, stacked: each [example, ...].
+    """
+    empty = [mask for mask in examples.MASKED if mask in batch and not batch[mask].any()]
+    absent = {key for mask in empty for key in (mask, *examples.MASKED[mask])}
+    held = tuple(key for key in self.inputs if key not in absent)
+    from deepscan_jax.models.detector import branches_that_read
+
+    return held if branches_that_read(self.config.model, held) else self.inputs
+
   def _run_network(self, inputs: dict[str, np.ndarray], keys: tuple[str, ...]) -> dict:
     """What the network, as it reads these keys, gives for [example, ...]: a tree of numpy arrays."""
     total = len(inputs[keys[0]])

@@ -513,7 +513,7 @@ def _score_held_out(
   for batch, of_examples in data.held_out_batches(held_out, limit=limit, batch_size=_BATCH):
     valid = np.flatnonzero(batch["example_mask"])
     started = time.perf_counter()
-    judged = detector.judge({key: batch[key] for key in detector.inputs})
+    judged = detector.judge({key: batch[key] for key in detector.inputs_held(batch)})
     if compiled:  # The first batch waits for the compiler.
       seconds += [(time.perf_counter() - started) / len(batch["example_mask"])] * len(valid)
     compiled = True
