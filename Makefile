@@ -18,7 +18,7 @@ demo: $(READY) ## Make two sample clips, one of them forged, and see what the de
 	@$(BIN)/python -m launch demo
 
 test: $(READY) ## Run all tests, several files at a time (JOBS=2)
-	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
+	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 lint: $(READY) ## Check style and formatting
 	@$(BIN)/ruff check .

@@ -49,7 +49,7 @@ WORLD = ["pyworld>=0.3.4"]
 TENSORBOARD = ["tensorboardX>=2.6.2"]
 TEST = [
   "pytest>=8",
-  "pytest-xdist>=3.5",
+  "pytest-xdist>=3.7",
   "ruff>=0.6",
   "scikit-learn>=1.3",
   "h5py>=3.10",
