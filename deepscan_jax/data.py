@@ -872,6 +872,16 @@ def label_counts(
   return counts
 
 
+def held_words(name: str, split: str, data_dir: str | Path, inputs: Sequence[str]) -> frozenset[str]:
+  """What the examples of a split hold of what a model of these inputs looks at: "faces", "mouths", "sound",
+  "file facts".
+
+  Raises:
+    FileNotFoundError: see `ExampleSource`.
+  """
+  return frozenset(word for facts, _ in _index(name, split, Path(data_dir)) for word in _held(facts, inputs))
+
+
 def possible_kinds(
   element: dict, *, config: DataConfig, inputs: Sequence[str], has_donors: bool = False
 ) -> tuple[str, ...]:

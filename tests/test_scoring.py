@@ -337,6 +337,20 @@ def test_pairs_are_scored_under_damage_and_a_limit_is_kept(model, prepared_datas
   assert len(found["robustness"]["blur"]) == 6
 
 
+def test_damage_to_sound_is_left_out_where_there_is_none(prepared, tmp_path):
+  config = override(tiny_config(), 'model.branches=["tiny", "tiny_voice"]')
+  folder = write_model(tmp_path / "both", sound_calibration=OF_SOUND, config=config)
+  found = scoring.evaluate_model(
+    folder,
+    datasets=["real_fake_folder"],
+    data_dir=prepared,
+    draws=DRAWS,
+    perturbations=["noise", "mp3"],
+    perturb_limit=2,
+  )
+  assert list(found["robustness"]) == ["noise"]
+
+
 def test_damage_that_cannot_be_done_is_told_before_anything_is_scored(model, files, prepared):
   settings = {"datasets": ["real_fake_folder"], "data_dir": prepared}
   with pytest.raises(ValueError, match="Unknown perturbation 'fog'"):
