@@ -53,6 +53,10 @@ def synthetic_row(card: dict) -> str:
   )
 
 
+def ladder_row(card: dict, damage: str) -> str:
+  return f"| {damage} | " + " | ".join(f"{rung['auc']:.2f}" for rung in card["robustness"][damage]) + " |"
+
+
 def test_the_card_is_of_the_model_that_ships(card):
   assert card["model"]["sha256"] == checkpoints.read_model(DEFAULT_MODEL)["sha256"]
   assert card["split"] == "test"
@@ -70,6 +74,14 @@ def test_false_alarms(card, source):
 
 def test_synthetic_faces(card):
   assert synthetic_row(card) in MODEL_CARD.read_text(encoding="utf-8")
+
+
+def test_faces_under_damage(card):
+  said, about = MODEL_CARD.read_text(encoding="utf-8"), card["robustness_of"]
+  assert about["set"] == "labelled" and card["datasets"] == ["real_only", "real_fake_folder"]
+  assert f"beside real ones, {about['count']['fake']} and {about['count']['real']} of them" in " ".join(said.split())
+  for damage in card["robustness"]:
+    assert ladder_row(card, damage) in said
 
 
 def test_the_readme_says_the_same(card):
