@@ -64,7 +64,10 @@ def test_what_one_replica_answered_the_other_knows(replicas):
 def test_a_request_with_a_name_of_its_own_is_answered_once_by_both(replicas):
   first, second = replicas
   named = {"Idempotency-Key": "order-17"}
-  one, two = send(first, wav(note=b"i"), kind="audio", **named), send(second, wav(note=b"i"), kind="audio", **named)
+  one, two = (
+    send(first, wav(note=b"i"), kind="audio", **named),
+    send(second, wav(note=b"i"), kind="audio", **named),
+  )
   assert one.status_code == 200 and one.content == two.content
   assert two.headers["idempotency-replayed"] == "true" and engine_of(second).calls == []
   other = send(second, wav(note=b"j"), kind="audio", **named)

@@ -78,7 +78,9 @@ class _Readings:
       yield GaugeMetricFamily("deepscan_open_files", "Open file handles.", self._process.num_fds())
     for name, value in self._read().items():
       if isinstance(value, dict):
-        family = GaugeMetricFamily(f"deepscan_{name}", f"{name.replace('_', ' ').capitalize()}.", labels=["of"])
+        family = GaugeMetricFamily(
+          f"deepscan_{name}", f"{name.replace('_', ' ').capitalize()}.", labels=["of"]
+        )
         for label, number in value.items():
           if isinstance(number, int | float):
             family.add_metric([str(label)], number)
