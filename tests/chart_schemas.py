@@ -201,7 +201,8 @@ SCHEMAS = {
             }
           )
         ),
-      }
+      },
+      {"externalTrafficPolicy": one_of("Local")},
     ),
   ),
   "ServiceAccount": _resource("v1", "ServiceAccount", automountServiceAccountToken=one_of(False)),

@@ -29,7 +29,7 @@ TEMPLATES, FILES = CHART / "templates", CHART / "files"
 DOCKERFILE = ROOT / "launch" / "docker" / "Dockerfile.serve"
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 # Variables that others than settings.py read: Python, numba, XLA, and what looks for a user's folders.
 OTHERS = {"HOME", "TMPDIR", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "NPROC", "PATH"}
 OTHERS |= {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
@@ -133,7 +133,7 @@ def objects(schema, above=()):
 
 
 def test_the_schema_knows_every_value_and_nothing_else():
-  jsonschema.Draft202012Validator.check_schema(SCHEMA)
+  jsonschema.Draft7Validator.check_schema(SCHEMA)
   VALIDATOR.validate(VALUES)
 
   def compare(values, schema):
@@ -367,6 +367,7 @@ MATRIX = {
     "secret.existingSecret": "56",
     "secret.apiKey": "78",
     "service.type": "LoadBalancer",
+    "tls.elsewhere": True,
     "config.host": "::",
   },
 }
@@ -580,6 +581,7 @@ REFUSED = [
   (STORES | {"autoscaling.enabled": True, "autoscaling.cpuPercent": 0}, "autoscaling has nothing to go by"),
   (INGRESS | {"ingress.hosts": []}, "ingress.hosts is empty"),
   (INGRESS | {"ingress.tls": []}, "Keys and files would travel in the clear"),
+  ({"service.type": "LoadBalancer"}, "in the clear through the LoadBalancer"),
   (INGRESS | {"config.forwardedAllowIps": ""}, "one with a wrong key would lock out all"),
   (MONITORING | {"secret.metricsKey": ""}, "Prometheus needs a key for /metrics"),
   (MONITORING | {"networkPolicy.monitoringFrom": []}, "keep Prometheus out"),

@@ -104,12 +104,15 @@ app.kubernetes.io/component: service
 {{- if not .Values.ingress.hosts -}}
 {{- fail "ingress.hosts is empty; name the host." -}}
 {{- end -}}
-{{- if not (or .Values.ingress.tls .Values.ingress.tlsElsewhere) -}}
-{{- fail "Keys and files would travel in the clear: set ingress.tls, or ingress.tlsElsewhere where HTTPS ends in front of the ingress." -}}
+{{- if not (or .Values.ingress.tls .Values.tls.elsewhere) -}}
+{{- fail "Keys and files would travel in the clear: set ingress.tls, or tls.elsewhere where HTTPS ends in front of the ingress." -}}
 {{- end -}}
 {{- if not .Values.config.forwardedAllowIps -}}
 {{- fail "Behind an ingress all clients would count as one, and one with a wrong key would lock out all: set config.forwardedAllowIps to the addresses of the ingress controller." -}}
 {{- end -}}
+{{- end -}}
+{{- if and (ne .Values.service.type "ClusterIP") (not (or .Values.tls.existingSecret .Values.tls.elsewhere)) -}}
+{{- fail (printf "Keys and files would travel in the clear through the %s: set tls.existingSecret, or tls.elsewhere where HTTPS ends in front of it." .Values.service.type) -}}
 {{- end -}}
 {{- if .Values.monitoring.serviceMonitor.enabled -}}
 {{- if not .Values.secret.metricsKey -}}
