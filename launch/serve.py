@@ -9,7 +9,7 @@
 
 Every setting may come from a flag or from the environment: HOST, PORT, MODEL_PATH, SECRET_KEY, API_KEY,
 METRICS_KEY, DATABASE_URL and REDIS_URL, the others as DEEPSCAN_ and the setting's name in capitals. A secret
-may stand in a file instead: SECRET_KEY_FILE names it. A flag goes before the environment.
+or URL may stand in a file instead: SECRET_KEY_FILE names it. A flag goes before the environment.
 
 A key is shown once, when it is made; only a hash of it is kept, made with SECRET_KEY, without which it is
 worth nothing. Scopes are detect, batch and metrics. Logs go to stderr, a line of JSON each.

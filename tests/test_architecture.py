@@ -65,6 +65,7 @@ FORBIDDEN = {
   "serve.answers": TRAINING | (SERVING - {"verdict"}) | {"models", "media", "faces", "examples", "config"},
   "serve.jobs": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
   "serve.databases": {""},
+  "serve.health": {""},
   "serve.judging": TRAINING | {"report", "models", "serve.jobs", "serve.batch"},
   "serve.batch": TRAINING
   | (SERVING - {"verdict"})

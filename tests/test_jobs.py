@@ -121,6 +121,33 @@ def test_an_owner_cannot_answer_by_an_older_lease_of_its_own(ledger):
   assert not ledger.finish(old, VERDICT) and ledger.finish(new, VERDICT)
 
 
+def test_what_metrics_are_told_is_what_is_under_way(ledger):
+  before = ledger.stats()
+  assert set(before) == {"jobs", "expired_leases", "waiting_webhooks"}
+
+  def more() -> dict:
+    now = ledger.stats()
+    return {
+      **{state: now["jobs"][state] - before["jobs"][state] for state in (jobs.LISTING, jobs.RUNNING)},
+      **{name: now[name] - before[name] for name in ("expired_leases", "waiting_webhooks")},
+    }
+
+  listing = job_of(ledger, 0, state=jobs.LISTING)
+  job = job_of(ledger, 2, webhook="https://example.org/hook")
+  alive, lost = ledger.claim(job.id, "alive", lease_s=60), ledger.claim(job.id, "dead", lease_s=0.0)
+  time.sleep(0.01)
+  assert more() == {"listing": 1, "running": 1, "expired_leases": 1, "waiting_webhooks": 0}
+  ledger.take_back_expired(job.id)
+  assert more()["expired_leases"] == 0 and not ledger.holds(lost)
+  ledger.finish(alive, VERDICT)
+  ledger.finish(ledger.claim(job.id, "alive"), VERDICT)
+  ledger.complete(job.id)
+  ledger.cancel(listing.id)
+  assert more() == {"listing": 0, "running": 0, "expired_leases": 0, "waiting_webhooks": 1}
+  ledger.webhook_told(job.id, state="told")
+  assert more()["waiting_webhooks"] == 0
+
+
 def test_a_heartbeat_keeps_leases(ledger):
   job = job_of(ledger, 2)
   kept = ledger.claim(job.id, "alive", lease_s=0.2)

@@ -102,6 +102,9 @@ def test_a_folder_is_judged_and_its_owner_alone_sees_what_was_found(serving, med
   assert found["next_after"] is None and found["model_version"] == "fake@1.0.0" and found["webhook"] is None
   text = json.dumps(found)
   assert str(media) not in text and "/proc/" not in text and "/fd/" not in text
+  counted = client.app.state.context.metrics.text().decode()
+  for outcome, files in found["outcomes"].items():
+    assert f'deepscan_job_files_total{{outcome="{outcome}"}} {files}.0' in counted
   headers, _ = other_key(client, "batch", "detect")
   for method in ("GET", "DELETE"):
     answer = client.request(method, job["url"], headers=headers)

@@ -159,7 +159,13 @@ def test_all_checks_do_the_same_work(client, keys, monkeypatch):
   monkeypatch.setattr(hmac, "digest", counting("hashes", hmac.digest))
   monkeypatch.setattr(hmac, "compare_digest", counting("comparisons", hmac.compare_digest))
   statements = []
-  sa.event.listen(context.database, "before_cursor_execute", lambda *args: statements.append(args[2]))
+
+  def asked(*args) -> None:
+    # Those who work on jobs look for some all the time.
+    if "batch_" not in args[2]:
+      statements.append(args[2])
+
+  sa.event.listen(context.database, "before_cursor_execute", asked)
   work = {}
   for sort, key in keys.items():
     counts.clear()

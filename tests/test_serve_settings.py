@@ -56,6 +56,18 @@ def test_secrets_may_stand_in_files(tmp_path):
     Settings.read({}, names)
 
 
+def test_urls_of_stores_may_stand_in_files_and_empty_ones_are_none(tmp_path):
+  for name, url in (("DATABASE_URL", f"sqlite:///{tmp_path}/of_file"), ("REDIS_URL", "redis://of-file/0")):
+    (tmp_path / name).write_text(f"{url}\n")
+    settings = read(tmp_path, {f"{name}_FILE": str(tmp_path / name)})
+    assert getattr(settings, name.lower()) == url and url not in repr(settings)
+    # The variable itself goes before its file, and nothing is as good as none of both.
+    given = read(tmp_path, {name: "redis://other/1", f"{name}_FILE": str(tmp_path / name)})
+    assert getattr(given, name.lower()) == "redis://other/1"
+  empty = read(tmp_path, {"DATABASE_URL": "", "REDIS_URL": ""})
+  assert empty.redis_url is None and empty.database_url == f"sqlite:///{tmp_path / 'service.sqlite3'}"
+
+
 WEAK = [
   "short",
   "x" * 31,

@@ -65,6 +65,19 @@ def make_context(settings: Settings, engine: "Engine") -> Context:
   database = open_database(settings.database_url)
   metrics = Metrics()
   metrics.watch(engine.stats)
+  uploads = UploadFolder(
+    settings.temp_dir, keep=settings.keep, idle_s=settings.upload_idle_s, whole_s=settings.upload_s
+  )
+  # What a full one of these is measured by; /readyz goes by the same.
+  metrics.watch(
+    lambda: {
+      "ready": int(engine.ready),
+      "models_failed": int(engine.problem is not None),
+      "files_limit": settings.queue,
+      "temp_free_bytes": uploads.free_bytes(),
+      "temp_needed_bytes": settings.largest_bytes,
+    }
+  )
   return Context(
     settings=settings,
     engine=engine,
@@ -72,9 +85,7 @@ def make_context(settings: Settings, engine: "Engine") -> Context:
     store=Store(database, kept_s=settings.results_kept_h * 3600, most_bytes=settings.results_bytes),
     keys=key_store(settings, database),
     limits=Limits(settings.redis_url, on_fallback=metrics.redis_fallbacks.inc),
-    uploads=UploadFolder(
-      settings.temp_dir, keep=settings.keep, idle_s=settings.upload_idle_s, whole_s=settings.upload_s
-    ),
+    uploads=uploads,
     metrics=metrics,
   )
 

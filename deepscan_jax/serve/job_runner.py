@@ -211,11 +211,17 @@ class JobRunner:
       self._failed(job, lease, _error(_base(lease.path), DEFECT, message))
       return
     if self._ledger.finish(lease, answer):
+      self._count(answer)
       self._end(job)
 
   def _failed(self, job: Job, lease: Lease, answer: dict) -> None:
     if self._ledger.fail(lease, answer) == jobs.FAILED:
+      self._count(answer)
       self._end(job)
+
+  def _count(self, answer: dict) -> None:
+    outcome = answer["error"]["code"] if answer.get("error") else answer["outcome"]
+    self._context.metrics.job_files.labels(outcome).inc()
 
   @contextlib.contextmanager
   def _opened(self, job: Job, path: bytes) -> Iterator[tuple[str, str]]:

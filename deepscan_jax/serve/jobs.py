@@ -324,6 +324,25 @@ class Ledger:
     with self._database.connect() as connection:
       return connection.execute(count).scalar_one()
 
+  def stats(self) -> dict:
+    """For metrics: "jobs" that are under way, by state; "expired_leases" of theirs, which nobody renews and
+    nobody has taken yet; "waiting_webhooks"."""
+    is_open = JOBS.c.state.in_((LISTING, RUNNING))
+    by_state = sa.select(JOBS.c.state, sa.func.count()).where(is_open).group_by(JOBS.c.state)
+    running = sa.select(JOBS.c.id).where(JOBS.c.state == RUNNING)
+    expired = sa.select(sa.func.count()).where(
+      ITEMS.c.job.in_(running), ITEMS.c.state == RUNNING, ITEMS.c.lease_until < self._now
+    )
+    waiting = sa.select(sa.func.count()).where(
+      JOBS.c.webhook_state == "waiting", JOBS.c.state.not_in((LISTING, RUNNING))
+    )
+    with self._database.connect() as connection:
+      return {
+        "jobs": {LISTING: 0, RUNNING: 0} | {state: n for state, n in connection.execute(by_state)},
+        "expired_leases": connection.execute(expired).scalar_one(),
+        "waiting_webhooks": connection.execute(waiting).scalar_one(),
+      }
+
   def claim_listing(self, *, lease_s: float = LEASE_S) -> Job | None:
     """A job whose files nobody looks for yet, ours to list for so many seconds."""
     return self._claim_job(JOBS.c.state == LISTING, lease_s)

@@ -25,6 +25,7 @@ class Metrics:
     detect_seconds: time that the engine took for a file, by kind.
     in_progress: requests under way.
     files: files that are received, waiting or judged.
+    job_files: files of jobs that were answered, by outcome or the code of what is in its place.
   """
 
   def __init__(self):
@@ -46,6 +47,7 @@ class Metrics:
     self.redis_fallbacks = counter("redis_fallbacks", "How often Redis did not answer.")
     self.detect_seconds = histogram("detect_seconds", "Time that the engine took for a file.", "kind")
     self.in_progress = Gauge("deepscan_in_progress", "Requests under way.", registry=self.registry)
+    self.job_files = counter("job_files", "Files of jobs that were answered.", "outcome")
     self.files = Gauge("deepscan_files", "Files received, waiting or judged.", registry=self.registry)
 
   def watch(self, read: Callable[[], dict]) -> None:
@@ -76,10 +78,12 @@ class _Readings:
       yield GaugeMetricFamily("deepscan_open_files", "Open file handles.", self._process.num_fds())
     for name, value in self._read().items():
       if isinstance(value, dict):
-        family = GaugeMetricFamily(f"deepscan_{name}", f"{name} of the engine.", labels=["of"])
+        family = GaugeMetricFamily(
+          f"deepscan_{name}", f"{name.replace('_', ' ').capitalize()}.", labels=["of"]
+        )
         for label, number in value.items():
           if isinstance(number, int | float):
             family.add_metric([str(label)], number)
         yield family
       elif isinstance(value, int | float):
-        yield GaugeMetricFamily(f"deepscan_{name}", f"{name} of the engine.", value)
+        yield GaugeMetricFamily(f"deepscan_{name}", f"{name.replace('_', ' ').capitalize()}.", value)

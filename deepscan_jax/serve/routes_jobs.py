@@ -204,6 +204,7 @@ class Jobs:
     self._context = context
     self._ledger = Ledger(context.database)
     self._ledger.create_tables()
+    context.metrics.watch(self._ledger.stats)
     self._spool = Spool(context.settings.temp_dir)
 
   @contextlib.asynccontextmanager

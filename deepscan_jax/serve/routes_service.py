@@ -62,8 +62,7 @@ def _add_health(routes: APIRouter, context: Context) -> None:
     summary="Whether files are judged",
   )
   async def readyz():
-    engine, settings = context.engine, context.settings
-    most = max(settings.video_bytes, settings.image_bytes, settings.audio_bytes)
+    engine, most = context.engine, context.settings.largest_bytes
     parts = {
       "models": bool(engine.ready),
       "database": await anyio.to_thread.run_sync(context.store.is_well),

@@ -14,9 +14,12 @@ MAKE_ONE = "make one with: python3 -c 'import secrets; print(secrets.token_urlsa
 _LONGEST_SECRET_FILE = 4096
 
 
-def _about(text: str, env: str | None = None, *, least: float | None = None, secret: bool = False) -> dict:
-  """Of a field of Settings its help, its environment variable (DEEPSCAN_NAME if None) and its least value."""
-  return {"help": text, "env": env, "least": least, "secret": secret}
+def _about(
+  text: str, env: str | None = None, *, least: float | None = None, secret: bool = False, blank: bool = False
+) -> dict:
+  """Of a field of Settings its help, its environment variable (DEEPSCAN_NAME if None) and its least value;
+  whether it may stand in a file, for nobody else is to see it; whether an empty one is as good as none."""
+  return {"help": text, "env": env, "least": least, "secret": secret, "blank": blank}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,12 @@ class Settings:
   database_url: str = dataclasses.field(
     default="",
     repr=False,
-    metadata=_about("SQLAlchemy URL of the database; without it a SQLite file in data_dir.", "DATABASE_URL"),
+    metadata=_about(
+      "SQLAlchemy URL of the database; without it a SQLite file in data_dir.",
+      "DATABASE_URL",
+      secret=True,
+      blank=True,
+    ),
   )
   data_dir: Path = dataclasses.field(
     default=None,
@@ -69,7 +77,10 @@ class Settings:
     default=None,
     repr=False,
     metadata=_about(
-      "Where several replicas count requests together, such as redis://host:6379/0.", "REDIS_URL"
+      "Where several replicas count requests together, such as redis://host:6379/0.",
+      "REDIS_URL",
+      secret=True,
+      blank=True,
     ),
   )
   roots: tuple[Path, ...] = dataclasses.field(
@@ -231,6 +242,11 @@ class Settings:
     """The largest file of a kind, "video", "image" or "audio"."""
     return getattr(self, f"{kind}_bytes")
 
+  @property
+  def largest_bytes(self) -> int:
+    """The largest file of all kinds."""
+    return max(map(self.most_bytes, KINDS))
+
   @classmethod
   def read(cls, flags: Mapping[str, object], environ: Mapping[str, str]) -> "Settings":
     """Settings of flags, then of the environment, then of the defaults.
@@ -255,6 +271,8 @@ class Settings:
             f"{_name(field)}_FILE": (environ.get(f"{_name(field)}_FILE"), True),
           },
         )
+        # Of a password the service says that it is empty.
+        given = None if field.metadata["blank"] and given == "" else given
       elif given is None and environ.get(_name(field)):
         given = environ[_name(field)]
       if given is not None:
