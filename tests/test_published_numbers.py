@@ -79,7 +79,8 @@ def test_synthetic_faces(card):
 def test_faces_under_damage(card):
   said, about = MODEL_CARD.read_text(encoding="utf-8"), card["robustness_of"]
   assert about["set"] == "labelled" and card["datasets"] == ["real_only", "real_fake_folder"]
-  assert f"beside real ones, {about['count']['fake']} and {about['count']['real']} of them" in " ".join(said.split())
+  fakes, reals = about["count"]["fake"], about["count"]["real"]
+  assert f"beside real ones, {fakes} and {reals} of them" in " ".join(said.split())
   for damage in card["robustness"]:
     assert ladder_row(card, damage) in said
 
