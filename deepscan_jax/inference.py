@@ -205,6 +205,16 @@ class Detector:
     file = {"name": None, "bytes": None, "sha256": None, "kind": clip.kind, "media": clip.facts}
     return self._judge_clip(clip, file, _Clock(time.perf_counter()))
 
+  def prepare(self, *, windows: int) -> None:
+    """Compiles what clips need of which up to so many windows are judged at once; a later call waits less."""
+    sizes = {size for size in self._batch_sizes if size <= self._batch_size(windows)}
+    keys = [self.face_inputs] * self.judges_faces + [self.sound_inputs] * self.judges_sound
+    programs = [self._begin_compiling(size, each) for size in sorted(sizes) for each in dict.fromkeys(keys)]
+    if self.judges_faces:
+      faces.prepare()
+    for program in programs:
+      program.result()
+
   def judge(self, inputs: dict[str, np.ndarray]) -> Judgement:
     """Runs the network on stacked examples, in batches of fixed sizes.
 
