@@ -35,12 +35,23 @@ import numpy as np
 from deepscan_jax import faces
 from deepscan_jax.config import MOUTHS_PER_S
 from deepscan_jax.live_records import FRAME, PROGRESS, RECORD, SCHEMES, SOUND, SOUND_PIECE_S, Wanted
-from deepscan_jax.media import SAMPLE_RATE_HZ, Clip
+from deepscan_jax.media import SAMPLE_RATE_HZ, Clip, MediaError
 from deepscan_jax.media_forks import child_environment
 from deepscan_jax.sequential import Decision, SequentialTest
 from deepscan_jax.verdict import Reason, Verdict
 
-__all__ = ["Counts", "End", "Live", "Seen", "Source", "Stream", "Wanted", "Window", "parse_source", "wanted_of"]
+__all__ = [
+  "Counts",
+  "End",
+  "Live",
+  "Seen",
+  "Source",
+  "Stream",
+  "Wanted",
+  "Window",
+  "parse_source",
+  "wanted_of",
+]
 
 CHILD_COMMAND = "from live_decoder import run_child; run_child()"
 # A child that has sent its last record ends at once; one that goes on is up to something else.
@@ -91,7 +102,8 @@ def parse_source(text: str) -> Source:
   """What a person means by a stream: an address, a camera (its number or /dev/video0), a file, - for stdin.
 
   Raises:
-    ValueError: no such file or camera, or an address of another kind.
+    ValueError: an address of another kind.
+    MediaError: there is no such file or camera.
   """
   if text == "-":
     return Source("pipe", "", "standard input", 0)
@@ -109,14 +121,22 @@ def parse_source(text: str) -> Source:
       )
     place = f"/dev/video{text}" if text.isdigit() else text
     if not os.path.exists(place):
-      raise ValueError(f"There is no camera {place}; check that it is plugged in, or give another number.")
+      raise MediaError(
+        "missing_file", f"There is no camera {place}; check that it is plugged in, or give another number."
+      )
     return Source("camera", place, place)
   try:
     mode = os.stat(text).st_mode
   except OSError as error:
-    raise ValueError(f"There is no file {text}; check the path, or give an address such as rtsp://...") from error
+    raise MediaError(
+      "missing_file",
+      f"There is no file {text}; check the path, or give an address such as rtsp://camera/live.",
+    ) from error
   if not stat.S_ISREG(mode):
-    raise ValueError(f"{text} is not a regular file; give a media file, an address, a camera, or - for stdin.")
+    raise MediaError(
+      "unsupported_type",
+      f"{text} is no regular file; give a media file, an address, a camera, or - for stdin.",
+    )
   return Source("file", text, Path(text).name)
 
 
@@ -456,7 +476,9 @@ class _Cutter:
     if not known:
       return []
     until = max(min(known), max(known) - SLACK_S)
-    return self._close([n for n, piece in self._open.items() if piece.start_s + self._window_s <= until + 1e-9])
+    return self._close(
+      [n for n, piece in self._open.items() if piece.start_s + self._window_s <= until + 1e-9]
+    )
 
   def _too_many(self) -> list[_Piece]:
     return self._close(sorted(self._open)[:-MOST_OPEN])
@@ -744,7 +766,8 @@ class Live:
         self.counts.reconnections += began
         began, tries, offset_s = True, 0, until_s
       # What was never there, or is not what it should be, is told at once.
-      over = end.reason == "ended" and self._may_end or end.reason not in ("ended", "broken", "unreachable")
+      over = end.reason not in ("ended", "broken", "unreachable")
+      over |= end.reason == "ended" and self._may_end
       if self._stopped or over or not began or not self._comes_back:
         return end
       if tries >= self._reconnects:

@@ -173,7 +173,7 @@ class _Player:
     time_s = self._video_clock.seconds(stamp_s, self._step_s)
     self._pace.wait(time_s)
     self.seen += 1
-    # The frame nearest to the middle of each part of a second is kept: the first that is less than half a step
+    # The frame nearest to the middle of each part of a second is kept: the first that is at most half a step
     # before it.
     tick = math.floor((time_s + self._step_s / 2) * self._wanted.rate_hz - 0.5 + 1e-6)
     if tick >= self._next_tick:
@@ -324,7 +324,7 @@ def _said(error: Exception) -> str:
 
 
 def run_child() -> None:
-  """Plays in a process of its own, under limits that it sets itself; the order comes over the pipe argv[1]."""
+  """Plays in a process of its own, under limits that it sets itself; its order comes over the pipe argv[1]."""
   with os.fdopen(int(sys.argv[1]), "rb") as pipe:
     order = json.loads(pipe.read())
   budget = media_decoder.Budget(

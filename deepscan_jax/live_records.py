@@ -7,7 +7,7 @@ The decoder (live_decoder.py) writes records: a letter, the payload's length, th
 | I | JSON: what the stream is; once, before all others |
 | F | `FRAME`: seconds, width, height; then packed RGB rows |
 | S | `SOUND`: seconds of the first sample; then float32 samples, mono, 16 kHz |
-| P | `PROGRESS`: seconds up to which pictures and sound have come (-1: there are none), frames seen, damaged pieces |
+| P | `PROGRESS`: seconds up to which pictures and sound have come (-1: none), frames seen, damaged pieces |
 | E | JSON: reason and message of the end; the last record |
 
 Seconds count from the stream's beginning and never jump: where a stream's own clock goes back by JUMP_BACK_S,
