@@ -211,7 +211,7 @@ class Detector:
     keys = [self.face_inputs] * self.judges_faces + [self.sound_inputs] * self.judges_sound
     programs = [self._begin_compiling(size, each) for size in sorted(sizes) for each in dict.fromkeys(keys)]
     if self.judges_faces:
-      faces.prepare()
+      faces.prepare(batches=(1, faces.BATCH_SIZE))
     for program in programs:
       program.result()
 

@@ -6,9 +6,9 @@
 A stream is decoded in a child process of its own (live_decoder.py), which is limited as every decoder is but
 for its duration, and which hands over the few frames and the sound that the model looks at. A thread reads
 them and cuts them into windows that lie end to end; whoever iterates over `windows` judges one after the
-other. Where judging is slower than the stream, the oldest windows that wait are dropped, and counted: what is
-told is never older than `max_delay_s`, or than the windows' judging takes where that is longer. What is held
-in memory is the windows that are open or wait, the last frame, and some numbers.
+other. Where judging is slower than the stream, the oldest windows that wait are dropped, and counted: a window
+is told at most `max_delay_s`, and the time that judging two takes, after it came. What is held in memory is
+the windows that are open or wait, the last frame, and some numbers.
 """
 
 import collections
@@ -759,12 +759,12 @@ class Live:
         self._changed.notify_all()
 
   def _read_all(self) -> End:
-    offset_s, tries, began = 0.0, 0, False
+    offset_s, came_s, tries, began = 0.0, 0.0, 0, False
     while True:
       end, until_s = self._read_once(offset_s)
       if until_s is not None:
         self.counts.reconnections += began
-        began, tries, offset_s = True, 0, until_s
+        began, tries, offset_s, came_s = True, 0, until_s, until_s
       # What was never there, or is not what it should be, is told at once.
       over = end.reason not in ("ended", "broken", "unreachable")
       over |= end.reason == "ended" and self._may_end
@@ -772,7 +772,7 @@ class Live:
         return end
       if tries >= self._reconnects:
         more = f" and was not there again in {tries} attempts" if tries else ""
-        return End("broken", f"The stream broke off after {offset_s:.0f} s{more}.")
+        return End("broken", f"The stream broke off after {came_s:.0f} s{more}.")
       broke_s, tries = time.monotonic(), tries + 1
       with self._changed:
         self._changed.wait_for(lambda: self._stopped, min(2.0 ** (tries - 1), _LONGEST_PAUSE_S))

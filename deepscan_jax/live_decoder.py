@@ -324,7 +324,7 @@ def _said(error: Exception) -> str:
 
 
 def run_child() -> None:
-  """Plays in a process of its own, under limits that it sets itself; its order comes over the pipe argv[1]."""
+  """Plays in a process of its own, under limits that it sets itself; the order comes over pipe argv[1]."""
   with os.fdopen(int(sys.argv[1]), "rb") as pipe:
     order = json.loads(pipe.read())
   budget = media_decoder.Budget(

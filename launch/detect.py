@@ -169,7 +169,8 @@ def _watch(files: Sequence[str]) -> int:
     raise app.UsageError("--stream watches one stream; judge files without it.")
   if _OUTPUT_JSON.value or _OUTPUT_HTML.value or _STABILITY.value or _PREVALENCE.value:
     raise app.UsageError(
-      "--stream prints lines (--jsonl); it takes no --output_json, --output_html, --stability or --prevalence."
+      "--stream prints lines (--jsonl); --output_json, --output_html, --stability and --prevalence are for "
+      "files."
     )
   from deepscan_jax import live, media
 

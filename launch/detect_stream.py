@@ -169,8 +169,8 @@ def _summary(watched, *, seconds: float) -> str:
   counts, decision = watched.counts, watched.decision
   each = f", {counts.judging_s / counts.windows_scored:.2f} s each" if counts.windows_scored else ""
   lines = [
-    f"{counts.windows_scored} windows judged{each}, {counts.windows_dropped} dropped; "
-    f"of {counts.frames_seen} frames {counts.frames_scored} were looked at and {counts.frames_dropped} dropped.",
+    f"{counts.windows_scored} windows judged{each}, {counts.windows_dropped} dropped; of "
+    f"{counts.frames_seen} frames {counts.frames_scored} were looked at, {counts.frames_dropped} dropped.",
     f"Windows were told {counts.longest_delay_s:.1f} s after they came at most; in all {seconds:.0f} s.",
     f"The stream is {decision.state.replace('_', ' ')} after {decision.rounds} decisions.",
   ]

@@ -44,8 +44,8 @@ A score is the opinion of a statistical model, not a finding of fact. Every erro
 when they are answered.
 
 Streams are sent over a WebSocket at `/api/v1/live`: first a text message `{"key": "..."}` (with `window_s`,
-`frames`, `model`, `false_alarm_rate`, `miss_rate` as you like), then, in binary messages, the bytes of WebM (as
-MediaRecorder gives it), fragmented MP4 or MPEG-TS, then `{"type": "end"}`. Each window is answered with a
+`frames`, `model`, `false_alarm_rate`, `miss_rate` as you like), then, in binary messages, the bytes of WebM
+(as MediaRecorder gives it), fragmented MP4 or MPEG-TS, then `{"type": "end"}`. Each window is answered with a
 message of the type `window`.
 """
 

@@ -17,9 +17,10 @@ Nothing is held but what `live.Live` holds and one message. Bytes that come fast
 in the client, as TCP has it, for STUCK_S at most.
 
 Closing codes: 1000 the stream has ended and was summed up, 1009 a message is too large, 1012 the service
-ends, 1013 there is no place or the models are not ready, 1011 a defect; 4400 a message that is not as it should be,
-4401 no key or a wrong one, 4403 not allowed, 4404 no such model, 4408 too slow, 4413 too much, 4415 and 4422
-bytes that cannot be decoded, 4429 over a limit: as the statuses of HTTP, and always after a "problem".
+ends, 1013 there is no place or the models are not ready, 1011 a defect; 4400 a message that is not as it
+should be, 4401 no key or a wrong one, 4403 not allowed, 4404 no such model, 4408 too slow, 4413 too much,
+4415 and 4422 bytes that cannot be decoded, 4429 over a limit: as the statuses of HTTP, and always after a
+"problem".
 """
 
 import asyncio
