@@ -6,9 +6,9 @@
 A stream is decoded in a child process of its own (live_decoder.py), which is limited as every decoder is but
 for its duration, and which hands over the few frames and the sound that the model looks at. A thread reads
 them and cuts them into windows that lie end to end; whoever iterates over `windows` judges one after the
-other. Where judging is slower than the stream, the oldest windows that wait are dropped, and counted: a window
-is told at most `max_delay_s`, and the time that judging two takes, after it came. What is held in memory is
-the windows that are open or wait, the last frame, and some numbers.
+other. Where judging is slower than the stream, the oldest windows that wait are dropped, and counted: a
+window is told at most `max_delay_s`, and the time that judging two takes, after it came. What is held in
+memory is the windows that are open or wait, the last frame, and some numbers.
 """
 
 import collections

@@ -151,9 +151,8 @@ def test_a_key_in_the_address_opens_nothing(client):
   ],
 )
 def test_what_may_not_connect_is_answered_as_http_has_it(client, path, headers, status, code):
-  with pytest.raises(WebSocketDenialResponse) as refusal:
-    with client.websocket_connect(path, headers=headers):
-      raise AssertionError
+  with pytest.raises(WebSocketDenialResponse) as refusal, client.websocket_connect(path, headers=headers):
+    raise AssertionError
   answer = refusal.value
   assert answer.status_code == status and answer.headers["content-type"] == "application/problem+json"
   assert answer.json()["code"] == code and answer.headers["x-content-type-options"] == "nosniff"
@@ -163,10 +162,13 @@ def test_the_same_site_and_named_ones_may_connect(client, tmp_path):
   with client.websocket_connect(LIVE, headers={"Origin": "http://testserver"}) as socket:
     socket.send_json({})
     assert socket.receive_json()["type"] == "ready"
-  with service(tmp_path, live_origins="https://example.org, https://other.example/") as client:
-    with client.websocket_connect(LIVE, headers={"Origin": "https://other.example"}) as socket:
-      socket.send_json({})
-      assert socket.receive_json()["type"] == "ready"
+  other = {"Origin": "https://other.example"}
+  with (
+    service(tmp_path, live_origins="https://example.org, https://other.example/") as client,
+    client.websocket_connect(LIVE, headers=other) as socket,
+  ):
+    socket.send_json({})
+    assert socket.receive_json()["type"] == "ready"
 
 
 @pytest.mark.parametrize("sort", ["noise", "text", "playlist", "png", "cut", "flipped"])

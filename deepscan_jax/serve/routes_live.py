@@ -339,7 +339,7 @@ class Connection:
         await self._socket.close(1008, problem.title)
       return
     with contextlib.suppress(_Gone):
-      await self._send({"type": "problem", **problem.body(), "retry_after_s": _retry_after(problem)})
+      await self._send({**problem.body(), "type": "problem", "retry_after_s": _retry_after(problem)})
       await self._close(CLOSE_CODES.get(problem.code, 4000 + problem.status_code), problem.title)
 
   async def _close(self, code: int, reason: str) -> None:
