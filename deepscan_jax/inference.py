@@ -206,10 +206,17 @@ class Detector:
     return self._judge_clip(clip, file, _Clock(time.perf_counter()))
 
   def prepare(self, *, windows: int) -> None:
-    """Compiles what clips need of which up to so many windows are judged at once; a later call waits less."""
-    sizes = {size for size in self._batch_sizes if size <= self._batch_size(windows)}
-    keys = [self.face_inputs] * self.judges_faces + [self.sound_inputs] * self.judges_sound
-    programs = [self._begin_compiling(size, each) for size in sorted(sizes) for each in dict.fromkeys(keys)]
+    """Compiles what short clips need, so that none has to wait for it.
+
+    Args:
+      windows: up to so many windows with faces are judged at once, and one of sound alone.
+    """
+    programs = []
+    if self.judges_faces:
+      sizes = [size for size in self._batch_sizes if size <= self._batch_size(windows)]
+      programs += [self._begin_compiling(size, self.face_inputs) for size in sizes]
+    if self.judges_sound:
+      programs.append(self._begin_compiling(self._batch_size(1), self.sound_inputs))
     if self.judges_faces:
       faces.prepare(batches=(1, faces.BATCH_SIZE))
     for program in programs:

@@ -286,7 +286,7 @@ def _open(order: dict):
     return av.open(place, format=order["device"], **given)
   scheme = place.partition(":")[0].lower()
   protocols, containers = NETWORK[scheme]
-  given["options"] |= {"protocol_whitelist": protocols, "format_whitelist": containers, "fflags": "nobuffer"}
+  given["options"] |= {"protocol_whitelist": protocols, "format_whitelist": containers}
   if scheme.startswith("rtsp"):
     given["options"]["rtsp_flags"] = "prefer_tcp"
   if scheme == "https" and order.get("ca_file"):

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
+import http.server
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -11,6 +14,7 @@ import media_files
 import numpy as np
 import psutil
 import pytest
+from rtsp_server import rtsp_server
 
 from deepscan_jax import live, media
 from deepscan_jax.verdict import LIKELY_AUTHENTIC, NOT_APPLICABLE, Person, Sighting, Thresholds, Verdict
@@ -419,3 +423,67 @@ def test_an_orphaned_decoder_ends(film):
   child.wait(10)
   os.close(to_read)
   os.close(to_write)
+
+
+def test_rtsp_is_watched_and_reached_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(live, "_LONGEST_PAUSE_S", 0.05)
+  film = media_files.with_audio(tmp_path / "film.ts", count=75).read_bytes()
+  with rtsp_server(film, bytes_per_s=len(film), plays=2) as address:
+    source = live.parse_source(address)
+    with watch(
+      source,
+      window_s=1.0,
+      reconnects=2,
+      comes_back=source.comes_back,
+      may_end=source.may_end,
+      max_delay_s=30.0,
+      waiting=10,
+    ) as watched:
+      windows = list(watched.windows())
+  # Played twice; then nobody answers any more.
+  assert watched.counts.reconnections == 1 and len(windows) >= 4
+  assert 140 <= watched.counts.frames_seen <= 150
+  assert watched.end.reason == "broken" and "was not there again in 2 attempts" in watched.end.message
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+  def log_message(self, *_):
+    pass
+
+
+def test_http_and_udp_are_watched(tmp_path):
+  film = media_files.no_audio(tmp_path / "film.ts", count=75)
+  handler = functools.partial(_Quiet, directory=str(tmp_path))
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    source = live.parse_source(f"http://127.0.0.1:{server.server_port}/film.ts")
+    with watch(source, window_s=1.0, lossless=True, may_end=source.may_end) as watched:
+      assert len(list(watched.windows())) == 3
+    missing = live.parse_source(f"http://127.0.0.1:{server.server_port}/nothing.ts")
+    with watch(missing) as none:
+      assert not list(none.windows()) and none.end.reason == "unreachable"
+    server.shutdown()
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  ended = threading.Event()
+
+  def play():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+      data, size = film.read_bytes(), 188 * 7
+      while not ended.is_set():
+        for start in range(0, len(data), size):
+          line.sendto(data[start : start + size], ("127.0.0.1", port))
+          time.sleep(0.002)
+
+  sender = threading.Thread(target=play)
+  sender.start()
+  try:
+    with watch(
+      live.parse_source(f"udp://127.0.0.1:{port}"), window_s=1.0, waiting=9, duration_s=3.0
+    ) as watched:
+      assert len(list(watched.windows())) >= 2
+    assert watched.end.reason == "ended"
+  finally:
+    ended.set()
+    sender.join()
