@@ -11,7 +11,9 @@ stream from being what Wald's test takes them for:
   (Kish, "Survey Sampling", 1965). However long the stream, its windows are worth no more than 1 / r
   independent ones: weak evidence does not become strong by being repeated.
 - A calibration is wrong most where it is most certain. Each ratio is therefore cut off at +-`most` (Huber, "A
-  robust version of the probability ratio test", 1965), so that no single window decides.
+  robust version of the probability ratio test", 1965), so that no single window decides. Where the ratios of
+  the two classes mirror each other this can only lower the rates: what is cut off above takes more from the
+  mean of exp(ratio) than what is cut off below adds.
 - A stream changes; somebody else may sit down in the middle of a call. Whenever the test has decided, and
   after `round_windows` windows without a decision, it begins anew, so that what is old weighs nothing.
 

@@ -75,6 +75,7 @@ def run(
     ValueError: the source, or a flag, cannot be used.
   """
   from deepscan_jax import live, sequential, verdict
+  from deepscan_jax.live_records import JUMP_S
 
   source = live.parse_source(STREAM.value)
   if _FAST.value and source.kind not in ("file", "pipe"):
@@ -88,8 +89,9 @@ def run(
   detector.prepare(windows=frames)
   say(f"Ready after {time.monotonic() - started:.1f} s; watching {source.name} in windows of {window_s:g} s.")
   pace = source.kind in ("file", "pipe") and not _FAST.value
-  # A pipe is silent for as long as whoever writes to it likes.
-  stall = {"open_s": 3600.0, "stall_s": None} if source.kind == "pipe" else {}
+  # A pipe is silent for as long as whoever writes to it likes, a film that is played at its own pace for as
+  # long as one picture stands.
+  stall = {"pipe": {"open_s": 3600.0, "stall_s": None}, "file": {"stall_s": 2 * JUMP_S}}.get(source.kind, {})
   flagged = interrupted = False
   watched = live.Live(
     lambda: live.Stream(source, wanted=wanted, pace=pace, **stall),
