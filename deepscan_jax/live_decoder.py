@@ -5,6 +5,7 @@ by its file name. It holds one frame and one piece of sound at a time, whatever 
 writes stands in live_records.py.
 """
 
+import errno
 import json
 import math
 import os
@@ -314,6 +315,8 @@ def _what_went_wrong(error: Exception, order: dict, *, begun: bool) -> dict:
     return {"reason": "not_media", "message": message}
   if kind == "url" and isinstance(error, (av.FFmpegError, OSError)):
     why = "it did not answer in time" if isinstance(error, av.ExitError) else _said(error)
+    if getattr(error, "errno", None) == errno.EIO:  # what FFmpeg makes of a name that is not known
+      why = "there is no such host, or nothing is sent there"
     return {"reason": "unreachable", "message": f"It cannot be reached: {why}; check the address."}
   return {"reason": "not_media", "message": "It is not a video or sound that can be read as a stream."}
 

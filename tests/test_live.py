@@ -249,6 +249,8 @@ def test_what_was_never_there_is_told_at_once():
     assert list(watched.windows()) == []
   assert watched.end.reason == "unreachable" and "cannot be reached" in watched.end.message
   assert "secret" not in watched.end.message
+  with watch(live.parse_source("http://no-such-host.invalid/live")) as watched:
+    assert list(watched.windows()) == [] and "no such host" in watched.end.message
 
 
 @pytest.mark.parametrize(
