@@ -640,6 +640,8 @@ class Live:
     if waiting < 1:
       raise ValueError(f"At least one window must be able to wait, got {waiting}.")
     self.counts, self.end = Counts(), None
+    # A whole number of samples, or pictures and sound would drift apart.
+    window_s = round(window_s * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     self._open_stream, self._judge, self._window_s = open_stream, judge, window_s
     self._max_delay_s, self._most_waiting, self._lossless = max_delay_s, waiting, lossless
     self._test = test or SequentialTest()
