@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import random
+import shutil
 import time
 
 import media_files
@@ -345,3 +346,48 @@ def test_over_a_real_server_large_messages_and_lost_clients_leave_nothing(tmp_pa
       with pytest.raises(ConnectionClosed) as end:
         socket.recv()
       assert end.value.rcvd.code == 4401
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+RECORDING = """
+async ([key, seconds]) => {
+  const canvas = document.createElement("canvas");
+  canvas.width = 320; canvas.height = 240;
+  const pen = canvas.getContext("2d");
+  const draw = setInterval(() => {
+    pen.fillStyle = `hsl(${performance.now() / 10 % 360} 80% 60%)`;
+    pen.fillRect(0, 0, 320, 240);
+  }, 40);
+  const recorder = new MediaRecorder(canvas.captureStream(25), {mimeType: "video/webm"});
+  const socket = new WebSocket(`${location.origin.replace("http", "ws")}/api/v1/live`);
+  const messages = [];
+  socket.onopen = () => socket.send(JSON.stringify({key, window_s: 1}));
+  socket.onmessage = ({data}) => {
+    messages.push(JSON.parse(data));
+    if (messages.length === 1) recorder.start(250);
+  };
+  recorder.ondataavailable = ({data}) => socket.send(data);
+  recorder.onstop = () => socket.send('{"type": "end"}');
+  setTimeout(() => recorder.stop(), 1000 * seconds);
+  const code = await new Promise((done) => { socket.onclose = (event) => done(event.code); });
+  clearInterval(draw);
+  return [code, messages];
+}
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+def test_a_browser_sends_what_it_records(tmp_path):
+  playwright = pytest.importorskip("playwright.sync_api")
+  app = make_app(make_settings(tmp_path), FakeEngine())
+  with real_server(app) as (host, port), playwright.sync_playwright() as program:
+    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    browser = program.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    page = browser.new_page()
+    page.goto(f"http://{host}:{port}/")
+    code, messages = page.evaluate(RECORDING, [API_KEY, 3.5])
+    browser.close()
+  assert code == 1000 and messages[0]["type"] == "ready"
+  windows = [message for message in messages if message["type"] == "window"]
+  assert len(windows) >= 2 and all(0 < window["deepfake_probability"] < 1 for window in windows)
+  assert messages[-1]["type"] == "summary" and messages[-1]["counts"]["frames_seen"] > 10
