@@ -32,6 +32,8 @@ SERVE = [
   "fastapi-offline>=1.7",
   "fastapi>=0.115",
   "uvicorn>=0.36",
+  # streams; uvicorn speaks HTTP alone
+  "websockets>=13",
   "python-multipart>=0.0.18",
   "limits>=3.10",
   # only where REDIS_URL is set

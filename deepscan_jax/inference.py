@@ -205,6 +205,23 @@ class Detector:
     file = {"name": None, "bytes": None, "sha256": None, "kind": clip.kind, "media": clip.facts}
     return self._judge_clip(clip, file, _Clock(time.perf_counter()))
 
+  def prepare(self, *, windows: int) -> None:
+    """Compiles what short clips need, so that none has to wait for it.
+
+    Args:
+      windows: up to so many windows with faces are judged at once, and one of sound alone.
+    """
+    programs = []
+    if self.judges_faces:
+      sizes = [size for size in self._batch_sizes if size <= self._batch_size(windows)]
+      programs += [self._begin_compiling(size, self.face_inputs) for size in sizes]
+    if self.judges_sound:
+      programs.append(self._begin_compiling(self._batch_size(1), self.sound_inputs))
+    if self.judges_faces:
+      faces.prepare(batches=(1, faces.BATCH_SIZE))
+    for program in programs:
+      program.result()
+
   def judge(self, inputs: dict[str, np.ndarray]) -> Judgement:
     """Runs the network on stacked examples, in batches of fixed sizes.
 

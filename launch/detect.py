@@ -4,6 +4,7 @@
     deepscan detect --video_path=a.mp4 --image_path=b.jpg --output_json=report.json --output_html=report.html
     deepscan detect --model_path=runs/voices/best --audio_path=voice.wav
     deepscan detect --stability --output_html=report.html clip.mp4
+    deepscan detect --stream=rtsp://camera.local/live --jsonl > windows.jsonl
 
 A model judges faces, sound, or both; of both the more suspicious decides, and the answer says which.
 Files may be given by flag or plainly; plain ones are told apart by their content. --output_json holds one
@@ -11,6 +12,8 @@ object for one file and a list, in the order given, for several; a file that cou
 in place of a verdict. --output_html is one page that needs nothing else, whatever the number of files.
 --stability judges each file again after growing damage (blur, noise, smaller sizes, JPEG, H.264 and so on; of
 sound MP3, Opus, telephone, noise) and says how far the verdict holds and what changes it first.
+--stream watches an address, a camera, a file or standard input (-) and prints a line for each window as it
+comes, with what a sequential test at the rates of --false_alarm_rate and --miss_rate decides on the way.
 Results go to stdout, progress to stderr.
 
 Exit codes:
@@ -18,8 +21,8 @@ Exit codes:
     1    a defect of this program; files on which it did not show are answered
     2    wrong usage: a flag, or a place that cannot be written
     3    with --fail_on=fake (or manipulated): a file is likely manipulated (also if others could not be read)
-    4    some files could not be read; the others were answered
-    5    none of the files could be read
+    4    some files could not be read, or the stream broke off; the others, or what came, were answered
+    5    none of the files could be read, or the stream never began
     6    the model is missing or damaged
     130  stopped by the user (143: by the system)
 """
@@ -37,11 +40,14 @@ from pathlib import Path
 
 from absl import app, flags
 
+from . import detect_stream
+
 # Read by __main__: when `main` returns, all is written, and nobody needs to wait for JAX to be taken apart.
 LEAVES_AT_ONCE = True
 PARTIAL, UNREADABLE, FLAGGED, NO_MODEL = 4, 5, 3, 6
 INTERNAL_ERROR = 1
 _STEPS_PER_LINE = 10
+INTERRUPTED = 130
 # The code of the answer for a file on which this program failed.
 DEFECT = "internal_error"
 KINDS = ("video", "image", "audio")
@@ -93,6 +99,7 @@ _CACHE = flags.DEFINE_string(
   "Private folder that keeps compiled programs, so that the next start is fast; 'none' keeps nothing "
   "(default: deepscan_jax/compiled in the user's cache folder).",
 )
+flags.adopt_module_key_flags(detect_stream)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +113,8 @@ class Input:
 def main(argv: Sequence[str]) -> int:
   """Answers the files of the flags and of argv[1:]; returns the exit code."""
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  if detect_stream.STREAM.value is not None:
+    return _watch(argv[1:])
   prevalence = one_prevalence(_PREVALENCE.value)
   inputs = gather_inputs({kind: flag.value for kind, flag in _PATHS.items()}, argv[1:])
   check_outputs([Path(path) for path in (_OUTPUT_JSON.value, _OUTPUT_HTML.value) if path], inputs)
@@ -152,6 +161,46 @@ def main(argv: Sequence[str]) -> int:
     prevalence=prevalence,
     stability_frames=_STABILITY_FRAMES.value if _STABILITY.value else 0,
   )
+
+
+def _watch(files: Sequence[str]) -> int:
+  """Watches the stream of --stream; returns the exit code."""
+  if files or any(flag.value for flag in _PATHS.values()):
+    raise app.UsageError("--stream watches one stream; judge files without it.")
+  if _OUTPUT_JSON.value or _OUTPUT_HTML.value or _STABILITY.value or _PREVALENCE.value:
+    raise app.UsageError(
+      "--stream prints lines (--jsonl); --output_json, --output_html, --stability and --prevalence are for "
+      "files."
+    )
+  from deepscan_jax import live, media
+
+  try:
+    live.parse_source(detect_stream.STREAM.value)  # a wrong one is told before the model is loaded
+  except media.MediaError as error:
+    print(f"deepscan: {error}", file=sys.stderr)
+    return UNREADABLE
+  gc.set_threshold(100_000, 50, 100)
+
+  from deepscan_jax import checkpoints, compilation_cache, inference
+
+  warning = compilation_cache.keep_programs(_CACHE.value)
+  if warning:
+    print(f"deepscan: {warning}", file=sys.stderr)
+  try:
+    detector = inference.load_detector(_MODEL_PATH.value)
+  except checkpoints.CheckpointError as error:
+    print(f"deepscan: {error}", file=sys.stderr)
+    return NO_MODEL
+  code = detect_stream.run(
+    detector,
+    fail_on_fake=_FAIL_ON.value is not None,
+    quiet=_QUIET.value,
+    as_json=_JSON.value,
+    say=_silent if _QUIET.value else _progress,
+    codes={"flagged": FLAGGED, "partial": PARTIAL, "unreadable": UNREADABLE, "interrupted": INTERRUPTED},
+  )
+  compilation_cache.finish()
+  return code
 
 
 def detect(

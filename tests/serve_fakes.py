@@ -11,6 +11,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from deepscan_jax import media, verdict
+from deepscan_jax.live import Wanted
 from deepscan_jax.serve.app import ROUTERS, make_app
 from deepscan_jax.serve.engine import Busy, ModelInfo, UnknownModel
 from deepscan_jax.serve.settings import Settings
@@ -41,13 +42,15 @@ class FakeEngine:
     calls: path, frames and model of each call of `detect`, in order.
     running, most_running: calls of `detect` that are under way, and how many there ever were at once.
     reloads, closed: how often `reload` and `close` were called.
+    clips, clip_s: how often `detect_clip` was called, and seconds that it takes.
   """
 
   def __init__(self, *, slow_s: float = SLOW_S, ready: bool = True):
     self.ready, self.problem, self.models = ready, None, list(MODELS)
     self.slow_s = slow_s
     self.calls: list[tuple[str, int, str | None]] = []
-    self.running = self.most_running = self.reloads = self.closed = 0
+    self.running = self.most_running = self.reloads = self.closed = self.clips = 0
+    self.clip_s = 0.0
 
   def start(self) -> None:
     self.ready = True
@@ -79,6 +82,31 @@ class FakeEngine:
       return self._detect(path, path.read_bytes(), frames, used)
     finally:
       self.running -= 1
+
+  def detect_clip(self, clip: media.Clip, *, model: str | None = None) -> Verdict:
+    """What it says of a clip depends on the clip's first frame; waits for `clip_s` before."""
+    used = self.model(model)
+    time.sleep(self.clip_s)
+    self.clips += 1
+    probability = float(clip.frames[0].mean() / 255) if len(clip.frames) else None
+    return Verdict(
+      outcome=verdict.NOT_APPLICABLE if probability is None else THRESHOLDS.outcome(probability),
+      deepfake_probability=probability,
+      frame_consistency_score=None,
+      reasons=() if probability is not None else (Reason("no_face", "No face was found.", "Give one."),),
+      branches={},
+      people=() if probability is None else (_person(probability),),
+      thresholds=THRESHOLDS,
+      model={"name": used.name, "version": used.version, "sha256": used.sha256},
+      file={},
+      timings={},
+    )
+
+  def wanted(self, model: str | None = None, *, window_s: float, frames: int, longest_side: int) -> Wanted:
+    self.model(model)
+    if not self.ready:
+      raise Busy(1.0)
+    return Wanted(rate_hz=frames / window_s, sound=False, longest_side=longest_side)
 
   def _detect(self, path: Path, data: bytes, frames: int, model: ModelInfo) -> Verdict:
     def says(word: bytes) -> bool:

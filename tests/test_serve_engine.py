@@ -13,7 +13,7 @@ import pytest
 import voices
 from tiny import CALIBRATION, tiny_branch, tiny_config, write_model
 
-from deepscan_jax import checkpoints, inference, media
+from deepscan_jax import checkpoints, inference, live, media
 from deepscan_jax.config import override
 from deepscan_jax.serve import engine as engines
 from deepscan_jax.serve.batching import Batcher
@@ -134,6 +134,34 @@ def test_what_it_says_is_what_the_detector_says_however_many_ask(engine, folder,
   assert stats["refused_files"] - before["refused_files"] == 4 and stats["defects"] == 0
   assert stats["in_flight"] == stats["held_bytes"] == stats["decoding"] == stats["waiting_rows"] == 0
   assert stats["rows"] > len(asked) and stats["seconds"]["faces_s"] > 0
+
+
+def test_windows_of_streams_are_judged_beside_files(engine, folder, files):
+  detector = inference.load_detector(folder)
+  wanted = engine.wanted(window_s=0.2, frames=2, longest_side=320)
+  assert wanted == live.wanted_of(detector, window_s=0.2, frames=2, longest_side=320)
+  assert wanted.sound and wanted.rate_hz == 10.0
+  before = engine.stats()["live_windows"]
+  clips = []
+
+  def judge(clip):
+    clips.append(clip)
+    return engine.detect_clip(clip)
+
+  source = live.parse_source(str(files["pan.mp4"]))
+  with ThreadPoolExecutor(2) as pool:
+    others = [pool.submit(engine.detect, files["one.png"]) for _ in range(6)]
+    with live.Live(
+      lambda: live.Stream(source, wanted=wanted), judge, wanted=wanted, window_s=0.2, lossless=True
+    ) as watched:
+      windows = list(watched.windows())
+  assert [other.result().outcome for other in others] and len(windows) == len(clips) == 2
+  assert engine.stats()["live_windows"] == before + 2
+  for window, clip in zip(windows, clips, strict=True):
+    assert window.people and window.decided_by == "faces"
+    assert window.probability == pytest.approx(detector.detect_clip(clip).deepfake_probability, abs=1e-5)
+  with pytest.raises(UnknownModel):
+    engine.detect_clip(clips[0], model="other")
 
 
 def test_nothing_is_compiled_for_a_request(engine, files):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serve_fakes import AUTH, make_settings, png, received_files
+from serve_fakes import API_KEY, AUTH, make_settings, png, received_files
+from websockets.sync.client import connect
 
 from deepscan_jax.serve import server, uploads
 
@@ -145,6 +146,10 @@ def test_it_speaks_tls(tmp_path):
     trusting = ssl.create_default_context(cafile=str(certificate))
     answer = httpx.get(f"{service.url}/healthz", verify=trusting)
     assert answer.status_code == 200 and answer.headers["strict-transport-security"] == "max-age=31536000"
+    # Streams too: there is no other port for them.
+    with connect(service.url.replace("https", "wss") + "/api/v1/live", ssl=trusting) as socket:
+      socket.send(json.dumps({"key": API_KEY}))
+      assert json.loads(socket.recv())["type"] == "ready"
     old = ssl.create_default_context(cafile=str(certificate))
     old.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     old.maximum_version = ssl.TLSVersion.TLSv1_1

@@ -14,12 +14,13 @@ from deepscan_jax.faces.align import (
   mouth_crop,
 )
 from deepscan_jax.faces.detection import Face, find_faces, prepare
-from deepscan_jax.faces.network import run_batch, run_by
+from deepscan_jax.faces.network import BATCH_SIZE, run_batch, run_by
 from deepscan_jax.faces.quality import FaceQuality, crop_sharpness, measure_quality, quality_problems
 from deepscan_jax.faces.regions import N_LANDMARKS
 from deepscan_jax.faces.tracks import Track, find_shots, group_tracks
 
 __all__ = [
+  "BATCH_SIZE",
   "EVAL_SIZE",
   "MOUTH_SIZE",
   "N_LANDMARKS",

@@ -11,7 +11,7 @@ import anyio
 import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 
-from deepscan_jax.serve import problems, routes_detect, routes_jobs, routes_service, routes_web
+from deepscan_jax.serve import problems, routes_detect, routes_jobs, routes_live, routes_service, routes_web
 from deepscan_jax.serve.context import Context, Phase
 from deepscan_jax.serve.front import Front
 from deepscan_jax.serve.keys import BATCH, DETECT, METRICS, KeyStore
@@ -32,6 +32,7 @@ ROUTERS: tuple[Callable[[Context], APIRouter], ...] = (
   routes_detect.router,
   routes_service.router,
   routes_jobs.router,
+  routes_live.router,
   routes_web.router,
 )
 CLEAN_EVERY_S = 300.0
@@ -41,6 +42,11 @@ Tells whether a video, a picture or a sound file is a deepfake, and shows why.
 A score is the opinion of a statistical model, not a finding of fact. Every error is
 `application/problem+json` (RFC 9457) with a `code` for programs and a `remedy` for people. Files are deleted
 when they are answered.
+
+Streams are sent over a WebSocket at `/api/v1/live`: first a text message `{"key": "..."}` (with `window_s`,
+`frames`, `model`, `false_alarm_rate`, `miss_rate` as you like), then, in binary messages, the bytes of WebM
+(as MediaRecorder gives it), fragmented MP4 or MPEG-TS, then `{"type": "end"}`. Each window is answered with a
+message of the type `window`.
 """
 
 logger = logging.getLogger(__name__)

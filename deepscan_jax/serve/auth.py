@@ -16,6 +16,8 @@ from deepscan_jax.serve.problems import Problem
 # What needs no key: the page and its parts, health, and the description of the service.
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/api/v1/openapi.json", "/api/v1/docs"})
 PUBLIC_BELOW = ("/api/v1/docs/", "/web/")
+# WebSockets that browsers open, which can set no header: their first message may hold the key.
+KEY_IN_FIRST_MESSAGE = frozenset({"/api/v1/live"})
 _DETAILS = {
   "missing_key": "This address needs a key.",
   "wrong_key": "This key is not known here.",

@@ -30,7 +30,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deepscan_jax import checkpoints, examples, faces, inference, media
+from deepscan_jax import checkpoints, examples, faces, inference, live, media
 from deepscan_jax.faces import blazeface, mesh
 from deepscan_jax.faces.network import BATCH_SIZE
 from deepscan_jax.media_decoder import picture_format
@@ -242,6 +242,40 @@ class Engine:
       self._count("detections")
       return verdict
 
+  def detect_clip(self, clip: media.Clip, *, model: str | None = None) -> Verdict:
+    """As `detect`, of what was decoded already, such as a window of a stream; the same batches serve both.
+
+    Raises:
+      Busy, UnknownModel: as `detect` does.
+    """
+    served = self._find(model) if self._served else None
+    with self._admitted():
+      if served is None:  # loaded in between
+        raise Busy(1.0)
+      try:
+        verdict = served.detector.detect_clip(clip)
+      except Closed as error:
+        raise Busy(1.0) from error
+      except Exception:
+        self._count("defects")
+        raise
+      self._count("live_windows")
+      return verdict
+
+  def wanted(
+    self, model: str | None = None, *, window_s: float, frames: int, longest_side: int
+  ) -> live.Wanted:
+    """What a model looks at in windows of a stream, as `live.wanted_of` says.
+
+    Raises:
+      Busy: no model is loaded yet.
+      UnknownModel: as `detect` does.
+    """
+    if not self._served:
+      raise Busy(self._retry_after_s())
+    detector = self._find(model).detector
+    return live.wanted_of(detector, window_s=window_s, frames=frames, longest_side=longest_side)
+
   def check_room(self) -> None:
     """Raises Busy where `detect` would; for those who have something to do before they call it."""
     with self._lock:
@@ -283,13 +317,13 @@ class Engine:
     """For metrics: numbers, and numbers by name.
 
     in_flight: requests being answered or waiting; decoding; held_bytes: frames and sound in memory;
-    detections, refused_files, refused_busy, defects, reloads: counts since the start; seconds: by stage, all
-    requests together; and Batcher.stats.
+    detections, live_windows, refused_files, refused_busy, defects, reloads: counts since the start; seconds:
+    by stage, all requests together; and Batcher.stats.
     """
     with self._lock:
       counts = {
         name: self._counts[name]
-        for name in ("detections", "refused_files", "refused_busy", "defects", "reloads")
+        for name in ("detections", "live_windows", "refused_files", "refused_busy", "defects", "reloads")
       }
       return {
         "in_flight": self._in_flight,

@@ -44,7 +44,7 @@ class Front:
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers one request."""
-    if scope["type"] != "http":
+    if scope["type"] not in ("http", "websocket"):
       await self._app(scope, receive, send)
       return
     headers = Headers(scope=scope)
@@ -60,7 +60,9 @@ class Front:
   async def _answer(self, exchange: "_Exchange", headers: Headers) -> None:
     scope = exchange.scope
     try:
-      if not auth.is_public(scope["path"]):
+      if scope["type"] == "websocket":
+        await self._check_socket(exchange, headers)
+      elif not auth.is_public(scope["path"]):
         key = auth.presented_key(headers.get("authorization"))
         exchange.state["key"] = await auth.authenticate(self._context, key, address=exchange.address)
         exchange.check_length(headers)
@@ -72,6 +74,12 @@ class Front:
     except Exception:
       logger.exception("A request failed.")
       await exchange.answer(internal_error())
+
+  async def _check_socket(self, exchange: "_Exchange", headers: Headers) -> None:
+    """Lets a WebSocket through with a right key; without one only where its first message may hold it."""
+    if exchange.scope["path"] not in auth.KEY_IN_FIRST_MESSAGE or headers.get("authorization"):
+      key = auth.presented_key(headers.get("authorization"))
+      exchange.state["key"] = await auth.authenticate(self._context, key, address=exchange.address)
 
 
 class _Exchange:
@@ -94,6 +102,11 @@ class _Exchange:
     """Of the client."""
     client = self.scope.get("client")
     return client[0] if client else "unknown"
+
+  @property
+  def _may_refuse(self) -> bool:
+    """Whether the server can answer a WebSocket that was not accepted with a status and a body."""
+    return "websocket.http.response" in (self.scope.get("extensions") or {})
 
   def check_length(self, headers: Headers) -> None:
     """Refuses a body that says of itself that it is too large; nothing of it is read."""
@@ -119,7 +132,7 @@ class _Exchange:
 
   async def send(self, message: Message) -> None:
     """As the server's, with the headers that every answer has."""
-    if message["type"] == "http.response.start":
+    if message["type"] in ("http.response.start", "websocket.http.response.start"):
       self.status = message["status"]
       headers = MutableHeaders(scope=message)
       for name, value in {**SAFE_HEADERS, **self.state["headers"]}.items():
@@ -127,12 +140,19 @@ class _Exchange:
       if self._context.settings.tls:
         headers.setdefault("Strict-Transport-Security", _HSTS)
       headers["X-Request-ID"] = request_id.get()
+    elif message["type"] == "websocket.accept":
+      message = {**message, "headers": [*message.get("headers", ()), _id_header()]}
+      self.status = 101
+    elif message["type"] == "websocket.close":
+      self.status = message.get("code", 1000)
     await self._send(message)
 
   async def answer(self, problem: Problem) -> None:
     """Answers with a problem, unless an answer was begun."""
     self.state["problem"] = problem.code
-    if self.status is None:
+    if self.status is None and self.scope["type"] == "websocket" and not self._may_refuse:
+      await self.send({"type": "websocket.close", "code": 1008, "reason": problem.title})
+    elif self.status is None:
       await problem.response()(self.scope, self._receive, self.send)
     else:
       # Half an answer cannot be taken back; that it breaks off is all that can be said.
@@ -145,7 +165,8 @@ class _Exchange:
     route = getattr(self.scope.get("route"), "path", None)
     status = self.status or 499
     metrics.in_progress.dec()
-    method = self.scope["method"] if self.scope["method"] in _METHODS else "other"
+    method = self.scope.get("method", "WEBSOCKET")
+    method = method if method in _METHODS else "other"
     metrics.requests.labels(route or "none", method, status).inc()
     metrics.request_seconds.labels(route or "none").observe(seconds)
     problem = self.state.get("problem")
@@ -171,4 +192,11 @@ class _Exchange:
     )
 
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+# As the log and the metrics name them; a WebSocket has none of its own.
+_METHODS = frozenset(
+  {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "WEBSOCKET"}
+)
+
+
+def _id_header() -> tuple[bytes, bytes]:
+  return b"x-request-id", request_id.get().encode()

@@ -26,6 +26,8 @@ class Metrics:
     in_progress: requests under way.
     files: files that are received, waiting or judged.
     job_files: files of jobs that were answered, by outcome or the code of what is in its place.
+    live_connections: streams that are watched; live_windows: their windows, by outcome; live_dropped: windows
+      that were left out.
   """
 
   def __init__(self):
@@ -48,6 +50,11 @@ class Metrics:
     self.detect_seconds = histogram("detect_seconds", "Time that the engine took for a file.", "kind")
     self.in_progress = Gauge("deepscan_in_progress", "Requests under way.", registry=self.registry)
     self.job_files = counter("job_files", "Files of jobs that were answered.", "outcome")
+    self.live_windows = counter("live_windows_told", "Windows of streams that were judged.", "outcome")
+    self.live_dropped = counter("live_windows_dropped", "Windows of streams that were left out.")
+    self.live_connections = Gauge(
+      "deepscan_live_connections", "Streams that are watched.", registry=self.registry
+    )
     self.files = Gauge("deepscan_files", "Files received, waiting or judged.", registry=self.registry)
 
   def watch(self, read: Callable[[], dict]) -> None:

@@ -14,12 +14,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from deepscan_jax.serve.context import Context
+from deepscan_jax.serve.routes_live import MESSAGE_BYTES
 from deepscan_jax.serve.settings import Settings
 
 if TYPE_CHECKING:
   from deepscan_jax.serve.engine import Engine
 
 _KEEP_ALIVE_S = 30
+# Messages of a stream that wait here; then its client waits.
+_MESSAGES = 4
 _BACKLOG = 1024
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -106,6 +109,9 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     limit_concurrency=settings.connections,
     backlog=_BACKLOG,
     timeout_keep_alive=_KEEP_ALIVE_S,
+    ws_max_size=MESSAGE_BYTES,
+    ws_max_queue=_MESSAGES,
+    ws_per_message_deflate=False,  # media are compressed, and what unpacks to more is one trouble less
     timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     ssl_certfile=settings.ssl_certfile,
     ssl_keyfile=settings.ssl_keyfile,

@@ -164,6 +164,29 @@ class Settings:
       "Answer a file from another key's results too; a key can then learn what others have sent."
     ),
   )
+  live_connections: int = dataclasses.field(
+    default=8, metadata=_about("Streams that are watched at once, /api/v1/live.", least=0)
+  )
+  live_per_key: int = dataclasses.field(default=2, metadata=_about("Likewise of one key.", least=0))
+  live_bytes_per_s: int = dataclasses.field(
+    default=2 * MEGABYTE, metadata=_about("Bytes a second that a stream may send.", least=1)
+  )
+  live_s: float = dataclasses.field(
+    default=3600.0, metadata=_about("Seconds that a stream may last.", least=0.01)
+  )
+  live_idle_s: float = dataclasses.field(
+    default=30.0, metadata=_about("A stream of which nothing comes for so many seconds ends.", least=0.01)
+  )
+  live_delay_s: float = dataclasses.field(
+    default=5.0, metadata=_about("Windows that could only be told later than this are dropped.", least=0.01)
+  )
+  live_windows_per_request: int = dataclasses.field(
+    default=30, metadata=_about("Windows of a stream that count as one request of its key.", least=1)
+  )
+  live_origins: str = dataclasses.field(
+    default="",
+    metadata=_about("Other sites whose pages may open streams, such as https://example.org, with commas."),
+  )
   connections: int = dataclasses.field(
     default=512, metadata=_about("Open connections; more are told to come again.", least=1)
   )
