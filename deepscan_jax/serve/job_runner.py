@@ -6,7 +6,6 @@ machine until they are: a job of theirs belongs to the node whose folder it is.
 """
 
 import contextlib
-import dataclasses
 import logging
 import os
 import secrets
@@ -15,13 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepscan_jax import media
+from deepscan_jax import media, provenance
 from deepscan_jax.serve import answers, confined, jobs, webhooks
 from deepscan_jax.serve.context import Context
 from deepscan_jax.serve.engine import Busy, UnknownModel
 from deepscan_jax.serve.jobs import Job, Lease, Ledger
 from deepscan_jax.serve.judging import DEFECT, PASSING
 from deepscan_jax.serve.problems import Problem
+from deepscan_jax.serve.results import Question, Results
 from deepscan_jax.serve.uploads import Upload
 
 FOLDER = "deepscan-jobs"
@@ -110,7 +110,7 @@ class JobRunner:
   ):
     self._context, self._spool = context, spool
     self._lease_s, self._pauses_s, self._poll_s = lease_s, pauses_s, poll_s
-    self._ledger = Ledger(context.database)
+    self._ledger, self._results = Ledger(context.database), Results(context)
     self._ledger.create_tables()
     self._owner = jobs.new_owner()
     self._stopping = threading.Event()
@@ -170,20 +170,7 @@ class JobRunner:
   def _judge(self, job: Job, lease: Lease) -> None:
     try:
       with self._opened(job, lease.path) as (path, name):
-        verdict = self._context.engine.detect(
-          path, frames=job.settings["frames"], model=job.settings["model"]["sha256"]
-        )
-        if upload := job.settings.get("upload"):
-          _as_sent(upload).check_decoded(
-            kind=verdict.file["kind"], container=(verdict.file.get("media") or {}).get("container")
-          )
-      # Folders of this machine are nobody's business.
-      verdict = dataclasses.replace(
-        verdict,
-        file={**verdict.file, "name": name},
-        run={**verdict.run, "path": name, "model_path": None},
-      )
-      answer = answers.legible(verdict.to_dict())
+        answer = answers.legible(self._found_or_judged(job, lease, path, name))
     except Busy as error:
       self._ledger.release(lease)
       self._stopping.wait(min(error.retry_after_s, _LONGEST_BUSY_S))
@@ -212,6 +199,33 @@ class JobRunner:
       return
     if self._ledger.finish(lease, answer):
       self._end(job)
+
+  def _found_or_judged(self, job: Job, lease: Lease, path: str, name: str) -> dict:
+    """The answer for a file, which may have been judged before, for this job's owner or whoever shares."""
+    upload, model = job.settings.get("upload"), job.settings["model"]["sha256"]
+    question = Question(
+      name,
+      os.path.splitext(answers.path_text(lease.path))[1].removeprefix(".").lower(),
+      job.settings["frames"],
+      job.settings.get("explain", False),
+      job.owner,
+    )
+    found = None
+    if self._results.are_kept:
+      sha256 = upload["sha256"] if upload else provenance.file_sha256(path)
+      found = self._results.find(question, sha256=sha256, model=model)
+    if found is not None:
+      if upload:
+        _as_sent(upload).check_answer(found[1])
+    else:
+      verdict = self._context.engine.detect(path, frames=question.frames, model=model)
+      if upload:
+        _as_sent(upload).check_decoded(
+          kind=verdict.file["kind"], container=(verdict.file.get("media") or {}).get("container")
+        )
+      found = self._results.add(question, verdict)
+    result_id, answer = found
+    return {**answer, "result_id": result_id}
 
   def _failed(self, job: Job, lease: Lease, answer: dict) -> None:
     if self._ledger.fail(lease, answer) == jobs.FAILED:

@@ -1,4 +1,4 @@
-"""POST /api/v1/batch/process, GET and DELETE /api/v1/batch/{id}: folders and long videos, judged later.
+"""POST /api/v1/batch/process, GET and DELETE /api/v1/batch/{id}: folders and long files, judged later.
 
 A job is its key's: to all others it is not there. GET tells how far it is and what was found so far, a page
 at a time; DELETE cancels it, which keeps what was found. A webhook (webhooks.py) tells its end. Jobs that
@@ -83,6 +83,7 @@ class FileResult(_Strict):
   tries: int
   outcome: str | None
   deepfake_probability: float | None
+  result_id: str | None = Field(default=None, description="What POST /api/v1/feedback names it by.")
   verdict: dict[str, Any] | None = Field(description="As of the detect routes.")
   error: FileProblem | None
 
@@ -121,7 +122,7 @@ def router(context: Context) -> APIRouter:
     "BatchRequest", __base__=BatchRequest, __doc__=BatchRequest.__doc__, frames=(frames, min(32, most))
   )
   routes = APIRouter(prefix="/api/v1", tags=["batch"], lifespan=service.lifespan)
-  context.later.submit = service.submit
+  context.later.submit, context.later.check = service.submit, service.check
   accepted = {202: {"model": JobAccepted, "headers": {"Location": _LOCATION}}}
 
   @routes.post(
@@ -240,12 +241,28 @@ class Jobs:
     )
     return self._accepted(job)
 
-  async def submit(self, upload: Upload, *, key: KeyInfo, frames: int, model: str | None) -> Response:
-    """Begins a job of a received file, which is moved to where it waits for it."""
-    return await anyio.to_thread.run_sync(self._submit, upload, key, frames, model)
+  def check(self, key: KeyInfo, model: str | None, webhook: str | None) -> None:
+    """Raises what `submit` would, of what does not depend on the file."""
+    self._check(key, model)
+    self._webhook(webhook)
 
-  def _submit(self, upload: Upload, key: KeyInfo, frames: int, model: str | None) -> Response:
-    found = self._check(key, model)
+  async def submit(
+    self,
+    upload: Upload,
+    *,
+    key: KeyInfo,
+    frames: int,
+    model: str | None,
+    explain: bool = False,
+    webhook: str | None = None,
+  ) -> Response:
+    """Begins a job of a received file, which is moved to where it waits for it."""
+    return await anyio.to_thread.run_sync(self._submit, upload, key, frames, model, explain, webhook)
+
+  def _submit(
+    self, upload: Upload, key: KeyInfo, frames: int, model: str | None, explain: bool, webhook: str | None
+  ) -> Response:
+    found, webhook = self._check(key, model), self._webhook(webhook)
     name = self._spool.take(upload.path)
     sent = {
       "name": upload.name,
@@ -256,11 +273,12 @@ class Jobs:
     }
     try:
       job = self._ledger.open_job(
-        settings={**_judged_by(found, frames), "upload": sent},
+        settings={**_judged_by(found, frames), "upload": sent, "explain": explain},
         directory=None,
         owner=key.id,
         state=jobs.LISTING,
         node=self._spool.node,
+        webhook=webhook,
         # Its one file is added here; until then nobody else looks for any.
         leased_s=jobs.LEASE_S,
       )
@@ -350,13 +368,14 @@ def _judged_by(model: ModelInfo, frames: int) -> dict:
 
 
 def _result(job: Job, answered: Answered) -> FileResult:
-  answer, upload = answered.answer, job.settings.get("upload")
-  error = answer.get("error")
+  answer, upload = dict(answered.answer), job.settings.get("upload")
+  error, result_id = answer.get("error"), answer.pop("result_id", None)
   return FileResult(
     **({"path": upload["name"]} if upload else batch_report.names(answered.path)),
     tries=answered.tries,
     outcome=answer.get("outcome"),
     deepfake_probability=answer.get("deepfake_probability"),
+    result_id=result_id,
     verdict=None if error else answer,
     error=error,
   )

@@ -73,6 +73,20 @@ FEEDBACK = sa.Table(
 )
 
 IDEMPOTENT_FOR_S = 24 * 3600.0
+# Made once: making a statement takes longer than SQLite needs to answer it.
+_FIND_RESULT = (
+  sa.select(RESULTS.c.id, RESULTS.c.body)
+  .where(
+    RESULTS.c.sha256 == sa.bindparam("of_sha256"),
+    RESULTS.c.model == sa.bindparam("of_model"),
+    RESULTS.c.settings == sa.bindparam("of_settings"),
+    RESULTS.c.shared_with == sa.bindparam("of_shared_with"),
+    RESULTS.c.created > sa.bindparam("after"),
+  )
+  .order_by(RESULTS.c.created.desc())
+  .limit(1)
+)
+_ADD_RESULT = sa.insert(RESULTS)
 
 
 def open_database(url: str) -> sa.Engine:
@@ -141,20 +155,15 @@ class Store:
     """The id and the answer for a file that was judged before; None where it was not, or is forgotten."""
     if not self._kept_s:
       return None
-    query = (
-      sa.select(RESULTS.c.id, RESULTS.c.body)
-      .where(
-        RESULTS.c.sha256 == sha256,
-        RESULTS.c.model == model,
-        RESULTS.c.settings == settings,
-        RESULTS.c.shared_with == shared_with,
-        RESULTS.c.created > self._clock() - self._kept_s,
-      )
-      .order_by(RESULTS.c.created.desc())
-      .limit(1)
-    )
+    asked = {
+      "of_sha256": sha256,
+      "of_model": model,
+      "of_settings": settings,
+      "of_shared_with": shared_with,
+      "after": self._clock() - self._kept_s,
+    }
     with self._database.connect() as connection:
-      row = connection.execute(query).first()
+      row = connection.execute(_FIND_RESULT, asked).first()
     return (row.id, json.loads(zlib.decompress(row.body))) if row else None
 
   def add_result(
@@ -176,7 +185,7 @@ class Store:
         "body": body,
       }
       with self._database.begin() as connection:
-        connection.execute(sa.insert(RESULTS), row)
+        connection.execute(_ADD_RESULT, row)
     return result_id
 
   # Feedback ----------------------------------------------------------------------------------------------
