@@ -388,6 +388,18 @@ def test_old_answers_go_and_of_too_many_the_oldest(tmp_path):
   assert left == [str(n) for n in range(8 - len(left), 8)] and 3 <= len(left) <= 5
   now[0] = 107.5
   assert found("7") is None and kept.clean() == len(left) and kept.clean() == 0
+  # Idempotent answers may hold reports: they have the same bound; those under way stay.
+  for number in range(8):
+    now[0] = 200.0 + number
+    assert kept.begin_answer("k", str(number), "r", owner="o") is None
+    if number:
+      answer = store.StoredAnswer(200, {}, os.urandom(1000))
+      kept.end_answer("k", str(number), answer, owner="o")
+  assert kept.clean() == 3
+  with pytest.raises(store.InProgress):
+    kept.begin_answer("k", "0", "r", owner="p")
+  assert kept.begin_answer("k", "3", "r", owner="p") is None
+  assert kept.begin_answer("k", "4", "r", owner="p").status == 200
 
 
 # Feedback -------------------------------------------------------------------------------------------------

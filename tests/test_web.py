@@ -461,7 +461,9 @@ def test_a_long_file_is_judged_as_a_job(visit, service, tmp_path):
   before = app.state.asked
   # Where there are no jobs it is sent again, to be judged at once.
   judged(page, tmp_path / "jobless.wav")
-  assert app.state.asked == before and [name for _, name, *_ in app.state.received][-2:] == ["jobless.wav"] * 2
+  assert (
+    app.state.asked == before and [name for _, name, *_ in app.state.received][-2:] == ["jobless.wav"] * 2
+  )
 
 
 @needs_browser
@@ -557,5 +559,7 @@ def test_a_report_cannot_bring_code_into_the_page(visit, service, monkeypatch):
   page = visit()
   judged(page, {"name": "empty.mp4", "mimeType": "video/mp4", "buffer": b"x"})
   assert page.evaluate("window.owned") is None
-  assert not page.query_selector("#result iframe, #result article form, #result [onerror], #result img[src='/x']")
+  assert not page.query_selector(
+    "#result iframe, #result article form, #result [onerror], #result img[src='/x']"
+  )
   assert "javascript:" not in page.inner_html("#result")

@@ -21,7 +21,7 @@ from deepscan_jax.serve.engine import Busy, UnknownModel
 from deepscan_jax.serve.jobs import Job, Lease, Ledger
 from deepscan_jax.serve.judging import DEFECT, PASSING
 from deepscan_jax.serve.problems import Problem
-from deepscan_jax.serve.results import Question, Results
+from deepscan_jax.serve.results import EXPLANATION, Question, Results
 from deepscan_jax.serve.uploads import Upload
 
 FOLDER = "deepscan-jobs"
@@ -225,6 +225,9 @@ class JobRunner:
         )
       found = self._results.add(question, verdict)
     result_id, answer = found
+    if self._results.are_kept:
+      # They are large, and kept once: whoever asks for the job gets them from there.
+      answer = {**answer, **dict.fromkeys(EXPLANATION)}
     return {**answer, "result_id": result_id}
 
   def _failed(self, job: Job, lease: Lease, answer: dict) -> None:

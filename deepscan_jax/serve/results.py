@@ -14,6 +14,9 @@ from deepscan_jax.serve.uploads import TYPES
 from deepscan_jax.verdict import Verdict
 from deepscan_jax.version import __version__
 
+# What an answer has besides the verdict where it was asked for.
+EXPLANATION = ("report_html", "evidence")
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:

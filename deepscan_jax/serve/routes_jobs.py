@@ -6,6 +6,7 @@ have ended are forgotten after a while.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from deepscan_jax.serve.job_runner import JobRunner, Spool, listed
 from deepscan_jax.serve.jobs import Answered, Job, Ledger
 from deepscan_jax.serve.keys import BATCH, DETECT, KeyInfo
 from deepscan_jax.serve.problems import KEY_PROBLEMS, Problem, describe
+from deepscan_jax.serve.results import EXPLANATION
 from deepscan_jax.serve.routes_detect import find_model
 from deepscan_jax.serve.uploads import Upload
 
@@ -317,9 +319,18 @@ class Jobs:
       outcomes=self._ledger.outcomes(job.id),
       seconds_left=round(left * seconds / answered, 1) if running else None,
       webhook=job.webhook_state,
-      results=[_result(job, answered) for answered in page],
+      results=[_result(job, self._explained(job, answered)) for answered in page],
       next_after=page[-1].item if page and more else None,
     )
+
+  def _explained(self, job: Job, answered: Answered) -> Answered:
+    """An answer with its report and evidence, as long as these are kept."""
+    result_id = answered.answer.get("result_id")
+    if not job.settings.get("explain") or not result_id:
+      return answered
+    kept = self._context.store.result(result_id) or {}
+    explanation = {name: kept.get(name) or answered.answer.get(name) for name in EXPLANATION}
+    return dataclasses.replace(answered, answer={**answered.answer, **explanation})
 
   def cancel(self, job_id: str, key: KeyInfo) -> None:
     """Cancels a job; one that has ended stays as it is."""

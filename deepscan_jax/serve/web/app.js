@@ -4,9 +4,9 @@
 (() => {
   const API = "api/v1/";
   const SUFFIXES = {
-    video: ["mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg"],
+    video: ["mp4", "m4v", "mov", "3gp", "avi", "mkv", "webm", "mpg", "mpeg"],
     image: ["jpg", "jpeg", "png", "webp"],
-    audio: ["wav", "mp3", "flac", "m4a", "ogg", "oga", "opus", "aac"],
+    audio: ["wav", "mp3", "flac", "m4a", "ogg", "opus"],
   };
   const WORDS = {
     likely_authentic: "likely authentic", inconclusive: "inconclusive", likely_manipulated: "likely manipulated",
