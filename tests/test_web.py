@@ -440,7 +440,7 @@ def test_a_file_under_way_can_be_stopped(visit):
 def test_a_long_file_is_judged_as_a_job(visit, service, tmp_path):
   app, page = service[0], visit()
   for name in ("call.wav", "lost.wav", "waits.wav", "jobless.wav"):
-    scipy.io.wavfile.write(tmp_path / name, 1000, np.zeros(125_000, np.int16))
+    scipy.io.wavfile.write(tmp_path / name, 4000, np.zeros(500_000, np.int16))
   send(page, tmp_path / "call.wav")
   until(page, "document.querySelector('#phase').innerText.includes('waits for its turn')")
   page.wait_for_selector("#result h1")

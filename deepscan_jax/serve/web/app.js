@@ -21,7 +21,7 @@
   // A longer file is sent as a job, whose state is asked for: no connection has to last until it is judged.
   const LATER_S = 120;
   const LATER_BYTES = 64e6;
-  const ASK_EVERY_MS = 1500;
+  const ASK_EVERY_MS = 1000;
   // Answers in a row that may be missing, when a connection breaks off or a server is exchanged.
   const MOST_MISSING = 5;
 
@@ -307,7 +307,7 @@
         return;
       }
       if (!told) continue;
-      $("phase").textContent = told.running ? "The file is being judged." : "The file has arrived and waits for its turn.";
+      $("phase").textContent = `${told.running ? "The file is being judged." : "The file has arrived and waits for its turn."} Keep this page open.`;
       if (told.state === "listing" || told.state === "running") continue;
       endJob();
       ended(told, key);
