@@ -295,8 +295,7 @@ class Detection:
   async def _check_later(self, asked: Asked, key: KeyInfo, idempotency_key: str | None) -> None:
     """Refuses a job that cannot be begun before its file is received."""
     if asked.webhook is not None and not asked.later:
-      fault = {"place": "query.webhook_url", "message": "It goes with async=true."}
-      raise Problem("invalid", "The request is not valid at query.webhook_url.", errors=[fault])
+      raise Problem("bad_webhook", "A webhook tells the end of a job.", remedy="Send async=true with it.")
     if not asked.later:
       return
     if self._context.later.submit is None:
