@@ -21,7 +21,8 @@
   // A longer file is sent as a job, whose state is asked for: no connection has to last until it is judged.
   const LATER_S = 120;
   const LATER_BYTES = 64e6;
-  const ASK_EVERY_MS = 1000;
+  // At first, and at most: a key may ask so often in an hour.
+  const ASK_EVERY_MS = [1000, 5000];
   // Answers in a row that may be missing, when a connection breaks off or a server is exchanged.
   const MOST_MISSING = 5;
 
@@ -262,9 +263,11 @@
   };
 
   const answered = (done, key) => {
-    const later = done.getResponseHeader("Location");
-    if (done.status === 202 && later) {
-      follow(new URL(later, location.href), key);
+    if (done.status === 202) {
+      // By its id: where the service lies behind a proxy, its own addresses may begin otherwise.
+      const id = /"id": ?"([0-9a-f]{32})"/.exec(done.responseText)?.[1];
+      if (id) follow(`${API}batch/${id}`, key);
+      else read(() => ({}), key, null);
       return;
     }
     if (done.status < 200 || done.status > 299) {
@@ -281,16 +284,13 @@
 
   /** Asks for a job until it has ended; then shows what was found. */
   const follow = async (url, key) => {
-    // An address of another origin would be sent the key.
-    if (url.origin !== location.origin) {
-      showProblem({ title: "The answer was not understood", detail: "The job is elsewhere.", remedy: "" }, { again: false });
-      return;
-    }
     const mine = { url, key };
     job = mine;
     let missing = 0;
+    let [pause, most] = ASK_EVERY_MS;
     for (;;) {
-      await new Promise((resume) => { setTimeout(resume, ASK_EVERY_MS); });
+      await new Promise((resume) => { setTimeout(resume, pause); });
+      pause = Math.min(1.1 * pause, most);
       if (job !== mine) return;
       const answer = await fetch(`${url}?limit=1`, { headers: { Authorization: `Bearer ${key}` } }).catch(unheard);
       const told = answer?.ok ? await answer.json().catch(unheard) : null;
@@ -300,14 +300,17 @@
         showProblem(inWords((await answer.json().catch(unheard)) ?? {}, answer.status, null), { again: true });
         return;
       }
-      missing = told ? 0 : missing + 1;
+      if (answer?.status === 429) most = pause = 4 * ASK_EVERY_MS[1];
+      else missing = told ? 0 : missing + 1;
       if (missing > MOST_MISSING) {
         endJob();
         showProblem(wordsOf(0), { again: true });
         return;
       }
       if (!told) continue;
-      $("phase").textContent = `${told.running ? "The file is being judged." : "The file has arrived and waits for its turn."} Keep this page open.`;
+      const now = told.running ? "The file is being judged." : "The file has arrived and waits for its turn.";
+      // Those who hear it are told once.
+      if (!$("phase").textContent.startsWith(now)) $("phase").textContent = `${now} Keep this page open.`;
       if (told.state === "listing" || told.state === "running") continue;
       endJob();
       ended(told, key);
