@@ -97,7 +97,7 @@ def test_while_others_learn_that_it_ends_it_goes_on(tmp_path):
   with running(tmp_path, drain_delay_s=600) as service:
     assert httpx.get(f"{service.url}/readyz").status_code == 200
     service.process.send_signal(signal.SIGHUP)
-    service.wait_for("The models are loaded again, beside those that answer.")
+    service.wait_for("The models' folders are read again; what has changed is loaded beside what answers.")
     service.process.send_signal(signal.SIGTERM)
     service.wait_for("Ending.")
     told = httpx.get(f"{service.url}/readyz")

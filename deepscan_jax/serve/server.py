@@ -98,7 +98,7 @@ async def _reload(engine: "Engine") -> None:
   except Exception:
     logger.exception("The models cannot be loaded again.")
   else:
-    logger.info("The models are loaded again, beside those that answer.")
+    logger.info("The models' folders are read again; what has changed is loaded beside what answers.")
 
 
 class _TimedHead:
