@@ -33,6 +33,8 @@ _CLEAN_EVERY_S = 60.0
 _ORPHAN_S = 300.0
 _LONGEST_BUSY_S = 5.0
 _FILES_IN_STEP = 1000
+# Webhooks that are told at once.
+_CALLS = 3
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +122,9 @@ class JobRunner:
   def start(self) -> None:
     """Starts the threads."""
     work = [self._judge_next] * self._context.settings.batch_workers
-    for number, step in enumerate((*work, self._list_next, self._call_next, self._clean)):
+    # One receiver that is slow to answer holds up no other.
+    calls = [self._call_next] * _CALLS
+    for number, step in enumerate((*work, self._list_next, *calls, self._clean)):
       every = _CLEAN_EVERY_S if step == self._clean else self._poll_s
       self._threads.append(threading.Thread(target=self._repeat, args=(step, every), name=f"jobs-{number}"))
     self._threads.append(threading.Thread(target=self._repeat, args=(self._beat, self._lease_s / 3)))
