@@ -110,8 +110,8 @@
 
   /** Seconds that a file plays; 0 where the browser cannot tell at once. */
   const playingTime = async (candidate) => {
-    const media = make(kind, { preload: "metadata" });
-    media.src = URL.createObjectURL(candidate);
+    const url = URL.createObjectURL(candidate);
+    const media = make(kind, { preload: "metadata", src: url });
     try {
       await event(media, "loadedmetadata", 3000);
       return Number.isFinite(media.duration) ? media.duration : 0;
@@ -119,7 +119,10 @@
       if (!(error instanceof MissingEvent)) throw error;
       return 0;
     } finally {
-      URL.revokeObjectURL(media.src);
+      // What is still being read would fail aloud.
+      media.removeAttribute("src");
+      media.load();
+      URL.revokeObjectURL(url);
     }
   };
 
