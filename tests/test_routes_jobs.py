@@ -250,7 +250,7 @@ def test_a_long_video_is_judged_later_and_then_deleted(serving, tmp_path):
 
 
 def test_what_waits_for_a_job_is_deleted_when_it_is_cancelled_or_nobodys(serving, tmp_path, monkeypatch):
-  engine = serve_fakes.FakeEngine(slow_s=2)
+  engine = serve_fakes.FakeEngine(slow_s=10)
   client = serving(engine=engine)
   spool = job_runner.Spool(tmp_path)
   urls = []
@@ -265,6 +265,101 @@ def test_what_waits_for_a_job_is_deleted_when_it_is_cancelled_or_nobodys(serving
   for url in urls:
     assert client.delete(url).json()["state"] == "cancelled"
   assert list(spool.path.glob("*.mp4")) == []
+
+
+def detect(client, data, *, kind="video", name="a.mp4", headers=None, **query):
+  form = {kind: (name, data, "application/octet-stream")}
+  return client.post(f"/api/v1/detect/{kind}", params=query, files=form, headers=headers)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_file_is_judged_once_whoever_asks_by_whatever_way(serving, media, shared, monkeypatch):
+  # The made-up engine goes by names, and a file of a folder is opened without one.
+  monkeypatch.setattr(serve_fakes, "_container", lambda suffix: "mov,mp4,m4a,3gp,3g2,mj2")
+  for path in media.rglob("*.mp4"):
+    path.unlink()
+  (media / "b.mp4").write_bytes(serve_fakes.mp4(note=b"b"))
+  (media / "copy.mp4").write_bytes(serve_fakes.mp4(note=b"b"))
+  client = serving(shared_results=shared)
+  engine, context = client.app.state.context.engine, client.app.state.context
+  sent = detect(client, serve_fakes.mp4(note=b"b")).json()
+  (copy, other) = wait_for(client, process(client, media)["url"])["results"]
+  assert len(engine.calls) == 1 and copy["result_id"] == other["result_id"] == sent["result_id"]
+  assert (copy["path"], copy["verdict"]["file"]["name"]) == ("b.mp4", "b.mp4")
+  assert other["verdict"]["file"]["name"] == other["verdict"]["run"]["path"] == "copy.mp4"
+  assert copy["verdict"]["deepfake_probability"] == sent["deepfake_probability"]
+  # And the other way: what a job has found is known to the detect route.
+  (media / "c.mp4").write_bytes(serve_fakes.mp4(note=b"c"))
+  found = wait_for(client, process(client, media)["url"])["results"]
+  assert len(engine.calls) == 2
+  again = detect(client, serve_fakes.mp4(note=b"c"), name="again.mp4").json()
+  assert again["cached"] and again["result_id"] == found[1]["result_id"] and len(engine.calls) == 2
+  told = {"result_id": found[1]["result_id"], "label": "authentic"}
+  assert client.post("/api/v1/feedback", json=told).status_code == 201
+  # Another key's answers are its own, unless the operator wants otherwise.
+  headers, _ = other_key(client, "batch", "detect")
+  theirs = client.post("/api/v1/batch/process", json={"directory": str(media)}, headers=headers).json()
+  client.headers.update(headers)
+  wait_for(client, theirs["url"])
+  # In a job of its own the second copy is the same key's already.
+  assert len(engine.calls) == (2 if shared else 4)
+  assert context.metrics.cached.labels("video")._value.get() > 0
+
+
+def test_a_kept_answer_is_no_way_around_what_a_file_was_sent_as(serving, media, monkeypatch):
+  for path in media.rglob("*.mp4"):
+    path.unlink()
+  monkeypatch.setattr(serve_fakes, "_container", lambda suffix: "avi")
+  (media / "a.mp4").write_bytes(serve_fakes.mp4())
+  client = serving()
+  assert wait_for(client, process(client, media)["url"])["judged"] == 1
+  answer = detect(client, serve_fakes.mp4())
+  assert (answer.status_code, answer.json()["code"]) == (415, "type_mismatch")
+  assert len(client.app.state.context.engine.calls) == 1
+
+
+@pytest.mark.parametrize(("kind", "name"), [("video", "talk.mp4"), ("audio", "call.wav")])
+@pytest.mark.parametrize("kept_h", [24.0, 0.0])
+def test_a_file_that_is_judged_later_can_be_explained(serving, kind, name, kept_h):
+  client = serving(results_kept_h=kept_h)
+  data = serve_fakes.mp4() if kind == "video" else serve_fakes.wav()
+  answer = detect(client, data, kind=kind, name=name, **{"async": "true", "explain": "true"})
+  assert answer.status_code == 202, answer.text
+  (row,) = wait_for(client, answer.headers["location"])["results"]
+  assert "<article" in row["verdict"]["report_html"] and row["verdict"]["evidence"][0]["crop"]
+  assert name in row["verdict"]["report_html"] and row["verdict"]["model_version"] == "fake@1.0.0"
+  context = client.app.state.context
+  (stored,) = jobs.Ledger(context.database).answers(answer.json()["id"])
+  assert bool(stored.answer["report_html"]) is (kept_h == 0), "it is kept once"
+  plain = detect(client, data, kind=kind, name=name, **{"async": "true"})
+  (row,) = wait_for(client, plain.headers["location"])["results"]
+  assert row["verdict"]["report_html"] is row["verdict"]["evidence"] is None
+
+
+def test_the_end_of_a_long_video_is_told_too(serving, impatient):
+  with receiver(200) as (port, got):
+    client = serving(webhook_hosts=f"127.0.0.1:{port}")
+    hook = {"webhook_url": f"http://127.0.0.1:{port}/hook"}
+    answer = detect(client, serve_fakes.mp4(), **{"async": "true", **hook})
+    assert answer.status_code == 202 and answer.json()["webhook_secret"]
+    wait_for_webhook(client, answer.json(), "told")
+    assert json.loads(got[0][2])["id"] == answer.json()["id"]
+    refused = detect(client, serve_fakes.mp4(), **hook)
+    assert (refused.status_code, refused.json()["code"]) == (403, "bad_webhook")
+    assert "async=true" in refused.json()["remedy"]
+  for url in ("https://169.254.169.254/", "http://example.org/", "https://u:p@example.org/"):
+    refused = detect(client, serve_fakes.mp4(), **{"async": "true", "webhook_url": url})
+    assert (refused.status_code, refused.json()["code"]) == (403, "bad_webhook"), url
+
+
+def test_what_cannot_be_begun_is_refused_before_its_file_is_received(serving, monkeypatch):
+  client = serving(jobs_per_key=1)
+  ledger = jobs.Ledger(client.app.state.context.database)
+  facts = {"model": {"name": "fake", "version": "1", "sha256": "ab" * 32}, "frames": 1, "extensions": []}
+  ledger.open_job(settings=facts, directory=b"/", owner="env", state=jobs.RUNNING, node="another")
+  monkeypatch.setattr(client.app.state.context.uploads, "receive", None)
+  answer = detect(client, serve_fakes.mp4(), **{"async": "true"})
+  assert (answer.status_code, answer.json()["code"]) == (429, "too_many_jobs")
 
 
 @pytest.fixture

@@ -225,17 +225,20 @@ def test_a_video_is_judged_later_where_there_are_jobs(tmp_path):
     assert code_of(answer) == (422, "no_jobs") and not described(client)
 
   def jobs(context):
-    async def submit(upload, *, key, frames, model):
+    async def submit(upload, *, key, frames, model, explain, webhook):
       told = {"kept": upload.path.is_file(), "of": key.id, "frames": frames, "model": model}
+      told |= {"explain": explain, "webhook": webhook}
       return JSONResponse(told, 202, headers={"Location": "/api/v1/batch/x"})
 
     context.later.submit = submit
     return APIRouter()
 
+  more = "&explain=true&webhook_url=https://example.org/hook"
   with service(tmp_path, routers=(*without, jobs)) as client:
-    answer = send(client, mp4(), kind="video", query="?async=true&frames=9&model=fake")
+    answer = send(client, mp4(), kind="video", query=f"?async=true&frames=9&model=fake{more}")
     assert answer.status_code == 202 and answer.headers["location"] == "/api/v1/batch/x" and described(client)
-    assert answer.json() == {"kept": True, "of": "env", "frames": 9, "model": "fake"}
+    expected = {"kept": True, "of": "env", "frames": 9, "model": "fake", "explain": True}
+    assert answer.json() == expected | {"webhook": "https://example.org/hook"}
     assert not client.app.state.context.engine.calls and received_files(tmp_path) == []
 
 
@@ -385,6 +388,18 @@ def test_old_answers_go_and_of_too_many_the_oldest(tmp_path):
   assert left == [str(n) for n in range(8 - len(left), 8)] and 3 <= len(left) <= 5
   now[0] = 107.5
   assert found("7") is None and kept.clean() == len(left) and kept.clean() == 0
+  # Idempotent answers may hold reports: they have the same bound; those under way stay.
+  for number in range(8):
+    now[0] = 200.0 + number
+    assert kept.begin_answer("k", str(number), "r", owner="o") is None
+    if number:
+      answer = store.StoredAnswer(200, {}, os.urandom(1000))
+      kept.end_answer("k", str(number), answer, owner="o")
+  assert kept.clean() == 3
+  with pytest.raises(store.InProgress):
+    kept.begin_answer("k", "0", "r", owner="p")
+  assert kept.begin_answer("k", "3", "r", owner="p") is None
+  assert kept.begin_answer("k", "4", "r", owner="p").status == 200
 
 
 # Feedback -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from serve_fakes import API_KEY, METRICS_KEY, SECRET_KEY, FakeEngine, make_setti
 from starlette.routing import Route
 
 from deepscan_jax.serve import auth, limits, store
+from deepscan_jax.serve import keys as keys_module
 from deepscan_jax.serve.app import make_app
 from deepscan_jax.serve.keys import KeyStore, WrongKey
 
@@ -147,6 +148,7 @@ def test_right_keys_open(client, keys):
 def test_all_checks_do_the_same_work(client, keys, monkeypatch):
   """Time is not measured, for it says little on a busy machine; what takes it is counted."""
   context = client.app.state.context
+  monkeypatch.setattr(keys_module, "REMEMBERED_S", 0.0)
   counts = {}
 
   def counting(name, function):
@@ -175,6 +177,36 @@ def test_all_checks_do_the_same_work(client, keys, monkeypatch):
   assert work["right"][0] == {"hashes": 1, "comparisons": 3} and len(work["right"][1]) == 1
   for sort, done in work.items():
     assert done == work["right"], sort
+
+
+def test_a_right_key_is_remembered_for_a_moment_and_not_past_its_end(tmp_path):
+  now = [1000.0]
+  database = store.open_database(f"sqlite:///{tmp_path / 'keys.sqlite3'}")
+  here, elsewhere = (KeyStore(database, SECRET_KEY, clock=lambda: now[0]) for _ in range(2))
+  key, info = here.create(label="", scopes=["detect"], expires_s=10.3)
+  assert here.remembered(here.digest(key)) is None
+  here.check(key)
+  for clock, remembered in ((1000.9, True), (1001.1, False), (999.0, False), (1010.2, False)):
+    now[0] = clock
+    assert (here.remembered(here.digest(key)) == info) is remembered, clock
+  assert here.check(key) == info and here.remembered(here.digest(key)) == info
+  now[0] = 1010.4
+  assert here.remembered(here.digest(key)) is None
+  with pytest.raises(WrongKey, match="expired_key"):
+    here.check(key)
+  second, info = here.create(label="", scopes=["detect"])
+  here.check(second)
+  elsewhere.revoke(info.id)
+  now[0] += 1.0
+  assert here.remembered(here.digest(second)) is None
+  with pytest.raises(WrongKey, match="wrong_key"):
+    here.check(second)
+  third, info = here.create(label="", scopes=["detect"])
+  here.check(third)
+  here.revoke(info.id)
+  assert here.remembered(here.digest(third)) is None
+  for wrong in (None, "", "nothing", key[:-1]):
+    assert here.remembered(here.digest(wrong)) is None
 
 
 def test_only_a_keyed_hash_is_kept(tmp_path):

@@ -157,13 +157,13 @@ def test_the_size_begins_the_quickest_way_through_what_waits(costs, count, size)
   assert Network("x", lambda batch: batch, sizes=costs, costs=costs).size_for(count) == size
 
 
-def test_rows_that_are_not_shared_run_alone_and_unpadded(pool):
+def test_rows_that_are_not_shared_run_as_a_detector_runs_them(pool):
   recorder, batcher = Recorder(costs={1: 1.0, 8: 1.0}, shared=False), Batcher()
   calls = handed_in(pool, batcher, recorder.network, [0], range(9), [5])
   recorder.let()
   assert calls[1].result()["sum"].tolist() == [3 * i for i in range(9)]
   assert calls[2].result()["sum"].tolist() == [15]
-  assert sorted(map(len, recorder.batches)) == [1, 1, 1, 8]
+  assert sorted(map(len, recorder.batches)) == [1, 1, 8, 8]
   batcher.close()
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serve_fakes import API_KEY, AUTH, make_settings, png, received_files
+import uvicorn
+from serve_fakes import API_KEY, AUTH, FakeEngine, make_settings, png, received_files
 from websockets.sync.client import connect
 
 from deepscan_jax.serve import server, uploads
+from deepscan_jax.serve.app import make_app
 
 
 class Service:
@@ -95,7 +98,7 @@ def test_while_others_learn_that_it_ends_it_goes_on(tmp_path):
   with running(tmp_path, drain_delay_s=600) as service:
     assert httpx.get(f"{service.url}/readyz").status_code == 200
     service.process.send_signal(signal.SIGHUP)
-    service.wait_for("The models are loaded again, beside those that answer.")
+    service.wait_for("The models' folders are read again; what has changed is loaded beside what answers.")
     service.process.send_signal(signal.SIGTERM)
     service.wait_for("Ending.")
     told = httpx.get(f"{service.url}/readyz")
@@ -178,3 +181,68 @@ def test_proxies_are_believed_only_where_they_are_named(tmp_path):
   assert server._config(app, make_settings(tmp_path)).proxy_headers is False
   named = server._config(app, make_settings(tmp_path, forwarded_allow_ips="192.0.2.1"))
   assert named.proxy_headers is True and named.forwarded_allow_ips == "192.0.2.1"
+
+
+@contextlib.contextmanager
+def in_a_thread(folder: Path):
+  """The address of a server as `serve` sets it up, in a thread."""
+  app = make_app(make_settings(folder), FakeEngine())
+  running_server = uvicorn.Server(server._config(app, app.state.context.settings))
+  listener = socket.create_server(("127.0.0.1", 0))
+  thread = threading.Thread(target=running_server.run, kwargs={"sockets": [listener]}, daemon=True)
+  thread.start()
+  while not running_server.started:
+    thread.join(0.02)
+  try:
+    yield listener.getsockname()
+  finally:
+    running_server.should_exit = True
+    thread.join(20)
+
+
+def until_closed(connection: socket.socket) -> bytes:
+  """All that comes until the other side has closed."""
+  connection.settimeout(60)
+  said = b""
+  with contextlib.suppress(ConnectionError):
+    while part := connection.recv(65536):
+      said += part
+  return said
+
+
+def test_a_request_has_to_begin_in_time(tmp_path, monkeypatch):
+  monkeypatch.setattr(server, "_HEAD_S", 0.3)
+  slow = b"POST /api/v1/detect/image HTTP/1.1\r\nHost: x\r\n"
+  with in_a_thread(tmp_path) as address:
+    for begun in (b"", slow):
+      with socket.create_connection(address) as connection:
+        connection.sendall(begun)
+        assert until_closed(connection) == b""
+    # One that has begun may take its time, and so may the pause before the next; that has to be quick again.
+    with socket.create_connection(address) as connection:
+      part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+      form = part + png(note=b"SLOW") + b"\r\n--x--\r\n"
+      head = f"Authorization: {AUTH['Authorization']}\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+      connection.sendall(slow + f"{head}Content-Length: {len(form)}\r\n\r\n".encode())
+      time.sleep(0.5)
+      connection.sendall(form)
+      assert b" 200 " in connection.recv(65536)
+      time.sleep(0.5)
+      connection.sendall(slow)
+      assert b"HTTP/1.1" not in until_closed(connection)
+
+
+@pytest.mark.parametrize("begins", [b"GET /", b"GET / HTTP/1.1\r\nX: "], ids=["address", "header"])
+def test_the_head_of_a_request_is_bounded(tmp_path, begins):
+  with in_a_thread(tmp_path) as address, socket.create_connection(address) as connection:
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+      connection.sendall(begins)
+      for _ in range(100):
+        connection.sendall(b"a" * 65536)
+        sent += 65536
+        time.sleep(0.01)
+    assert sent < 100 * 65536
+    with contextlib.suppress(ConnectionError):
+      assert b" 400 " in until_closed(connection)
+    assert httpx.get(f"http://{address[0]}:{address[1]}/healthz").status_code == 200

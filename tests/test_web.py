@@ -13,6 +13,8 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 
 import fastapi.testclient
+import numpy as np
+import scipy.io.wavfile
 import serve_fakes
 import web_service
 
@@ -435,6 +437,57 @@ def test_a_file_under_way_can_be_stopped(visit):
 
 
 @needs_browser
+def test_a_long_file_is_judged_as_a_job(visit, service, tmp_path):
+  app, page = service[0], visit()
+  for name in ("call.wav", "lost.wav", "waits.wav", "jobless.wav"):
+    scipy.io.wavfile.write(tmp_path / name, 4000, np.zeros(500_000, np.int16))
+  send(page, tmp_path / "call.wav")
+  until(page, "document.querySelector('#phase').innerText.includes('waits for its turn')")
+  page.wait_for_selector("#result h1")
+  assert app.state.asked == 3 and "call.wav" in page.inner_text("#result")
+  page.click("text=Check another file")
+  send(page, tmp_path / "lost.wav")
+  page.wait_for_selector("#problem:not([hidden])")
+  assert "lost.wav is damaged." in page.inner_text("#problem")
+  send(page, tmp_path / "waits.wav")
+  until(page, "document.querySelector('#phase').innerText.includes('being judged')")
+  assert violations(page) == []
+  page.click("#cancel")
+  page.wait_for_selector("#form")
+  late = time.monotonic() + 30
+  while app.state.cancelled != [web_service.JOB]:
+    assert time.monotonic() < late
+    page.wait_for_timeout(20)
+  before = app.state.asked
+  # Where there are no jobs it is sent again, to be judged at once.
+  judged(page, tmp_path / "jobless.wav")
+  assert (
+    app.state.asked == before and [name for _, name, *_ in app.state.received][-2:] == ["jobless.wav"] * 2
+  )
+
+
+@needs_browser
+def test_who_knows_better_can_say_so(visit, service, media):
+  app, page = service[0], visit(scheme="dark", width=360)
+  app.state.feedback.clear()
+  judged(page, media["portrait.jpg"])
+  assert violations(page) == [] and fits(page)
+  page.focus("#feedback button")
+  page.keyboard.press("Enter")
+  assert "Choose one" in page.inner_text("#feedback-told") and app.state.feedback == []
+  page.keyboard.press("Space")
+  page.fill("#comment", "too late")
+  page.click("#feedback button")
+  until(page, "document.querySelector('#feedback-told').innerText.includes('It is forgotten. Send the file')")
+  page.fill("#comment", "I took it.")
+  page.click("#feedback button")
+  until(page, "document.querySelector('#feedback-told').innerText.includes('Thank you')")
+  assert not page.query_selector("#feedback") and violations(page) == [] and fits(page)
+  sent = {"result_id": "r" * 22, "label": "authentic"}
+  assert app.state.feedback == [sent | {"comment": "too late"}, sent | {"comment": "I took it."}]
+
+
+@needs_browser
 def test_all_can_be_done_with_keys(visit, media):
   page, choosers = visit(), []
   # From the start: on a busy machine the key is faster than what looks for its dialog.
@@ -506,5 +559,7 @@ def test_a_report_cannot_bring_code_into_the_page(visit, service, monkeypatch):
   page = visit()
   judged(page, {"name": "empty.mp4", "mimeType": "video/mp4", "buffer": b"x"})
   assert page.evaluate("window.owned") is None
-  assert not page.query_selector("#result iframe, #result form, #result [onerror], #result img[src='/x']")
+  assert not page.query_selector(
+    "#result iframe, #result article form, #result [onerror], #result img[src='/x']"
+  )
   assert "javascript:" not in page.inner_html("#result")

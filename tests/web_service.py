@@ -9,6 +9,7 @@ import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import fastapi
@@ -235,6 +236,8 @@ def of_nothing(name: str = "empty.mp4") -> Verdict:
 
 
 ANSWERS = {"interview": of_video, "portrait": of_image, "call": of_audio, "empty": of_nothing}
+ANSWERS["jobless"] = of_audio
+JOB = "0123456789abcdef" * 2
 
 
 def answer_json(answer: Verdict) -> dict:
@@ -245,7 +248,7 @@ def answer_json(answer: Verdict) -> dict:
     "evidence": evidence.evidence_json(answer),
     "model_version": f"{MODEL['name']}@{MODEL['version']}",
     "request_id": "0f3a9c1e",
-    "result_id": "r-1",
+    "result_id": "r" * 22,
   }
 
 
@@ -263,11 +266,15 @@ def make_app(*, keep: bool = False) -> fastapi.FastAPI:
   """The page, and an API that answers by the name of the file it gets.
 
   Names that begin as one of ANSWERS give that verdict; limited, damaged, between and slow give a full
-  account, a refusal, an answer of something in between, and none for a minute.
+  account, a refusal, an answer of something in between, and none for a minute. A job is asked for three
+  times until it ends; of one that is called lost nothing is found.
+
+  Attributes of its state: received, feedback and cancelled, what was sent and which jobs were given up.
   """
   app = fastapi.FastAPI(docs_url=None, openapi_url=None)
   app.include_router(routes_web.router(types.SimpleNamespace(settings=types.SimpleNamespace(keep=keep))))
-  app.state.received = []
+  app.state.received, app.state.feedback, app.state.cancelled, app.state.asked = [], [], [], 0
+  names = []
 
   def known(request: fastapi.Request) -> bool:
     return request.headers.get("Authorization") == f"Bearer {KEY}"
@@ -277,13 +284,25 @@ def make_app(*, keep: bool = False) -> fastapi.FastAPI:
   )
 
   @app.post("/api/v1/detect/{kind}")
-  async def detect(request: fastapi.Request, kind: str, explain: bool = False) -> Response:
+  async def detect(
+    request: fastapi.Request,
+    kind: str,
+    explain: bool = False,
+    later: Annotated[bool, fastapi.Query(alias="async")] = False,
+  ) -> Response:
     if not known(request):
       return refused
     form = await request.form()
     name, size = form[kind].filename, form[kind].size
     app.state.received.append((kind, name, size, explain))
     stem = name.split(".")[0]
+    if later and stem == "jobless":
+      return problem(422, "No jobs here", "This service runs no jobs.", "Send it without async.", "no_jobs")
+    if later:
+      names.append(name)
+      app.state.asked = 0
+      url = f"/api/v1/batch/{JOB}"
+      return JSONResponse({"id": JOB, "url": url}, 202, headers={"Location": url})
     if stem == "limited":
       detail = "This key may have 100 files judged in an hour."
       return problem(429, "Too many requests", detail, "Wait, then go on.", "rate_limited", Retry_After="2")
@@ -294,6 +313,38 @@ def make_app(*, keep: bool = False) -> fastapi.FastAPI:
     if stem == "slow":
       await asyncio.sleep(60)
     return JSONResponse(answer_json(ANSWERS[stem](name)), headers={"RateLimit": '"key";r=97;t=1800'})
+
+  @app.get(f"/api/v1/batch/{JOB}")
+  def job(request: fastapi.Request) -> Response:
+    if not known(request):
+      return refused
+    app.state.asked += 1
+    told = {"state": "running", "running": int(app.state.asked > 1), "problem": None, "results": []}
+    if app.state.asked == 2:
+      return Response("", 502)
+    if app.state.asked > 2 and names[-1] != "waits.wav":
+      answer = {"verdict": answer_json(of_audio(names[-1])), "result_id": "r" * 22, "error": None}
+      if names[-1] == "lost.wav":
+        answer = {"verdict": None, "error": {"code": "unreadable", "message": "lost.wav is damaged."}}
+      told |= {"state": "done", "running": 0, "results": [answer]}
+    return JSONResponse(told)
+
+  @app.delete(f"/api/v1/batch/{JOB}")
+  def cancel(request: fastapi.Request) -> Response:
+    if not known(request):
+      return refused
+    app.state.cancelled.append(JOB)
+    return JSONResponse({})
+
+  @app.post("/api/v1/feedback")
+  async def feedback(request: fastapi.Request) -> Response:
+    if not known(request):
+      return refused
+    sent = await request.json()
+    app.state.feedback.append(sent)
+    if sent["comment"] == "too late":
+      return problem(404, "No such result", "It is forgotten.", "Send the file again.", "unknown_result")
+    return JSONResponse({"feedback_id": "f", **sent}, 201)
 
   @app.get("/api/v1/models")
   def models(request: fastapi.Request) -> Response:

@@ -194,7 +194,10 @@ def _find_in_views(frames, views: list[View]) -> dict[int, list[Face]]:
     group = [view for view in views if view.size == size]
     if not group:
       continue
-    scores, values = blazeface.detect(np.stack([cut_view(frames[view.picture], view) for view in group]))
+    images = np.stack([cut_view(frames[view.picture], view) for view in group])
+    single = len(frames) == 1 or not isinstance(frames, np.ndarray)
+    found = [blazeface.detect(part) for part in _parts(images, alone=single)]
+    scores, values = (np.concatenate(answers) for answers in zip(*found, strict=True))
     for view, view_scores, view_values in zip(group, scores, values, strict=True):
       sure = view_scores >= MIN_SCORE
       points = view_values[sure].reshape(-1, 8, 2) * (view.side / size) + (view.x, view.y)
@@ -206,6 +209,19 @@ def _find_in_views(frames, views: list[View]) -> dict[int, list[Face]]:
     for row in merge_overlapping(np.concatenate(rows))[: 2 * MAX_FACES]
   ]
   return _add_landmarks(frames, candidates)
+
+
+def _parts(images: np.ndarray, *, alone: bool) -> list[np.ndarray]:
+  """Returns images in the parts in which they are looked at.
+
+  Where `alone`, one or two that would begin another batch, of zeros otherwise, are looked at one by one: of a
+  photograph nine views are searched. A video would wait for one more program to be compiled.
+  """
+  rest = len(images) % BATCH_SIZE
+  if not alone or len(images) < BATCH_SIZE or not 0 < rest <= 2:
+    return [images]
+  full = len(images) - rest
+  return [images[:full], *(images[i : i + 1] for i in range(full, len(images)))]
 
 
 def cut_view(frame: np.ndarray, view: View) -> np.ndarray:

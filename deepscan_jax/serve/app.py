@@ -36,6 +36,8 @@ ROUTERS: tuple[Callable[[Context], APIRouter], ...] = (
   routes_web.router,
 )
 CLEAN_EVERY_S = 300.0
+# When the app ends, requests have had their time; files of jobs, which go back to the table, get no more.
+_LAST_FILES_S = 2.0
 _ABOUT = """\
 Tells whether a video, a picture or a sound file is a deepfake, and shows why.
 
@@ -143,7 +145,7 @@ async def _lifespan(context: Context, app: FastAPI) -> AsyncIterator[None]:
     cleaning.cancel()
     with contextlib.suppress(asyncio.CancelledError):
       await cleaning
-    drain_s = context.settings.drain_s
+    drain_s = min(context.settings.drain_s, _LAST_FILES_S)
     await anyio.to_thread.run_sync(lambda: context.engine.close(drain_s=drain_s))
     context.uploads.close()
     context.database.dispose()

@@ -37,9 +37,10 @@ class Network:
     name: for `Batcher.stats`.
     run: called with a batch, by key an array [size, ...]; gives a tree of arrays [size, ...].
     sizes: for which it is compiled.
-    shared: whether rows of several callers may lie in one batch. Where not, and 1 is among the sizes, a
-      caller's rows go through as many of the largest batches as they fill, the rest one by one: by their
-      number alone, and never padded.
+    shared: whether rows of several callers may lie in one batch. Where not, all of a caller's rows go through
+      batches of one size, the smallest that holds them or the largest there is, the last one padded: by their
+      number alone, and as a Detector runs them (faces.network.run_in_batches), so that they get the same
+      answers to the last bit.
     costs: seconds by size; None takes one second a row, as `measure` would find where batches do not pay.
   """
 
@@ -80,9 +81,12 @@ class Network:
     return next(size for size in self.sizes if self.costs[size] / size <= _ABOUT_AS_LONG * least)
 
   def size_for(self, rows: int) -> int:
-    """The size of the batch that begins the quickest way through so many rows."""
+    """The size of the batch that begins the quickest way through so many rows.
+
+    Where batches are not shared: of the batches of a caller who has handed in so many.
+    """
     if not self.shared:
-      return next((size for size in reversed(self.sizes) if size <= rows), self.sizes[0])
+      return next((size for size in self.sizes if size >= rows), self.sizes[-1])
     # The least seconds for 0, 1, ... rows.
     least = [0.0]
     for count in range(1, rows + 1):
@@ -218,7 +222,7 @@ class Batcher:
         if until_s > now:
           due_s = until_s if due_s is None else min(due_s, until_s)
           continue
-      size = network.size_for(rows)
+      size = network.size_for(rows if network.shared else first.total)
       return network, self._parts(waiting, min(size, rows)), size
     return None if due_s is None else due_s - now
 

@@ -30,11 +30,13 @@ class Later:
   """Who takes files that are judged later; routes_jobs sets it.
 
   Attributes:
-    submit: called with the Upload, and key (KeyInfo), frames and model by name; it moves or copies the file
-      elsewhere before it returns, and gives the answer: 202 with the header Location of a job.
+    submit: called with the Upload, and key (KeyInfo), frames, model, explain and webhook by name; it moves or
+      copies the file elsewhere before it returns, and gives the answer: 202 with the Location of a job.
+    check: called in a thread with key, model and webhook before a file is received; raises what submit would.
   """
 
   submit: Callable[..., Awaitable] | None = None
+  check: Callable[..., None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

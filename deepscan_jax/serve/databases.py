@@ -7,6 +7,8 @@ import sqlalchemy as sa
 
 # Any number, the same in all processes: PostgreSQL's lock while tables are made.
 _MAKING_TABLES = 7271406
+# Connections to an SQLite file that are kept open, at most.
+_SQLITE_KEPT = 32
 
 
 def connect(url: str | Path, *, make_folder: bool = False) -> sa.Engine:
@@ -34,7 +36,9 @@ def connect(url: str | Path, *, make_folder: bool = False) -> sa.Engine:
   if kind == "sqlite":
     _private_file(address.database, make_folder=make_folder)
   try:
-    engine = sa.create_engine(address, pool_pre_ping=kind != "sqlite")
+    # SQLite costs nothing to keep open, and nobody is to wait for, or make anew, what others hold.
+    pool = {"pool_size": _SQLITE_KEPT, "max_overflow": -1} if kind == "sqlite" else {"pool_pre_ping": True}
+    engine = sa.create_engine(address, **pool)
   except ImportError as error:
     raise ValueError(
       f"The database needs {error.name}, which is not installed; `pip install 'psycopg[binary]'` adds it."

@@ -7,8 +7,8 @@ compiled before the engine is ready: no request ever waits for a compiler.
 
 A row's score does not depend on who shares its batch: networks work row by row, and programs for different
 sizes of batch differ by rounding alone. On a CPU the pictures in which faces are looked for never share a
-batch: it would save nothing there, and a landmark that moves by a rounding moves a crop. For the same reason
-a plain Detector, which fills up batches of views that are run as they are here, may differ by some 1e-5.
+batch: it would save nothing there, and a landmark that moves by a rounding moves a crop. They are run in the
+batches in which a plain Detector runs them, and crops are the same to the last bit.
 
 Several versions of a model stand side by side; the first folder's is the default. `reload` reads the folders
 again: what has changed is loaded and compiled beside what is there, then takes its place, and requests that

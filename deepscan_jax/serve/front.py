@@ -111,7 +111,7 @@ class _Exchange:
   def check_length(self, headers: Headers) -> None:
     """Refuses a body that says of itself that it is too large; nothing of it is read."""
     length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > self._most:
+    if not re.fullmatch("[0-9]{1,18}", length) or int(length) > self._most:
       raise self._too_large()
 
   def _too_large(self) -> Problem:

@@ -70,17 +70,19 @@ async def once(
     ) from None
   if known is not None:
     return Response(known.body, known.status, {**known.headers, REPLAYED: "true"})
-  kept = False
+  kept, refusal = False, None
   try:
     try:
       response = await answer()
     except Problem as problem:
-      response = problem.response()
+      refusal, response = problem, problem.response()
     if response.status_code < 500 and response.status_code != 429:
       headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
       stored = StoredAnswer(response.status_code, headers, bytes(response.body))
       await anyio.to_thread.run_sync(lambda: store.end_answer(key.id, idempotency_key, stored, owner=owner))
       kept = True
+    if refusal is not None:
+      raise refusal  # for the log and the metrics, too
     return response
   finally:
     if not kept:

@@ -6,7 +6,6 @@ machine until they are: a job of theirs belongs to the node whose folder it is.
 """
 
 import contextlib
-import dataclasses
 import logging
 import os
 import secrets
@@ -15,13 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepscan_jax import media
+from deepscan_jax import media, provenance
 from deepscan_jax.serve import answers, confined, jobs, webhooks
 from deepscan_jax.serve.context import Context
 from deepscan_jax.serve.engine import Busy, UnknownModel
 from deepscan_jax.serve.jobs import Job, Lease, Ledger
 from deepscan_jax.serve.judging import DEFECT, PASSING
 from deepscan_jax.serve.problems import Problem
+from deepscan_jax.serve.results import EXPLANATION, Question, Results
 from deepscan_jax.serve.uploads import Upload
 
 FOLDER = "deepscan-jobs"
@@ -33,6 +33,8 @@ _CLEAN_EVERY_S = 60.0
 _ORPHAN_S = 300.0
 _LONGEST_BUSY_S = 5.0
 _FILES_IN_STEP = 1000
+# Webhooks that are told at once.
+_CALLS = 3
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,7 @@ class JobRunner:
   ):
     self._context, self._spool = context, spool
     self._lease_s, self._pauses_s, self._poll_s = lease_s, pauses_s, poll_s
-    self._ledger = Ledger(context.database)
+    self._ledger, self._results = Ledger(context.database), Results(context)
     self._ledger.create_tables()
     self._owner = jobs.new_owner()
     self._stopping = threading.Event()
@@ -120,7 +122,9 @@ class JobRunner:
   def start(self) -> None:
     """Starts the threads."""
     work = [self._judge_next] * self._context.settings.batch_workers
-    for number, step in enumerate((*work, self._list_next, self._call_next, self._clean)):
+    # One receiver that is slow to answer holds up no other.
+    calls = [self._call_next] * _CALLS
+    for number, step in enumerate((*work, self._list_next, *calls, self._clean)):
       every = _CLEAN_EVERY_S if step == self._clean else self._poll_s
       self._threads.append(threading.Thread(target=self._repeat, args=(step, every), name=f"jobs-{number}"))
     self._threads.append(threading.Thread(target=self._repeat, args=(self._beat, self._lease_s / 3)))
@@ -170,20 +174,7 @@ class JobRunner:
   def _judge(self, job: Job, lease: Lease) -> None:
     try:
       with self._opened(job, lease.path) as (path, name):
-        verdict = self._context.engine.detect(
-          path, frames=job.settings["frames"], model=job.settings["model"]["sha256"]
-        )
-        if upload := job.settings.get("upload"):
-          _as_sent(upload).check_decoded(
-            kind=verdict.file["kind"], container=(verdict.file.get("media") or {}).get("container")
-          )
-      # Folders of this machine are nobody's business.
-      verdict = dataclasses.replace(
-        verdict,
-        file={**verdict.file, "name": name},
-        run={**verdict.run, "path": name, "model_path": None},
-      )
-      answer = answers.legible(verdict.to_dict())
+        answer = answers.legible(self._found_or_judged(job, lease, path, name))
     except Busy as error:
       self._ledger.release(lease)
       self._stopping.wait(min(error.retry_after_s, _LONGEST_BUSY_S))
@@ -213,6 +204,36 @@ class JobRunner:
     if self._ledger.finish(lease, answer):
       self._count(answer)
       self._end(job)
+
+  def _found_or_judged(self, job: Job, lease: Lease, path: str, name: str) -> dict:
+    """The answer for a file, which may have been judged before, for this job's owner or whoever shares."""
+    upload, model = job.settings.get("upload"), job.settings["model"]["sha256"]
+    question = Question(
+      name,
+      os.path.splitext(answers.path_text(lease.path))[1].removeprefix(".").lower(),
+      job.settings["frames"],
+      job.settings.get("explain", False),
+      job.owner,
+    )
+    found = None
+    if self._results.are_kept:
+      sha256 = upload["sha256"] if upload else provenance.file_sha256(path)
+      found = self._results.find(question, sha256=sha256, model=model)
+    if found is not None:
+      if upload:
+        _as_sent(upload).check_answer(found[1])
+    else:
+      verdict = self._context.engine.detect(path, frames=question.frames, model=model)
+      if upload:
+        _as_sent(upload).check_decoded(
+          kind=verdict.file["kind"], container=(verdict.file.get("media") or {}).get("container")
+        )
+      found = self._results.add(question, verdict)
+    result_id, answer = found
+    if self._results.are_kept:
+      # They are large, and kept once: whoever asks for the job gets them from there.
+      answer = {**answer, **dict.fromkeys(EXPLANATION)}
+    return {**answer, "result_id": result_id}
 
   def _failed(self, job: Job, lease: Lease, answer: dict) -> None:
     if self._ledger.fail(lease, answer) == jobs.FAILED:

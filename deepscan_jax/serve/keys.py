@@ -3,7 +3,9 @@
 A key is `dfk_<id>_<secret>`: 8 characters by which it is found, and 32 random bytes in base64. What is stored
 is the HMAC-SHA256 of the whole key under the service's secret. A slow hash would add nothing, for nobody can
 try 256 bits, and would let strangers keep the processor busy. Whatever is presented, a check computes one
-HMAC, asks the database once and compares as many digests, so that its time tells nothing.
+HMAC, asks the database once and compares as many digests, so that its time tells nothing. A key that was
+right is right for one more second without the database being asked, though not past its end: only who has it
+can see that.
 """
 
 import dataclasses
@@ -26,6 +28,12 @@ _ID_LENGTH = 8
 _NO_ID = "lololool"
 _KEY = re.compile(rf"{PREFIX}_([{_ALPHABET}]{{{_ID_LENGTH}}})_[\w-]{{43}}", re.ASCII)
 _NO_DIGEST = bytes(32)
+# A key that is revoked by another process is refused after so long.
+REMEMBERED_S = 1.0
+_MOST_REMEMBERED = 1000
+
+
+_BY_ID = sa.select(KEYS).where(KEYS.c.id == sa.bindparam("key_id"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +84,37 @@ class KeyStore:
     clock: Callable[[], float] = time.time,
   ):
     self._database, self._secret, self._clock = database, secret_key.encode(), clock
+    # By digest, whose key, and until when that may be said without looking.
+    self._remembered: dict[bytes, tuple[KeyInfo, float]] = {}
     self._static = {
       key_id: (self._digest(key), KeyInfo(key_id, frozenset(scopes), label="from the environment"))
       for key_id, (key, scopes) in (static or {}).items()
     }
 
-  def check(self, presented: str | None) -> KeyInfo:
+  def digest(self, presented: str | None) -> bytes:
+    """What `remembered` and `check` know a key by."""
+    return self._digest(presented or "")
+
+  def remembered(self, digest: bytes) -> KeyInfo | None:
+    """Whose key this is, where that was found out just now; needs no thread."""
+    info, until_s = self._remembered.get(digest, (None, 0.0))
+    now_s = self._clock()
+    # A clock that was put back forgets too.
+    if info is None or not until_s - REMEMBERED_S <= now_s < until_s:
+      return None
+    return info if info.expires is None or info.expires > now_s else None
+
+  def check(self, presented: str | None, digest: bytes | None = None) -> KeyInfo:
     """Returns whose key this is.
+
+    Args:
+      presented: the key.
+      digest: of it, where that is known.
 
     Raises:
       WrongKey: it is missing, wrong, revoked or expired.
     """
-    digest = self._digest(presented or "")
+    digest = self.digest(presented) if digest is None else digest
     match = _KEY.fullmatch(presented or "")
     row = self._row(match[1] if match else _NO_ID)
     found = _info(row) if hmac.compare_digest(digest, row.digest if row else _NO_DIGEST) else None
@@ -99,6 +126,9 @@ class KeyStore:
       raise WrongKey("wrong_key" if presented else "missing_key")
     if found.expires is not None and found.expires <= self._clock():
       raise WrongKey("expired_key")
+    if len(self._remembered) >= _MOST_REMEMBERED:
+      self._remembered = {}
+    self._remembered[digest] = found, self._clock() + REMEMBERED_S
     return found
 
   def create(
@@ -162,13 +192,14 @@ class KeyStore:
       )
       if not changed.rowcount:
         raise ValueError(f"There is no key {key_id} that could be revoked; `keys list` shows all.")
+    self._remembered = {}
 
   def _digest(self, key: str) -> bytes:
     return hmac.digest(self._secret, key.encode(errors="surrogateescape"), "sha256")
 
   def _row(self, key_id: str):
     with self._database.connect() as connection:
-      return connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id)).first()
+      return connection.execute(_BY_ID, {"key_id": key_id}).first()
 
 
 def _info(row) -> KeyInfo:

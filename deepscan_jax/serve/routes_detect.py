@@ -11,19 +11,18 @@ import anyio
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from deepscan_jax import media, report
+from deepscan_jax import media
 from deepscan_jax.serve import idempotency, schemas
 from deepscan_jax.serve.auth import require
 from deepscan_jax.serve.context import Context
 from deepscan_jax.serve.engine import Busy, ModelInfo, UnknownModel
-from deepscan_jax.serve.evidence import evidence_json
 from deepscan_jax.serve.idempotency import IdempotencyKey
 from deepscan_jax.serve.keys import DETECT, KeyInfo
 from deepscan_jax.serve.problems import KEY_PROBLEMS, PROBLEMS, Problem, describe, request_id
+from deepscan_jax.serve.results import Question, Results
 from deepscan_jax.serve.settings import KINDS
-from deepscan_jax.serve.uploads import Upload, extensions
-from deepscan_jax.verdict import Verdict
-from deepscan_jax.version import __version__
+from deepscan_jax.serve.uploads import Received, Upload, extensions
+from deepscan_jax.serve.webhooks import LONGEST_URL
 
 FILE_PROBLEMS = (
   "bad_multipart",
@@ -111,6 +110,14 @@ def _add_detect(routes: APIRouter, context: Context, detection: "Detection", kin
     bool,
     Query(alias="async", include_in_schema=has_jobs, description="Answer at once with a job that judges it."),
   ]
+  Webhook = Annotated[
+    str | None,
+    Query(
+      max_length=LONGEST_URL,
+      include_in_schema=has_jobs,
+      description="With async=true: told when the job has ended; https, or a host that the operator lists.",
+    ),
+  ]
   responses = describe(*KEY_PROBLEMS, *FILE_PROBLEMS)
   responses[200] = {
     "model": schemas.DetectAnswer,
@@ -130,19 +137,22 @@ def _add_detect(routes: APIRouter, context: Context, detection: "Detection", kin
 
   async def detect(
     request: Request,
-    frames: int,
+    key: KeyInfo,
+    idempotency_key: str | None,
+    *,
+    frames: int = usual_frames,
     explain: bool,
     model: str | None,
-    idempotency_key: str | None,
-    key: KeyInfo,
     later: bool = False,
+    webhook: str | None = None,
   ) -> Response:
-    asked = Asked(kind, frames, explain, model, later)
+    asked = Asked(kind, frames, explain, model, later, webhook)
     return await detection.answer(request, asked, key, idempotency_key)
 
-  if kind == "video":
-    responses |= describe(*KEY_PROBLEMS, *FILE_PROBLEMS, "no_jobs")
+  if kind != "image":
+    responses |= describe(*KEY_PROBLEMS, *FILE_PROBLEMS, "no_jobs", "bad_webhook", "too_many_jobs")
     responses[202] = {"description": "A job was begun; the header Location names it."}
+  if kind == "video":
 
     @routes.post("/detect/video", responses=responses, response_class=JSONResponse, **described)
     async def detect_video(
@@ -152,21 +162,47 @@ def _add_detect(routes: APIRouter, context: Context, detection: "Detection", kin
       explain: Explain = False,
       model: ModelName = None,
       later: Later = False,
+      webhook_url: Webhook = None,
       idempotency_key: IdempotencyKey = None,
     ):
-      return await detect(request, frames, explain, model, idempotency_key, key, later)
+      return await detect(
+        request,
+        key,
+        idempotency_key,
+        frames=frames,
+        explain=explain,
+        model=model,
+        later=later,
+        webhook=webhook_url,
+      )
+
+  elif kind == "audio":
+
+    @routes.post("/detect/audio", responses=responses, response_class=JSONResponse, **described)
+    async def detect_audio(
+      request: Request,
+      key: Annotated[KeyInfo, Depends(require(DETECT))],
+      explain: Explain = False,
+      model: ModelName = None,
+      later: Later = False,
+      webhook_url: Webhook = None,
+      idempotency_key: IdempotencyKey = None,
+    ):
+      return await detect(
+        request, key, idempotency_key, explain=explain, model=model, later=later, webhook=webhook_url
+      )
 
   else:
 
-    @routes.post(f"/detect/{kind}", name=f"detect_{kind}", responses=responses, **described)
-    async def detect_other(
+    @routes.post("/detect/image", responses=responses, **described)
+    async def detect_image(
       request: Request,
       key: Annotated[KeyInfo, Depends(require(DETECT))],
       explain: Explain = False,
       model: ModelName = None,
       idempotency_key: IdempotencyKey = None,
     ):
-      return await detect(request, usual_frames, explain, model, idempotency_key, key)
+      return await detect(request, key, idempotency_key, explain=explain, model=model)
 
 
 _NAMES = {"video": "video", "image": "picture", "audio": "sound file"}
@@ -221,13 +257,14 @@ class Asked:
   explain: bool
   model: str | None
   later: bool
+  webhook: str | None = None
 
 
 class Detection:
   """Answers files, by the engine or from what was answered before."""
 
   def __init__(self, context: Context):
-    self._context, self._slots = context, Slots(context)
+    self._context, self._slots, self._results = context, Slots(context), Results(context)
     # Waiting for the engine costs a thread; nobody else's threads are taken for it.
     self._threads = anyio.CapacityLimiter(context.settings.queue)
 
@@ -239,10 +276,14 @@ class Detection:
     if not context.engine.ready:
       raise Problem("not_ready", "The models are being loaded.", retry_after_s=_BUSY_AGAIN_S)
     model = find_model(context.engine.models, asked.model)
+    await self._check_later(asked, key, idempotency_key)
     with self._slots.take(key.id):
       most = context.settings.most_bytes(asked.kind)
-      async with context.uploads.receive(request, kind=asked.kind, most_bytes=most) as upload:
-        context.metrics.upload_bytes.labels(asked.kind).observe(upload.size)
+      async with context.uploads.receive(request, kind=asked.kind, most_bytes=most) as received:
+        if idempotency_key is None and not asked.later:
+          # All of it in one thread: each change of threads costs as much as looking an answer up.
+          return await self._in_thread(self._answer_received, received, asked, model, key)
+        upload = await self._in_thread(received.upload)
         return await idempotency.once(
           context.store,
           key,
@@ -251,44 +292,54 @@ class Detection:
           lambda: self._answer(upload, asked, model, key),
         )
 
-  async def _answer(self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo) -> Response:
-    if asked.later:
-      return await self._submit(upload, asked, key)
-    # All of it in one thread: each change of threads costs as much as looking an answer up.
-    body, version = await anyio.to_thread.run_sync(
-      self._found_or_judged, upload, asked, model, key, limiter=self._threads
-    )
-    return Response(body, media_type="application/json", headers={"X-Model-Version": version})
-
-  async def _submit(self, upload: Upload, asked: Asked, key: KeyInfo) -> Response:
+  async def _check_later(self, asked: Asked, key: KeyInfo, idempotency_key: str | None) -> None:
+    """Refuses a job that cannot be begun before its file is received."""
+    if asked.webhook is not None and not asked.later:
+      raise Problem("bad_webhook", "A webhook tells the end of a job.", remedy="Send async=true with it.")
+    if not asked.later:
+      return
     if self._context.later.submit is None:
       raise Problem("no_jobs", "This service runs no jobs.")
-    return await self._context.later.submit(upload, key=key, frames=asked.frames, model=asked.model)
+    # One that was answered before is answered again, however many jobs there are now.
+    if self._context.later.check is not None and idempotency_key is None:
+      await anyio.to_thread.run_sync(self._context.later.check, key, asked.model, asked.webhook)
 
-  def _found_or_judged(
-    self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo
-  ) -> tuple[bytes, str]:
-    """The answer as it is sent, and the model that gave it."""
-    answer = self._known(upload, asked, model, key) or self._judged(upload, asked, key)
-    version = answer["model_version"]
-    self._context.metrics.results.labels(asked.kind, answer["outcome"], version).inc()
-    return json.dumps(answer, allow_nan=False).encode(), version
+  async def _in_thread(self, function, *arguments):
+    return await anyio.to_thread.run_sync(function, *arguments, limiter=self._threads)
 
-  def _known(self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo) -> dict | None:
-    found = self._context.store.find_result(
-      sha256=upload.sha256,
-      model=model.sha256,
-      settings=_settings(asked, upload),
-      shared_with=self._shared_with(key),
+  def _answer_received(self, received: Received, asked: Asked, model: ModelInfo, key: KeyInfo) -> Response:
+    try:
+      return self._answer_now(received.upload(), asked, model, key)
+    finally:
+      received.remove()
+
+  async def _answer(self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo) -> Response:
+    if not asked.later:
+      return await self._in_thread(self._answer_now, upload, asked, model, key)
+    return await self._context.later.submit(
+      upload,
+      key=key,
+      frames=asked.frames,
+      model=asked.model,
+      explain=asked.explain,
+      webhook=asked.webhook,
     )
-    if found is None:
-      return None
-    result_id, answer = found
-    self._context.metrics.cached.labels(asked.kind).inc()
-    answer["file"]["name"] = answer["run"]["path"] = upload.name
-    return answer | {"request_id": request_id.get(), "result_id": result_id, "cached": True}
 
-  def _judged(self, upload: Upload, asked: Asked, key: KeyInfo) -> dict:
+  def _answer_now(self, upload: Upload, asked: Asked, model: ModelInfo, key: KeyInfo) -> Response:
+    metrics = self._context.metrics
+    metrics.upload_bytes.labels(asked.kind).observe(upload.size)
+    question = Question(upload.name, upload.extension, asked.frames, asked.explain, key.id)
+    found = self._results.find(question, sha256=upload.sha256, model=model.sha256)
+    if found is not None:
+      upload.check_answer(found[1])
+    result_id, answer = found or self._judged(upload, asked, question)
+    version = answer["model_version"]
+    metrics.results.labels(asked.kind, answer["outcome"], version).inc()
+    answer |= {"request_id": request_id.get(), "result_id": result_id, "cached": found is not None}
+    body = json.dumps(answer, allow_nan=False).encode()
+    return Response(body, media_type="application/json", headers={"X-Model-Version": version})
+
+  def _judged(self, upload: Upload, asked: Asked, question: Question) -> tuple[str, dict]:
     context, started_s = self._context, time.perf_counter()
     try:
       verdict = context.engine.detect(upload.path, frames=asked.frames, model=asked.model)
@@ -300,41 +351,7 @@ class Detection:
       raise _unknown_model(error) from error
     context.metrics.detect_seconds.labels(asked.kind).observe(time.perf_counter() - started_s)
     upload.check_decoded(kind=verdict.file["kind"], container=(verdict.file["media"] or {}).get("container"))
-    answer = answer_of(verdict, upload.name, asked.explain)
-    result_id = context.store.add_result(
-      answer,
-      key_id=key.id,
-      sha256=upload.sha256,
-      model=verdict.model["sha256"],
-      settings=_settings(asked, upload),
-      shared_with=self._shared_with(key),
-    )
-    return answer | {"request_id": request_id.get(), "result_id": result_id, "cached": False}
-
-  def _shared_with(self, key: KeyInfo) -> str:
-    return "" if self._context.settings.shared_results else key.id
-
-
-def answer_of(verdict: Verdict, name: str, explain: bool) -> dict:
-  """The JSON of a verdict without request_id, result_id and cached.
-
-  Args:
-    verdict: of a received file.
-    name: of the file, as the client called it; it replaces the random one.
-    explain: whether to add the report, and the judged faces with their region maps.
-  """
-  verdict = dataclasses.replace(
-    verdict,
-    file={**verdict.file, "name": name},
-    # Folders of this machine are nobody's business.
-    run={**verdict.run, "path": name, "model_path": None},
-  )
-  return {
-    **report.to_json(verdict),
-    "model_version": f"{verdict.model['name']}@{verdict.model['version']}",
-    "report_html": report.render_html(verdict) if explain else None,
-    "evidence": evidence_json(verdict) if explain else None,
-  }
+    return self._results.add(question, verdict)
 
 
 def find_model(models: list[ModelInfo], asked: str | None) -> ModelInfo:
@@ -367,10 +384,3 @@ def media_problem(error: media.MediaError, upload: Upload) -> Problem:
 
 def _unknown_model(error: UnknownModel) -> Problem:
   return Problem("unknown_model", str(error))
-
-
-def _settings(asked: Asked, upload: Upload) -> str:
-  """What an answer depends on besides the file and the model."""
-  # The report shows the name.
-  name = idempotency.fingerprint(upload.name)[:32] if asked.explain else ""
-  return f"{__version__}/{asked.kind}/{upload.extension}/{asked.frames}/{name}"

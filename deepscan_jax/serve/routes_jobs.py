@@ -1,4 +1,4 @@
-"""POST /api/v1/batch/process, GET and DELETE /api/v1/batch/{id}: folders and long videos, judged later.
+"""POST /api/v1/batch/process, GET and DELETE /api/v1/batch/{id}: folders and long files, judged later.
 
 A job is its key's: to all others it is not there. GET tells how far it is and what was found so far, a page
 at a time; DELETE cancels it, which keeps what was found. A webhook (webhooks.py) tells its end. Jobs that
@@ -6,6 +6,7 @@ have ended are forgotten after a while.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from deepscan_jax.serve.job_runner import JobRunner, Spool, listed
 from deepscan_jax.serve.jobs import Answered, Job, Ledger
 from deepscan_jax.serve.keys import BATCH, DETECT, KeyInfo
 from deepscan_jax.serve.problems import KEY_PROBLEMS, Problem, describe
+from deepscan_jax.serve.results import EXPLANATION
 from deepscan_jax.serve.routes_detect import find_model
 from deepscan_jax.serve.uploads import Upload
 
@@ -83,6 +85,7 @@ class FileResult(_Strict):
   tries: int
   outcome: str | None
   deepfake_probability: float | None
+  result_id: str | None = Field(default=None, description="What POST /api/v1/feedback names it by.")
   verdict: dict[str, Any] | None = Field(description="As of the detect routes.")
   error: FileProblem | None
 
@@ -121,7 +124,7 @@ def router(context: Context) -> APIRouter:
     "BatchRequest", __base__=BatchRequest, __doc__=BatchRequest.__doc__, frames=(frames, min(32, most))
   )
   routes = APIRouter(prefix="/api/v1", tags=["batch"], lifespan=service.lifespan)
-  context.later.submit = service.submit
+  context.later.submit, context.later.check = service.submit, service.check
   accepted = {202: {"model": JobAccepted, "headers": {"Location": _LOCATION}}}
 
   @routes.post(
@@ -241,12 +244,28 @@ class Jobs:
     )
     return self._accepted(job)
 
-  async def submit(self, upload: Upload, *, key: KeyInfo, frames: int, model: str | None) -> Response:
-    """Begins a job of a received file, which is moved to where it waits for it."""
-    return await anyio.to_thread.run_sync(self._submit, upload, key, frames, model)
+  def check(self, key: KeyInfo, model: str | None, webhook: str | None) -> None:
+    """Raises what `submit` would, of what does not depend on the file."""
+    self._check(key, model)
+    self._webhook(webhook)
 
-  def _submit(self, upload: Upload, key: KeyInfo, frames: int, model: str | None) -> Response:
-    found = self._check(key, model)
+  async def submit(
+    self,
+    upload: Upload,
+    *,
+    key: KeyInfo,
+    frames: int,
+    model: str | None,
+    explain: bool = False,
+    webhook: str | None = None,
+  ) -> Response:
+    """Begins a job of a received file, which is moved to where it waits for it."""
+    return await anyio.to_thread.run_sync(self._submit, upload, key, frames, model, explain, webhook)
+
+  def _submit(
+    self, upload: Upload, key: KeyInfo, frames: int, model: str | None, explain: bool, webhook: str | None
+  ) -> Response:
+    found, webhook = self._check(key, model), self._webhook(webhook)
     name = self._spool.take(upload.path)
     sent = {
       "name": upload.name,
@@ -257,11 +276,12 @@ class Jobs:
     }
     try:
       job = self._ledger.open_job(
-        settings={**_judged_by(found, frames), "upload": sent},
+        settings={**_judged_by(found, frames), "upload": sent, "explain": explain},
         directory=None,
         owner=key.id,
         state=jobs.LISTING,
         node=self._spool.node,
+        webhook=webhook,
         # Its one file is added here; until then nobody else looks for any.
         leased_s=jobs.LEASE_S,
       )
@@ -300,9 +320,18 @@ class Jobs:
       outcomes=self._ledger.outcomes(job.id),
       seconds_left=round(left * seconds / answered, 1) if running else None,
       webhook=job.webhook_state,
-      results=[_result(job, answered) for answered in page],
+      results=[_result(job, self._explained(job, answered)) for answered in page],
       next_after=page[-1].item if page and more else None,
     )
+
+  def _explained(self, job: Job, answered: Answered) -> Answered:
+    """An answer with its report and evidence, as long as these are kept."""
+    result_id = answered.answer.get("result_id")
+    if not job.settings.get("explain") or not result_id:
+      return answered
+    kept = self._context.store.result(result_id) or {}
+    explanation = {name: kept.get(name) or answered.answer.get(name) for name in EXPLANATION}
+    return dataclasses.replace(answered, answer={**answered.answer, **explanation})
 
   def cancel(self, job_id: str, key: KeyInfo) -> None:
     """Cancels a job; one that has ended stays as it is."""
@@ -351,13 +380,14 @@ def _judged_by(model: ModelInfo, frames: int) -> dict:
 
 
 def _result(job: Job, answered: Answered) -> FileResult:
-  answer, upload = answered.answer, job.settings.get("upload")
-  error = answer.get("error")
+  answer, upload = dict(answered.answer), job.settings.get("upload")
+  error, result_id = answer.get("error"), answer.pop("result_id", None)
   return FileResult(
     **({"path": upload["name"]} if upload else batch_report.names(answered.path)),
     tries=answered.tries,
     outcome=answer.get("outcome"),
     deepfake_probability=answer.get("deepfake_probability"),
+    result_id=result_id,
     verdict=None if error else answer,
     error=error,
   )

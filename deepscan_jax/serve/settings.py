@@ -84,7 +84,7 @@ class Settings:
     ),
   )
   roots: tuple[Path, ...] = dataclasses.field(
-    default=(), metadata=_about("Folders that batch jobs may read, with commas between; none: no jobs.")
+    default=(), metadata=_about("Folders that batch jobs may read, with commas between; none: no folder.")
   )
   batch_workers: int = dataclasses.field(
     default=1, metadata=_about("Files of jobs that are judged at once.", least=1)

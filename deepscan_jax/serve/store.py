@@ -73,6 +73,20 @@ FEEDBACK = sa.Table(
 )
 
 IDEMPOTENT_FOR_S = 24 * 3600.0
+# Made once: making a statement takes longer than SQLite needs to answer it.
+_FIND_RESULT = (
+  sa.select(RESULTS.c.id, RESULTS.c.body)
+  .where(
+    RESULTS.c.sha256 == sa.bindparam("of_sha256"),
+    RESULTS.c.model == sa.bindparam("of_model"),
+    RESULTS.c.settings == sa.bindparam("of_settings"),
+    RESULTS.c.shared_with == sa.bindparam("of_shared_with"),
+    RESULTS.c.created > sa.bindparam("after"),
+  )
+  .order_by(RESULTS.c.created.desc())
+  .limit(1)
+)
+_ADD_RESULT = sa.insert(RESULTS)
 
 
 def open_database(url: str) -> sa.Engine:
@@ -141,21 +155,23 @@ class Store:
     """The id and the answer for a file that was judged before; None where it was not, or is forgotten."""
     if not self._kept_s:
       return None
-    query = (
-      sa.select(RESULTS.c.id, RESULTS.c.body)
-      .where(
-        RESULTS.c.sha256 == sha256,
-        RESULTS.c.model == model,
-        RESULTS.c.settings == settings,
-        RESULTS.c.shared_with == shared_with,
-        RESULTS.c.created > self._clock() - self._kept_s,
-      )
-      .order_by(RESULTS.c.created.desc())
-      .limit(1)
-    )
+    asked = {
+      "of_sha256": sha256,
+      "of_model": model,
+      "of_settings": settings,
+      "of_shared_with": shared_with,
+      "after": self._clock() - self._kept_s,
+    }
     with self._database.connect() as connection:
-      row = connection.execute(query).first()
+      row = connection.execute(_FIND_RESULT, asked).first()
     return (row.id, json.loads(zlib.decompress(row.body))) if row else None
+
+  def result(self, result_id: str) -> dict | None:
+    """The answer of an id, whoever got it; None where it is forgotten."""
+    query = sa.select(RESULTS.c.body).where(RESULTS.c.id == result_id)
+    with self._database.connect() as connection:
+      body = connection.execute(query).scalar()
+    return None if body is None else json.loads(zlib.decompress(body))
 
   def add_result(
     self, answer: dict, *, key_id: str, sha256: str, model: str, settings: str, shared_with: str
@@ -176,7 +192,7 @@ class Store:
         "body": body,
       }
       with self._database.begin() as connection:
-        connection.execute(sa.insert(RESULTS), row)
+        connection.execute(_ADD_RESULT, row)
     return result_id
 
   # Feedback ----------------------------------------------------------------------------------------------
@@ -295,14 +311,26 @@ class Store:
       gone += connection.execute(
         sa.delete(ANSWERS).where(ANSWERS.c.started <= now - IDEMPOTENT_FOR_S)
       ).rowcount
-      total = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(RESULTS.c.size), 0))).scalar_one()
-      if total > self._most_bytes:
-        rows = connection.execute(sa.select(RESULTS.c.id, RESULTS.c.size).order_by(RESULTS.c.created)).all()
-        for row in rows:
-          if total <= self._most_bytes:
-            break
-          connection.execute(sa.delete(RESULTS).where(RESULTS.c.id == row.id))
-          total, gone = total - row.size, gone + 1
+      # Idempotent answers hold reports too, and are bounded likewise.
+      size = sa.func.length(ANSWERS.c.body)
+      own = (ANSWERS.c.key_id, ANSWERS.c.idempotency_key)
+      finished = ANSWERS.c.body.is_not(None)
+      gone += self._shrink(connection, (RESULTS.c.id,), RESULTS.c.size, RESULTS.c.created, sa.true())
+      gone += self._shrink(connection, own, size, ANSWERS.c.started, finished)
+    return gone
+
+  def _shrink(self, connection: sa.Connection, key: tuple, size, age, where) -> int:
+    """Deletes the oldest rows of the key's table until the rest may stay; returns how many."""
+    total = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(size), 0)).where(where)).scalar_one()
+    if total <= self._most_bytes:
+      return 0
+    gone = 0
+    for *row, bytes_ in connection.execute(sa.select(*key, size).where(where).order_by(age)).all():
+      if total <= self._most_bytes:
+        break
+      same = [column == value for column, value in zip(key, row, strict=True)]
+      connection.execute(sa.delete(key[0].table).where(*same))
+      total, gone = total - bytes_, gone + 1
     return gone
 
 

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
@@ -87,6 +87,11 @@ class Upload:
   kind: str
   size: int
   sha256: str
+
+  def check_answer(self, answer: dict) -> None:
+    """As `check_decoded`, by the JSON of a verdict."""
+    file = answer["file"]
+    self.check_decoded(kind=file["kind"], container=(file["media"] or {}).get("container"))
 
   def check_decoded(self, *, kind: str, container: str | None) -> None:
     """Compares what the decoder found with what the file was sent as.
@@ -162,8 +167,8 @@ class UploadFolder:
     return shutil.disk_usage(self.path).free
 
   @contextlib.asynccontextmanager
-  async def receive(self, request: Request, *, kind: str, most_bytes: int) -> AsyncIterator[Upload]:
-    """Receives the one file of a form; it is there until the block ends.
+  async def receive(self, request: Request, *, kind: str, most_bytes: int) -> AsyncIterator["Received"]:
+    """Receives the one file of a form; it is there until the block ends, or it is removed.
 
     Args:
       request: multipart/form-data with one file in the field that is named like its kind.
@@ -171,41 +176,30 @@ class UploadFolder:
       most_bytes: of the file.
 
     Raises:
-      Problem: it is not such a form, or the file is too large, empty, or not what its name says.
+      Problem: it is not such a form, or the file is too large, or not what its name says.
     """
     path = self.path / secrets.token_hex(16)
     self._open.add(path.stem)
     form = _Form(path, kind=kind, most_bytes=most_bytes)
     try:
-      try:
-        await self._read(request, form)
-        upload = await anyio.to_thread.run_sync(form.finish)
-      finally:
-        form.close()
-      path = upload.path
-      if self._keep is not None:
-        await anyio.to_thread.run_sync(self._keep_copy, upload)
-      yield upload
+      await self._read(request, form)
+      yield Received(form, keep=None if self._keep is None else self._keep_copy)
     finally:
-      for gone in {path, form.path}:
-        gone.unlink(missing_ok=True)
+      form.remove()
       self._open.discard(path.stem)
 
   async def _read(self, request: Request, form: "_Form") -> None:
     parser = _parser(request.headers.get("content-type", ""), form)
     chunks = request.stream().__aiter__()
+    ends_s = anyio.current_time() + self._whole_s
     try:
-      with anyio.fail_after(self._whole_s):
-        while True:
-          with anyio.fail_after(self._idle_s):
-            try:
-              chunk = await anext(chunks)
-            except StopAsyncIteration:
-              break
+      with anyio.fail_after(min(self._idle_s, self._whole_s)) as patience:
+        async for chunk in chunks:
           form.count(len(chunk))
           parser.write(chunk)
           if form.pending >= _WRITE_BYTES:
             await anyio.to_thread.run_sync(form.write)
+          patience.deadline = min(anyio.current_time() + self._idle_s, ends_s)
         parser.finalize()
     except TimeoutError as error:
       raise Problem("slow_upload", "The file did not arrive in time.", headers=_CLOSE) from error
@@ -231,6 +225,33 @@ class UploadFolder:
 _CLOSE = {"Connection": "close"}
 
 
+class Received:
+  """A form that was received, of which the last part may still have to be written.
+
+  Args:
+    form: read to its end.
+    keep: called with the Upload before anybody has it; None: nobody wants a copy.
+  """
+
+  def __init__(self, form: "_Form", *, keep: Callable[[Upload], None] | None):
+    self._form, self._keep = form, keep
+
+  def upload(self) -> Upload:
+    """The file; on a thread.
+
+    Raises:
+      Problem: it is empty, cut off, or not what its name says.
+    """
+    upload = self._form.finish()
+    if self._keep is not None:
+      self._keep(upload)
+    return upload
+
+  def remove(self) -> None:
+    """Deletes the file before the block ends; on a thread."""
+    self._form.remove()
+
+
 class _Form:
   """Callbacks of the form's parser, and the file that they fill."""
 
@@ -241,7 +262,7 @@ class _Form:
     self._headers: dict[bytes, bytes] = {}
     self._field, self._value = b"", b""
     self.name, self.extension, self._parts = "", "", 0
-    self._looked_at = self._ended = False
+    self._looked_at = self._ended = self._is_there = False
 
   def count(self, size: int) -> None:
     """Counts received bytes, the form's own lines too."""
@@ -323,6 +344,7 @@ class _Form:
     """Writes what has come in; on a thread."""
     if self._file is None:
       self._file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+      self._is_there = True
     rest = memoryview(bytes(self._buffer))
     self._buffer.clear()
     self._digest.update(rest)
@@ -348,6 +370,7 @@ class _Form:
     # The extension is one of ours by now; the decoder's answers and logs show it.
     named = self.path.with_name(f"{self.path.name}.{self.extension}")
     self.path.rename(named)
+    self.path = named
     return Upload(named, self.name, self.extension, self._kind, self.size, self._digest.hexdigest())
 
   def close(self) -> None:
@@ -355,6 +378,13 @@ class _Form:
     if self._file is not None:
       os.close(self._file)
       self._file = None
+
+  def remove(self) -> None:
+    """Deletes the file, if one was written; more than once does no harm."""
+    self.close()
+    if self._is_there:
+      self.path.unlink(missing_ok=True)
+      self._is_there = False
 
 
 def _parser(content_type: str, form: _Form) -> MultipartParser:

@@ -4,9 +4,9 @@
 (() => {
   const API = "api/v1/";
   const SUFFIXES = {
-    video: ["mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg"],
+    video: ["mp4", "m4v", "mov", "3gp", "avi", "mkv", "webm", "mpg", "mpeg"],
     image: ["jpg", "jpeg", "png", "webp"],
-    audio: ["wav", "mp3", "flac", "m4a", "ogg", "oga", "opus", "aac"],
+    audio: ["wav", "mp3", "flac", "m4a", "ogg", "opus"],
   };
   const WORDS = {
     likely_authentic: "likely authentic", inconclusive: "inconclusive", likely_manipulated: "likely manipulated",
@@ -18,6 +18,13 @@
   const MOST_SOUND_S = 1200;
   const SOUND_RATE_HZ = 16000;
   const CROP_PX = 224;
+  // A longer file is sent as a job, whose state is asked for: no connection has to last until it is judged.
+  const LATER_S = 120;
+  const LATER_BYTES = 64e6;
+  // At first, and at most: a key may ask so often in an hour.
+  const ASK_EVERY_MS = [1000, 5000];
+  // Answers in a row that may be missing, when a connection breaks off or a server is exchanged.
+  const MOST_MISSING = 5;
 
   const $ = (id) => document.getElementById(id);
   const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -26,6 +33,10 @@
   let file = null;
   let kind = null;
   let request = null;
+  // The job under way: its address, and the key that it belongs to.
+  let job = null;
+  // How long the chosen file plays, as far as the browser can tell.
+  let seconds = Promise.resolve(0);
   // Timers: how long a file has been judged, and when it may be tried again.
   let counting = 0;
   let ticking = 0;
@@ -89,11 +100,30 @@
       chosen.textContent = `${first.name} is neither a video, a picture nor a sound file of a known kind.`;
     } else {
       file = first;
+      seconds = kind === "image" ? Promise.resolve(0) : playingTime(file);
       chosen.replaceChildren(make("bdi", {}, file.name), make("span", {}, ` ${KINDS[kind]}, ${bytes(file.size)}`));
       document.querySelector("#drop .cue").textContent = "Choose another file";
     }
     $("drop").classList.toggle("full", Boolean(file));
     hideProblem();
+  };
+
+  /** Seconds that a file plays; 0 where the browser cannot tell at once. */
+  const playingTime = async (candidate) => {
+    const url = URL.createObjectURL(candidate);
+    const media = make(kind, { preload: "metadata", src: url });
+    try {
+      await event(media, "loadedmetadata", 3000);
+      return Number.isFinite(media.duration) ? media.duration : 0;
+    } catch (error) {
+      if (!(error instanceof MissingEvent)) throw error;
+      return 0;
+    } finally {
+      // What is still being read would fail aloud.
+      media.removeAttribute("src");
+      media.load();
+      URL.revokeObjectURL(url);
+    }
   };
 
   $("file").addEventListener("change", (event) => choose(event.target.files));
@@ -117,7 +147,7 @@
     if (!holdsFiles(event)) return;
     event.preventDefault();
     mark(-over);
-    if (request) return;
+    if (request || job) return;
     if ($("ask").hidden) askAgain();
     choose(event.dataTransfer.files);
   });
@@ -147,8 +177,9 @@
     $("preview").hidden = true;
   };
 
-  const send = () => {
-    if (request) return;
+  /** later: as a job; null: if the file is long. */
+  const send = async (later = null) => {
+    if (request || job) return;
     if (!file) {
       $("chosen").classList.add("wrong");
       $("chosen").textContent = "Choose a file first.";
@@ -174,7 +205,10 @@
     form.append(kind, file, file.name);
     // Of what fetch offers, nothing tells how much of a file was sent.
     request = new XMLHttpRequest();
-    request.open("POST", `${API}detect/${kind}?explain=true`);
+    const mine = request;
+    const long = kind !== "image" && (file.size > LATER_BYTES || (await seconds) > LATER_S);
+    if (request !== mine) return;
+    request.open("POST", `${API}detect/${kind}?explain=true${later ?? long ? "&async=true" : ""}`);
     request.setRequestHeader("Authorization", `Bearer ${key}`);
     request.setRequestHeader("Accept", "application/json, application/problem+json");
     request.upload.addEventListener("progress", (event) => {
@@ -191,29 +225,124 @@
       tell();
       counting = setInterval(tell, 1000);
     });
-    request.addEventListener("load", (event) => answered(event.target, key));
-    request.addEventListener("error", (event) => failed(event.target));
-    request.addEventListener("abort", () => {
-      only("ask");
-      $("chosen").textContent = "Cancelled. The file is still chosen.";
-      $("send").focus();
-    });
-    request.addEventListener("loadend", () => { request = null; clearInterval(counting); });
+    const over = (next) => () => {
+      request = null;
+      if (mine.status !== 202) clearInterval(counting);
+      next();
+    };
+    request.addEventListener("load", over(() => answered(mine, key)));
+    request.addEventListener("error", over(() => failed(mine)));
+    request.addEventListener("abort", over(cancelled));
     request.send(form);
   };
 
+  const cancelled = () => {
+    only("ask");
+    $("chosen").textContent = "Cancelled. The file is still chosen.";
+    $("send").focus();
+  };
+
   $("form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
-  $("cancel").addEventListener("click", () => request?.abort());
+  $("cancel").addEventListener("click", () => {
+    if (job) {
+      const { url, key } = job;
+      endJob();
+      // Whether it is heard or not, nobody waits for the answer any more.
+      fetch(url, { method: "DELETE", headers: { Authorization: `Bearer ${key}` } }).catch(unheard);
+      cancelled();
+    } else if (request?.readyState === XMLHttpRequest.UNSENT) {
+      request = null;
+      cancelled();
+    } else {
+      request?.abort();
+    }
+  });
   $("again").addEventListener("click", () => send());
 
+  /** What went wrong on the way to the service, as no answer; anything else is a defect of this page. */
+  const unheard = (error) => {
+    if (!(error instanceof TypeError || error instanceof SyntaxError)) throw error;
+    return null;
+  };
+
   const answered = (done, key) => {
-    if (done.status < 200 || done.status > 299) {
-      failed(done);
+    if (done.status === 202) {
+      // By its id: where the service lies behind a proxy, its own addresses may begin otherwise.
+      const id = /"id": ?"([0-9a-f]{32})"/.exec(done.responseText)?.[1];
+      if (id) follow(`${API}batch/${id}`, key);
+      else read(() => ({}), key, null);
       return;
     }
+    if (done.status < 200 || done.status > 299) {
+      const told = problemOf(done);
+      // A service without jobs judges long files too, while the connection lasts.
+      if (told.code === "no_jobs") send(false);
+      else failed(done);
+      return;
+    }
+    read(() => JSON.parse(done.responseText), key, leftOf(done.getResponseHeader("RateLimit")));
+  };
+
+  const leftOf = (header) => /;\s*r=(\d+)/.exec(header ?? "")?.[1] ?? null;
+
+  /** Asks for a job until it has ended; then shows what was found. */
+  const follow = async (url, key) => {
+    const mine = { url, key };
+    job = mine;
+    let missing = 0;
+    let [pause, most] = ASK_EVERY_MS;
+    for (;;) {
+      await new Promise((resume) => { setTimeout(resume, pause); });
+      pause = Math.min(1.1 * pause, most);
+      if (job !== mine) return;
+      const answer = await fetch(`${url}?limit=1`, { headers: { Authorization: `Bearer ${key}` } }).catch(unheard);
+      const told = answer?.ok ? await answer.json().catch(unheard) : null;
+      if (job !== mine) return;
+      if (answer && !answer.ok && answer.status < 500 && answer.status !== 429) {
+        endJob();
+        showProblem(inWords((await answer.json().catch(unheard)) ?? {}, answer.status, null), { again: true });
+        return;
+      }
+      if (answer?.status === 429) most = pause = 4 * ASK_EVERY_MS[1];
+      else missing = told ? 0 : missing + 1;
+      if (missing > MOST_MISSING) {
+        endJob();
+        showProblem(wordsOf(0), { again: true });
+        return;
+      }
+      if (!told) continue;
+      const now = told.running ? "The file is being judged." : "The file has arrived and waits for its turn.";
+      // Those who hear it are told once.
+      if (!$("phase").textContent.startsWith(now)) $("phase").textContent = `${now} Keep this page open.`;
+      if (told.state === "listing" || told.state === "running") continue;
+      endJob();
+      ended(told, key);
+      return;
+    }
+  };
+
+  const endJob = () => {
+    job = null;
+    clearInterval(counting);
+  };
+
+  const ended = (told, key) => {
+    const [row] = told.results;
+    const why = told.problem ?? row?.error;
+    if (row?.verdict) {
+      read(() => ({ ...row.verdict, result_id: row.result_id }), key, null);
+    } else {
+      showProblem({
+        title: "The file was not judged", detail: why?.message ?? "The job was ended before it was.", remedy: "",
+        fine: why ? `code ${why.code}` : "",
+      }, { again: true });
+    }
+  };
+
+  const read = (parse, key, left) => {
     let answer = null;
     try {
-      answer = JSON.parse(done.responseText);
+      answer = parse();
       if (!answer.report_html.includes("<article")) throw new SyntaxError("no report");
     } catch (error) {
       if (!(error instanceof SyntaxError || error instanceof TypeError)) throw error;
@@ -224,7 +353,7 @@
       }, { again: true });
       return;
     }
-    showResult(answer, key, /;\s*r=(\d+)/.exec(done.getResponseHeader("RateLimit") ?? "")?.[1] ?? null);
+    showResult(answer, key, left);
   };
 
   // Problems ---------------------------------------------------------------------------------------------
@@ -240,30 +369,42 @@
     504: ["It took too long", "There was no answer in time.", "Send a shorter passage."],
   };
 
-  const failed = (done) => {
-    let told = {};
-    if (/json/.test(done.getResponseHeader("Content-Type") ?? "")) {
-      try {
-        told = JSON.parse(done.responseText) ?? {};
-      } catch (error) {
-        if (!(error instanceof SyntaxError)) throw error;
-        told = {}; // cut off on its way: the status still says what it is
-      }
+  const wordsOf = (status) => {
+    const [title, detail, remedy] = PROBLEMS[status]
+      ?? ["The file was not judged", `The service answered with status ${status}.`, ""];
+    return { title, detail, remedy };
+  };
+
+  /** The problem+json of an answer; what it does not hold is missing. */
+  const problemOf = (done) => {
+    if (!/json/.test(done.getResponseHeader("Content-Type") ?? "")) return {};
+    try {
+      return JSON.parse(done.responseText) ?? {};
+    } catch (error) {
+      if (!(error instanceof SyntaxError)) throw error;
+      return {}; // cut off on its way: the status still says what it is
     }
-    const [title, detail, remedy] = PROBLEMS[done.status]
-      ?? ["The file was not judged", `The service answered with status ${done.status}.`, ""];
+  };
+
+  /** A problem as people read it. */
+  const inWords = (told, status, id) => {
+    const { title, detail, remedy } = wordsOf(status);
     const text = (value, other) => (typeof value === "string" && value ? value : other);
-    const after = done.getResponseHeader("Retry-After");
-    let at = null;
-    if (after) at = /^\d+$/.test(after) ? Date.now() + 1000 * Number(after) : Date.parse(after) || null;
     const faults = Array.isArray(told.errors) ? told.errors.map((fault) => text(fault?.message, "")) : [];
-    const problem = {
+    return {
       title: text(told.title, title),
       detail: [text(told.detail, detail), ...faults].join(" ").trim(),
       remedy: text(told.remedy, told.title ? "" : remedy),
-      fine: [told.code, done.getResponseHeader("X-Request-ID") ?? told.request_id ?? told.instance]
+      fine: [told.code, id ?? told.request_id ?? told.instance]
         .filter((part) => typeof part === "string" && part).join(", "),
     };
+  };
+
+  const failed = (done) => {
+    const after = done.getResponseHeader("Retry-After");
+    let at = null;
+    if (after) at = /^\d+$/.test(after) ? Date.now() + 1000 * Number(after) : Date.parse(after) || null;
+    const problem = inWords(problemOf(done), done.status, done.getResponseHeader("X-Request-ID"));
     showProblem(problem, { at, again: [0, 408, 429].includes(done.status) || done.status >= 500 });
     if (done.status === 401 || done.status === 403) keyIsWrong(problem.title + ".");
   };
@@ -362,7 +503,7 @@
     attachCharts(article, $("preview"));
     joinTimes(article, player);
     pictureEverybody(answer, article);
-    $("result").replaceChildren(article, limits);
+    $("result").replaceChildren(article, limits, ...(answer.result_id ? [feedback(answer, key)] : []));
     only("result");
     player.refresh();
     tellOfModel(answer, limits, key);
@@ -404,6 +545,55 @@
       again,
       make("p", { class: "fine" }, told.join(" · ")),
     );
+  };
+
+  const LABELS = { authentic: "It is authentic", manipulated: "It was manipulated or generated", unsure: "I am not sure" };
+
+  /** A form in which who knows better says so. */
+  const feedback = (answer, key) => {
+    const choices = Object.entries(LABELS).map(([value, words]) =>
+      make("label", { class: "option" }, make("input", { type: "radio", name: "label", value }), words));
+    const comment = make("textarea", { id: "comment", rows: "3", maxlength: "2000", "aria-describedby": "comment-hint" });
+    const button = make("button", { type: "submit", class: "button" }, "Send feedback");
+    const told = make("p", { id: "feedback-told", role: "status" });
+    const form = make("form", { id: "feedback", novalidate: true },
+      make("fieldset", { "aria-describedby": "feedback-told" },
+        make("legend", {}, "What is this file really?"), make("div", { class: "choices" }, ...choices)),
+      make("div", { class: "field" }, make("label", { for: "comment" }, "How do you know? (optional)"), comment,
+        make("p", { id: "comment-hint", class: "fine" },
+          "The service keeps this with the verdict, for review; it keeps nothing of the file for it.")),
+      make("div", {}, button));
+    const say = (words, wrong) => {
+      told.textContent = words;
+      told.classList.toggle("wrong", wrong);
+    };
+    form.addEventListener("submit", async (submitted) => {
+      submitted.preventDefault();
+      const label = form.querySelector("input:checked")?.value;
+      if (!label) {
+        say("Choose one of the three first.", true);
+        form.querySelector("input").focus();
+        return;
+      }
+      if (button.disabled) return;
+      button.disabled = true;
+      say("Sending \u2026", false);
+      const answered = await fetch(`${API}feedback`, {
+        method: "POST",
+        headers: { Authorization: `Bearer ${key}`, "Content-Type": "application/json" },
+        body: JSON.stringify({ result_id: answer.result_id, label, comment: comment.value }),
+      }).catch(unheard);
+      if (answered?.ok) {
+        form.remove();
+        say(`Thank you. It was kept for review: ${LABELS[label].toLowerCase()}.`, false);
+        return;
+      }
+      button.disabled = false;
+      const problem = inWords((await answered?.json().catch(unheard)) ?? {}, answered?.status ?? 0, null);
+      say(`${problem.detail} ${problem.remedy}`.trim(), true);
+    });
+    return make("section", { class: "card feedback", "aria-labelledby": "feedback-title" },
+      make("h2", { id: "feedback-title" }, "Do you know better?"), form, told);
   };
 
   const letGo = () => {
@@ -747,8 +937,8 @@
 
   class MissingEvent extends Error {}
 
-  const event = (target, type) => new Promise((resolve, reject) => {
-    const late = setTimeout(() => reject(new MissingEvent(type)), 10000);
+  const event = (target, type, most = 10000) => new Promise((resolve, reject) => {
+    const late = setTimeout(() => reject(new MissingEvent(type)), most);
     const end = (done) => () => { clearTimeout(late); done(new MissingEvent(type)); };
     target.addEventListener(type, end(resolve), { once: true });
     target.addEventListener("error", end(reject), { once: true });
