@@ -154,6 +154,9 @@ _REQUESTS = flags.DEFINE_integer(
 _FIRST = flags.DEFINE_integer(
   "first", 0, "hostile: number of the first one, to send one again.", lower_bound=0, allow_override=True
 )
+_JUDGE = flags.DEFINE_boolean(
+  "judge", True, "hostile: judge what was decoded; without it files are only decoded.", allow_override=True
+)
 _LOAD_SEED = flags.DEFINE_integer(
   "load_seed", 0, "hostile, soak: of what is sent.", lower_bound=0, allow_override=True
 )
@@ -603,6 +606,7 @@ def benchmark_hostile() -> list:
     requests=_REQUESTS.value,
     first=_FIRST.value,
     seed=_LOAD_SEED.value,
+    judge=_JUDGE.value,
     tell=functools.partial(print, file=sys.stderr, flush=True),
   )
 

