@@ -5,7 +5,8 @@ the files of hostile_media by several clients at a time, then each of its bombs 
 service must never do: end, fail inside, answer without saying why, answer late, or keep anything, be it
 memory, handles, files or processes. Memory is compared between two moments of rest, after the first requests
 and after the last. `--first=N --requests=1` sends the file number N again. `--nojudge` leaves the networks
-out, and with them most of the time; files are received and decoded as ever.
+out, and with them most of the time; files are received and decoded as ever. Interrupted (Ctrl-C), it sends no
+more and tells what it has found.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Outcome:
     warm, last: what the service held at rest, after the first requests and after all.
     lived: whether its process was the same all the time.
     defects: errors in its log.
+    interrupted: whether fewer were sent than should have been.
   """
 
   answers: collections.Counter[tuple[int, str]] = dataclasses.field(default_factory=collections.Counter)
@@ -82,6 +84,7 @@ class Outcome:
   last: Sample | None = None
   lived: bool = True
   defects: list[str] = dataclasses.field(default_factory=list)
+  interrupted: bool = False
 
 
 def hostile_rows(
@@ -179,7 +182,7 @@ def _send_all(
 
   def work() -> None:
     try:
-      while service.lives():
+      while service.lives() and not outcome.interrupted:
         with lock:  # Cases are made by one at a time: what they are made of is shared.
           case = next(cases, None)
         if case is None:
@@ -206,8 +209,14 @@ def _send_all(
   threads = [threading.Thread(target=work, daemon=True) for _ in range(clients)]
   for thread in threads:
     thread.start()
-  for thread in threads:
-    thread.join()
+  try:
+    for thread in threads:
+      thread.join()
+  except KeyboardInterrupt:
+    tell("Interrupted; no more are sent.")
+    outcome.interrupted = True
+    for thread in threads:
+      thread.join()
   if failures:
     raise failures[0]
 
