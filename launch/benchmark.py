@@ -67,7 +67,7 @@ CASES = (
   "hostile",
   "soak",
 )
-PARTS = ("step", "around", "scaling", "memory", "batching", "overhead")
+PARTS = ("step", "around", "scaling", "memory", "batching", "overhead", "keys")
 
 _MEDIA = flags.DEFINE_string(
   "media",
@@ -90,8 +90,8 @@ _PART = flags.DEFINE_multi_enum(
   "part",
   PARTS,
   PARTS,
-  "Of train (step, around, scaling, memory) or serve (batching, overhead): what is measured; may be given "
-  "several times. `memory` compiles the preset full.",
+  "Of train (step, around, scaling, memory) or serve (batching, overhead, keys): what is measured; may be "
+  "given several times. `memory` compiles the preset full.",
   allow_override=True,
 )
 _DATA_DIR = flags.DEFINE_string(
@@ -558,10 +558,10 @@ def benchmark_resume() -> list[CountRow]:
     )
 
 
-def benchmark_serve() -> list[Row | RateRow]:
+def benchmark_serve() -> list[Row | RateRow | ShareRow]:
   """The service's engine with many clients, against a Detector that answers one request at a time; and the
-  service around it, with an engine that takes no time."""
-  from . import benchmark_serve_batching, benchmark_serve_overhead
+  service around it, with an engine that takes no time: what it adds, and what its refusals tell by time."""
+  from . import benchmark_serve_batching, benchmark_serve_keys, benchmark_serve_overhead
 
   rows, parts = [], set(_PART.value)
   threads = len(os.sched_getaffinity(0))
@@ -569,6 +569,14 @@ def benchmark_serve() -> list[Row | RateRow]:
     if "overhead" in parts:
       rows += benchmark_serve_overhead.overhead_rows(
         Path(folder), row=functools.partial(_row_of, "serve", device="cpu")
+      )
+    if "keys" in parts:
+      made = Path(folder) / "keys"
+      made.mkdir()
+      rows += benchmark_serve_keys.keys_rows(
+        made,
+        row=functools.partial(_row_of, "serve", device="cpu"),
+        share_row=lambda case, share, limit: ShareRow("serve", case, share, limit, "cpu", threads),
       )
     if "batching" in parts:
       rows += benchmark_serve_batching.batching_rows(
