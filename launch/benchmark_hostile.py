@@ -187,7 +187,7 @@ def _send_all(
           case = next(cases, None)
         if case is None:
           return
-        note(case, send(service, case, limit_s=limit_s))
+        note(case, send(service, case, limit_s=limit_s, frames=FRAMES))
     except Exception as error:
       failures.append(error)
 
@@ -233,8 +233,15 @@ def bomb_rows(
     yield Figure("hostile", f"bomb {name} in {len(data) / 1000:.0f} kB: {told}", answer.seconds, "s", limit_s)
 
 
-def send(service: WatchedService, case: Case, *, limit_s: float) -> Answer:
-  """Sends a case by a connection of its own, and looks at the answer."""
+def send(service: WatchedService, case: Case, *, limit_s: float, frames: int | None = None) -> Answer:
+  """Sends a case by a connection of its own, and looks at the answer.
+
+  Args:
+    service: that is sent it.
+    case: of hostile_media.
+    limit_s: an answer may take so long.
+    frames: of a video that are looked at; None leaves it to the service.
+  """
   body = case.form()
   headers = {
     "Authorization": f"Bearer {service.key}",
@@ -245,7 +252,7 @@ def send(service: WatchedService, case: Case, *, limit_s: float) -> Answer:
   connection = http.client.HTTPConnection(service.host, service.port, timeout=limit_s + 30)
   try:
     with contextlib.closing(connection):
-      query = f"?frames={FRAMES}" if case.kind == "video" else ""
+      query = f"?frames={frames}" if frames and case.kind == "video" else ""
       connection.putrequest("POST", f"/api/v1/detect/{case.kind}{query}")
       for name, value in headers.items():
         connection.putheader(name, value)

@@ -99,6 +99,7 @@ def soak_rows(
   """
   with tempfile.TemporaryDirectory() as folder, WatchedService(Path(folder)) as service:
     found = soak(service, minutes=minutes, per_second=per_second, seed=seed, every_s=every_s, tell=tell)
+    found.lived = service.end() == 0 and found.lived
   return rows_of(found, minutes=minutes)
 
 
@@ -180,10 +181,9 @@ def soak(
   for client in clients:
     client.join(_PATIENCE_S)
   load.end_jobs()
-  last = service.settled(patience_s=90.0)
   lived = service.lives()
+  last = service.settled(patience_s=90.0) if lived else samples[-1]
   defects = service.defects()
-  lived = service.end() == 0 and lived
   for line in (*load.wrong[:20], *defects[:20]):
     tell(line)
   return Soaked(samples, last, load.asked, load.statuses, load.wrong, lived, defects)

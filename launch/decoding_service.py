@@ -20,7 +20,7 @@ METADATA = {"name": "nobody", "version": "1", "sha256": "0" * 64}
 class Nobody:
   """In place of a detector: finds nobody in whatever was decoded."""
 
-  window, inputs, thresholds = WindowConfig(), ("crops",), verdict.Thresholds(0.4, 0.7, 0.05)
+  window, inputs, thresholds = WindowConfig(mouth_frames=0), ("crops",), verdict.Thresholds(0.4, 0.7, 0.05)
 
   def detect(self, path: Path, *, frames: int, decoding: media.Decoding) -> verdict.Verdict:
     """The verdict on a file without faces; MediaError as the detector raises it."""

@@ -210,7 +210,7 @@ class WatchedService:
     until = time.monotonic() + patience_s
     while time.monotonic() < until and (len(self._watched.children(recursive=True)) > 1 or self.files()):
       time.sleep(0.2)
-    time.sleep(1.0)
+    time.sleep(0.5)
     return min((self.sample() for _ in range(3)), key=lambda sample: sample.server_bytes)
 
   def files(self) -> list[Path]:

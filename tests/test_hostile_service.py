@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import random
 import sys
 
 import pytest
@@ -54,11 +55,13 @@ def test_a_case_is_the_same_for_the_same_number_and_seed():
 
 
 def test_all_families_are_drawn():
-  made = [Maker(0).case(number) for number in range(400)]
-  assert {case.family for case in made} == set(hostile_media.WEIGHTS)
+  maker = Maker(0)
+  made = [maker.case(number) for number in range(150)]
+  assert {case.family for case in made} >= set(hostile_media.WEIGHTS) - {"bomb"}
   assert {case.kind for case in made} == {"video", "image", "audio"}
-  lies = " ".join(case.what for case in made if case.family == "lying")
-  assert all(word in lies for word in ("width 0", "duration", "sample rate")) and "no lie; no lie" not in lies
+  lies = "; ".join(hostile_media._lying(random.Random(number)).what for number in range(300))
+  wanted = ("width 0", "height 0", "duration 0", "sample rate 0", "channels 0", "rate 4294967295")
+  assert [lie for lie in wanted if lie not in lies] == [] and lies.count("no lie") < 30
 
 
 def test_hostile_files_are_answered_and_leave_nothing(service):
@@ -97,10 +100,9 @@ def test_every_bomb_is_refused_with_its_reason(service):
   assert after.server_bytes - before.server_bytes < 50e6
 
 
-def test_mixed_load_leaves_nothing(service, tmp_path):
-  with WatchedService(tmp_path / "soaked", command=SERVICE) as soaked:
-    told = []
-    found = benchmark_soak.soak(soaked, minutes=0.05, per_second=25.0, seed=1, every_s=0.5, tell=told.append)
+def test_mixed_load_leaves_nothing(service):
+  told = []
+  found = benchmark_soak.soak(service, minutes=0.05, per_second=25.0, seed=1, every_s=0.5, tell=told.append)
   assert found.lived and not found.wrong and not found.defects, told
   assert found.last.files == 0 and found.last.processes == 1
   assert len(found.samples) >= 5 and len(found.asked) >= 10
