@@ -22,7 +22,7 @@ class Nobody:
 
   window, inputs, thresholds = WindowConfig(mouth_frames=0), ("crops",), verdict.Thresholds(0.4, 0.7, 0.05)
 
-  def detect(self, path: Path, *, frames: int, decoding: media.Decoding) -> verdict.Verdict:
+  def detect(self, path: str | Path, *, frames: int, decoding: media.Decoding) -> verdict.Verdict:
     """The verdict on a file without faces; MediaError as the detector raises it."""
     del frames
     clip = decoding.result()
@@ -35,7 +35,7 @@ class Nobody:
       people=(),
       thresholds=self.thresholds,
       model=METADATA,
-      file={"name": path.name, "bytes": 0, "sha256": "0" * 64, "kind": clip.kind, "media": clip.facts},
+      file={"name": Path(path).name, "bytes": 0, "sha256": "0" * 64, "kind": clip.kind, "media": clip.facts},
       timings={},
     )
 
