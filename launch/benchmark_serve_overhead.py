@@ -157,7 +157,7 @@ class _Instant:
     return dataclasses.replace(self._verdict, file={**self._verdict.file, "name": path.name})
 
 
-def main(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str]) -> int:
   """Serves in the folder argv[1]."""
   from deepscan_jax.serve import json_logs, server
   from deepscan_jax.serve.app import make_app
@@ -182,4 +182,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  sys.exit(_main(sys.argv))
