@@ -333,6 +333,20 @@ def test_the_model_of_the_package_gives_a_crop_the_same_score_in_any_company():
   batcher.close()
 
 
+def test_memory_is_given_back_from_time_to_time(monkeypatch):
+  now, given = [100.0], []
+  monkeypatch.setattr(engines.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(engines, "_give_memory_back", lambda: given.append(now[0]))
+  engine = Engine([None])
+  engine.ready = True
+  for now[0] in (101.0, 129.0, 131.0, 132.0, 160.0, 170.0):
+    with engine._admitted():
+      pass
+  assert given == [131.0, 170.0]
+  engine.ready = False
+  engine._batcher.close()
+
+
 def test_memory_that_was_freed_goes_back_to_the_system():
   libc = ctypes.CDLL(None)
   if not hasattr(libc, "malloc_trim"):
