@@ -119,8 +119,18 @@ def rows_of(found: Soaked, *, minutes: float) -> list[Figure]:
   return [
     row("minutes", minutes, "min"),
     row("requests", sum(found.asked.values())),
-    row("memory of the server, a minute", slope_per_minute(warm, "server_bytes") / MEGABYTE, "MB", 1.0),
-    row("memory with its processes, a minute", slope_per_minute(warm, "all_bytes") / MEGABYTE, "MB", 1.0),
+    row(
+      "memory of the server, a minute",
+      slope_per_minute(warm, "server_bytes") / MEGABYTE,
+      "MB",
+      MOST_MB_PER_MINUTE,
+    ),
+    row(
+      "memory with its processes, a minute",
+      slope_per_minute(warm, "all_bytes") / MEGABYTE,
+      "MB",
+      MOST_MB_PER_MINUTE,
+    ),
     row("memory of the server at the end", found.samples[-1].server_bytes / MEGABYTE, "MB"),
     row("handles more", more("handles"), "", MOST_HANDLES_MORE),
     row("threads more", more("threads")),
@@ -161,7 +171,7 @@ def soak(
     client.start()
   started, samples, number = time.monotonic(), [service.sample()], 0
   while (elapsed := time.monotonic() - started) < minutes * 60 and service.lives():
-    # Where the service cannot keep up, requests wait in vain: then it is asked less often.
+    # Where the service cannot keep up, it is asked less often.
     while number < elapsed * per_second:
       if due.qsize() < 4 * _CLIENTS:
         due.put(number)
