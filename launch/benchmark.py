@@ -1,4 +1,4 @@
-"""Times detect, builds, training, evaluation, networks, serving and more; kills training and batches.
+"""Times detect, builds, training, evaluation, networks, serving and more; kills, floods and soaks what runs.
 
 `benchmark voices` measures no time: it tells of voices that were never shown how often they are found.
 
@@ -14,6 +14,8 @@
     deepscan benchmark resume --kills=20
     deepscan benchmark serve --part=batching --part=overhead
     deepscan benchmark batch --kills=20 --files=500
+    deepscan benchmark hostile --requests=10000
+    deepscan benchmark soak --minutes=30
     deepscan benchmark voices --data_dir=data --seeds=3
 
 Ours and the reference take turns within one run, and each figure is the fastest of --repeats turns, so that a
@@ -26,7 +28,8 @@ that both see counted twice. Pairs are counted by the second of one processor, {
 least_per_s, device, threads}: `least_per_s` is the promise. What stands around the training step is told as a
 share of a run, {benchmark, case, ours_share, limit_share, device, threads}. What is counted when training or
 a batch is killed is {benchmark, case, count, promised, device, threads}. Rows of voices are those of
-benchmark_voices.
+benchmark_voices; what a service came to under hostile files or a long load is {benchmark, case, value, unit,
+limit}, and the exit code is 1 where a limit is not kept.
 """
 
 import concurrent.futures
@@ -61,8 +64,10 @@ CASES = (
   "serve",
   "batch",
   "voices",
+  "hostile",
+  "soak",
 )
-PARTS = ("step", "around", "scaling", "memory", "batching", "overhead")
+PARTS = ("step", "around", "scaling", "memory", "batching", "overhead", "keys")
 
 _MEDIA = flags.DEFINE_string(
   "media",
@@ -85,8 +90,8 @@ _PART = flags.DEFINE_multi_enum(
   "part",
   PARTS,
   PARTS,
-  "Of train (step, around, scaling, memory) or serve (batching, overhead): what is measured; may be given "
-  "several times. `memory` compiles the preset full.",
+  "Of train (step, around, scaling, memory) or serve (batching, overhead, keys): what is measured; may be "
+  "given several times. `memory` compiles the preset full.",
   allow_override=True,
 )
 _DATA_DIR = flags.DEFINE_string(
@@ -143,6 +148,20 @@ _RELATED = flags.DEFINE_multi_string(
   "times.",
   allow_override=True,
 )
+_REQUESTS = flags.DEFINE_integer(
+  "requests", 10_000, "hostile: files that are sent.", lower_bound=1, allow_override=True
+)
+_FIRST = flags.DEFINE_integer(
+  "first", 0, "hostile: number of the first one, to send one again.", lower_bound=0, allow_override=True
+)
+_JUDGE = flags.DEFINE_boolean(
+  "judge", True, "hostile: judge what was decoded; without it files are only decoded.", allow_override=True
+)
+_LOAD_SEED = flags.DEFINE_integer(
+  "load_seed", 0, "hostile, soak: of what is sent.", lower_bound=0, allow_override=True
+)
+_MINUTES = flags.DEFINE_float("minutes", 30.0, "soak: how long.", lower_bound=0.1, allow_override=True)
+_PER_SECOND = flags.DEFINE_float("per_second", 3.0, "soak: requests.", lower_bound=0.1, allow_override=True)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each side.", lower_bound=1, allow_override=True)
 _COLD = flags.DEFINE_boolean(
   "cold", True, "detect: also time the command from its start.", allow_override=True
@@ -239,17 +258,23 @@ def main(argv: Sequence[str]) -> int:
     "serve": benchmark_serve,
     "batch": benchmark_batch,
     "voices": benchmark_voices,
+    "hostile": benchmark_hostile,
+    "soak": benchmark_soak,
   }
   rows = runs[argv[1]]()
   if argv[1] == "voices":
     from . import benchmark_voices as voices
 
     print(voices.table(rows))
+  elif argv[1] in ("hostile", "soak"):
+    from . import watched_service
+
+    print(watched_service.table(rows))
   else:
     print(table(rows))
   if _OUTPUT_JSON.value:
     report.write_whole(_OUTPUT_JSON.value, json.dumps([dataclasses.asdict(r) for r in rows], indent=2) + "\n")
-  return 0
+  return 0 if all(getattr(row, "kept", True) for row in rows) else 1
 
 
 def benchmark_detect() -> list[Row | MemoryRow]:
@@ -533,10 +558,10 @@ def benchmark_resume() -> list[CountRow]:
     )
 
 
-def benchmark_serve() -> list[Row | RateRow]:
+def benchmark_serve() -> list[Row | RateRow | ShareRow]:
   """The service's engine with many clients, against a Detector that answers one request at a time; and the
-  service around it, with an engine that takes no time."""
-  from . import benchmark_serve_batching, benchmark_serve_overhead
+  service around it, with an engine that takes no time: what it adds, and what its refusals tell by time."""
+  from . import benchmark_serve_batching, benchmark_serve_keys, benchmark_serve_overhead
 
   rows, parts = [], set(_PART.value)
   threads = len(os.sched_getaffinity(0))
@@ -544,6 +569,14 @@ def benchmark_serve() -> list[Row | RateRow]:
     if "overhead" in parts:
       rows += benchmark_serve_overhead.overhead_rows(
         Path(folder), row=functools.partial(_row_of, "serve", device="cpu")
+      )
+    if "keys" in parts:
+      made = Path(folder) / "keys"
+      made.mkdir()
+      rows += benchmark_serve_keys.keys_rows(
+        made,
+        row=functools.partial(_row_of, "serve", device="cpu"),
+        share_row=lambda case, share, limit: ShareRow("serve", case, share, limit, "cpu", threads),
       )
     if "batching" in parts:
       rows += benchmark_serve_batching.batching_rows(
@@ -569,6 +602,31 @@ def benchmark_batch() -> list[CountRow]:
     workers=_BATCH_WORKERS.value,
     seed=_KILL_SEED.value,
     row=lambda case, count, promised: CountRow("batch", case, count, promised, "cpu", threads),
+    tell=functools.partial(print, file=sys.stderr, flush=True),
+  )
+
+
+def benchmark_hostile() -> list:
+  """A service that is sent broken and hostile files, by what it answers and what it holds in the end."""
+  from . import benchmark_hostile
+
+  return benchmark_hostile.hostile_rows(
+    requests=_REQUESTS.value,
+    first=_FIRST.value,
+    seed=_LOAD_SEED.value,
+    judge=_JUDGE.value,
+    tell=functools.partial(print, file=sys.stderr, flush=True),
+  )
+
+
+def benchmark_soak() -> list:
+  """A service under mixed load for a long time, by what it holds then."""
+  from . import benchmark_soak
+
+  return benchmark_soak.soak_rows(
+    minutes=_MINUTES.value,
+    per_second=_PER_SECOND.value,
+    seed=_LOAD_SEED.value,
     tell=functools.partial(print, file=sys.stderr, flush=True),
   )
 

@@ -18,7 +18,7 @@ import psutil
 
 PER_SECOND, P99_S = 200, 0.020
 _CONNECTIONS = 64
-_SECRET, _KEY = "benchmark-secret-0123456789abcdef", "benchmark-key-0123456789abcdef-xyz"
+SECRET, _KEY = "benchmark-secret-0123456789abcdef", "benchmark-key-0123456789abcdef-xyz"
 
 
 def overhead_rows(
@@ -42,7 +42,7 @@ def overhead_rows(
     subprocess.Popen([sys.executable, "-m", __name__, str(folder)], stderr=stderr) as process,
   ):
     try:
-      host, port = _address(process, log)
+      host, port = address(process, log)
       asyncio.run(_ask(host, port, per_second, per_second, size))
       before = psutil.Process(process.pid).cpu_times()
       late = sorted(asyncio.run(_ask(host, port, round(seconds * per_second), per_second, size)))
@@ -60,7 +60,8 @@ def overhead_rows(
   ]
 
 
-def _address(process: subprocess.Popen, log: Path) -> tuple[str, int]:
+def address(process: subprocess.Popen, log: Path) -> tuple[str, int]:
+  """Where a service listens, as its log says once it does; RuntimeError where it has ended."""
   while process.poll() is None:
     time.sleep(0.05)
     for line in log.read_bytes().splitlines(keepends=True):
@@ -156,7 +157,7 @@ class _Instant:
     return dataclasses.replace(self._verdict, file={**self._verdict.file, "name": path.name})
 
 
-def main(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str]) -> int:
   """Serves in the folder argv[1]."""
   from deepscan_jax.serve import json_logs, server
   from deepscan_jax.serve.app import make_app
@@ -166,11 +167,13 @@ def main(argv: Sequence[str]) -> int:
   json_logs.set_up()
   settings = Settings(
     port=0,
-    secret_key=_SECRET,
+    secret_key=SECRET,
     api_key=_KEY,
     data_dir=folder,
     temp_dir=folder,
     requests_per_hour=10**9,
+    reads_per_hour=10**9,
+    failed_auth_per_hour=10**9,
     # A machine that is busy with something else is late, and turns nobody away.
     queue=2 * _CONNECTIONS,
     queue_per_key=2 * _CONNECTIONS,
@@ -179,4 +182,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  sys.exit(_main(sys.argv))

@@ -10,8 +10,8 @@ from deepscan_jax.serve.app import make_app
 
 
 def main(folder: Path, changes: dict[str, str]) -> int:
-  numbers = {"drain_s", "drain_delay_s"}
-  values = {name: float(x) if name in numbers else Path(x) for name, x in changes.items()}
+  kinds = {"drain_s": float, "drain_delay_s": float, "requests_per_hour": int, "redis_url": str}
+  values = {name: kinds.get(name, Path)(x) for name, x in changes.items()}
   json_logs.set_up()
   return server.serve(make_app(make_settings(folder, port=0, **values), FakeEngine(slow_s=1.5)))
 

@@ -345,28 +345,11 @@ def test_without_redis_this_process_counts(caplog):
     limits.Limits("http://secret@elsewhere")
 
 
-def test_redis_counts_for_all(tmp_path):
-  import shutil
-  import subprocess
-
-  server = shutil.which("redis-server")
-  if server is None:
-    pytest.skip("redis-server is not installed.")
-  socket = tmp_path / "redis.sock"
-  with subprocess.Popen([server, "--port", "0", "--unixsocket", str(socket), "--save", ""]) as process:
-    try:
-      while not socket.exists():
-        time.sleep(0.02)
-      replicas = [limits.Limits(f"redis+unix://{socket}?db=0") for _ in range(2)]
-
-      async def ask() -> list[bool]:
-        counts = [await replicas[i % 2].hit("requests", "me", limit=5) for i in range(8)]
-        assert counts[-1].reset_s > 3590 and counts[-1].remaining == 0
-        return [count.allowed for count in counts]
-
-      assert anyio.run(ask) == [True] * 5 + [False] * 3
-    finally:
-      process.terminate()
+def test_more_wrong_keys_at_once_than_may_be_tried_are_told_apart(tmp_path):
+  app = make_app(make_settings(tmp_path, failed_auth_per_hour=5), FakeEngine())
+  answers = ask_at_once(app, 20, at_once=8, key="wrong" * 10)
+  assert sorted(answer.status_code for answer in answers) == [401] * 5 + [429] * 15
+  assert {answer.json()["code"] for answer in answers if answer.status_code == 429} == {"too_many_failures"}
 
 
 def test_no_key_is_ever_in_the_answers(client, keys):

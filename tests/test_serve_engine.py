@@ -1,5 +1,6 @@
 """The engine: verdicts as the Detector gives them, whoever asks beside; versions, reloads, a full queue."""
 
+import ctypes
 import json
 import threading
 import time
@@ -9,6 +10,7 @@ import face_media
 import jax
 import media_files
 import numpy as np
+import psutil
 import pytest
 import voices
 from tiny import CALIBRATION, tiny_branch, tiny_config, write_model
@@ -364,3 +366,38 @@ def test_the_model_of_the_package_gives_a_crop_the_same_score_in_any_company():
     np.testing.assert_allclose(scores(size, order), alone[order], atol=1e-5)
   assert network.sizes == (1, 2, 4, 8) and np.ptp(alone) > 1e-3
   batcher.close()
+
+
+def test_memory_is_given_back_from_time_to_time(monkeypatch):
+  now, given = [100.0], []
+  monkeypatch.setattr(engines.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(engines, "_give_memory_back", lambda: given.append(now[0]))
+  engine = Engine([None])
+  engine.ready = True
+  for now[0] in (101.0, 129.0, 131.0, 132.0, 160.0, 170.0):
+    with engine._admitted():
+      pass
+  assert given == [131.0, 170.0]
+  engine.ready = False
+  engine._batcher.close()
+
+
+def test_memory_that_was_freed_goes_back_to_the_system():
+  libc = ctypes.CDLL(None)
+  if not hasattr(libc, "malloc_trim"):
+    pytest.skip("This C library does not keep what is freed.")
+  libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+  libc.free.argtypes = [ctypes.c_void_p]
+  size, process = 60_000, psutil.Process()
+  blocks = [libc.malloc(size) for _ in range(4000)]
+  for block in blocks:
+    ctypes.memset(ctypes.c_void_p(block), 1, size)
+  # One in fifty stays, so that the heap cannot shrink from its end.
+  for number, block in enumerate(blocks):
+    if number % 50:
+      libc.free(block)
+  held = process.memory_info().rss
+  engines._give_memory_back()
+  assert held - process.memory_info().rss > 100e6
+  for block in blocks[::50]:
+    libc.free(block)

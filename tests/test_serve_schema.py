@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from serve_fakes import FakeEngine, make_settings, real_server
+from serve_fakes import FakeEngine, make_settings, png, real_server
 
 from deepscan_jax.serve.app import make_app
 from deepscan_jax.serve.keys import SCOPES
@@ -26,6 +26,11 @@ FIXED_CASES, CASES_OF_EXAMPLE = 150, 3
 def test_the_service_is_as_it_describes_itself(tmp_path, with_key):
   pytest.importorskip("schemathesis")
   generous = {"requests_per_hour": 10**9, "reads_per_hour": 10**9, "failed_auth_per_hour": 10**9}
+  root = tmp_path / "root"
+  root.mkdir()
+  (root / "a.png").write_bytes(png())
+  (root / "damaged.png").write_bytes(png(note=b"BAD"))
+  generous |= {"jobs_per_key": 10**9, "roots": (root,)}
   app = make_app(make_settings(tmp_path, **generous), FakeEngine())
   key, _ = app.state.context.keys.create(label="", scopes=SCOPES)
   with real_server(app) as (host, port):

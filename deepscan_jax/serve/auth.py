@@ -55,12 +55,15 @@ async def authenticate(context: Context, key: str | None, *, address: str) -> Ke
   """
   limits, most = context.limits, context.settings.failed_auth_per_hour
   who = neighbourhood(address)
-  count = await limits.look("failed-auth", who, limit=most)
-  if not count.allowed:
-    context.metrics.rate_limited.labels("failed-auth").inc()
-    raise Problem(
-      "too_many_failures", "Too many wrong keys came from this address.", retry_after_s=count.reset_s
-    )
+
+  def refuse_more_than_may(count: Count) -> None:
+    if not count.allowed:
+      context.metrics.rate_limited.labels("failed-auth").inc()
+      raise Problem(
+        "too_many_failures", "Too many wrong keys came from this address.", retry_after_s=count.reset_s
+      )
+
+  refuse_more_than_may(await limits.look("failed-auth", who, limit=most))
   digest = context.keys.digest(key)
   if (known := context.keys.remembered(digest)) is not None:
     return known
@@ -68,8 +71,9 @@ async def authenticate(context: Context, key: str | None, *, address: str) -> Ke
     return await anyio.to_thread.run_sync(context.keys.check, key, digest)
   except WrongKey as error:
     if error.code != "missing_key":
-      await limits.hit("failed-auth", who, limit=most)
       logger.warning("A key was refused.", extra={"code": error.code, "address": address})
+      # Of several at the same moment, each was within the limit when it was looked at.
+      refuse_more_than_may(await limits.hit("failed-auth", who, limit=most))
     headers = {"WWW-Authenticate": 'Bearer realm="deepscan"'}
     raise Problem(error.code, _DETAILS[error.code], headers=headers) from None
 
