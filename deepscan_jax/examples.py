@@ -160,7 +160,12 @@ def face_windows(subject: Subject, clip: Clip, *, window: WindowConfig) -> list[
 
 
 def sound_windows(
-  clip: Clip, *, window: WindowConfig, most: int, spans_s: tuple[tuple[float, float], ...] = ()
+  clip: Clip,
+  *,
+  window: WindowConfig,
+  most: int,
+  spans_s: tuple[tuple[float, float], ...] = (),
+  least_s: float = LEAST_SOUND_S,
 ) -> list[dict]:
   """Cuts a clip's sound into examples without faces.
 
@@ -173,11 +178,12 @@ def sound_windows(
     most: at most so many.
     spans_s: (start, end) of what is wanted; each is then in the middle of its window as far as the file
       allows. None: the whole file.
+    least_s: of shorter sound there are none.
 
   Returns:
     Examples in order of time, as the module's docstring says, labels UNKNOWN.
   """
-  if not window.samples or len(clip.waveform) < LEAST_SOUND_S * SAMPLE_RATE_HZ:
+  if not window.samples or len(clip.waveform) < least_s * SAMPLE_RATE_HZ:
     return []
   facts = _file_facts(clip)
   cut = [
@@ -188,12 +194,17 @@ def sound_windows(
 
 
 def sound_problem(
-  clip: Clip, *, window: WindowConfig, most: int, spans_s: tuple[tuple[float, float], ...] = ()
+  clip: Clip,
+  *,
+  window: WindowConfig,
+  most: int,
+  spans_s: tuple[tuple[float, float], ...] = (),
+  least_s: float = LEAST_SOUND_S,
 ) -> str | None:
   """Why `sound_windows` finds nothing to judge.
 
   Args:
-    clip, window, most, spans_s: as for `sound_windows`.
+    clip, window, most, spans_s, least_s: as for `sound_windows`.
 
   Returns:
     "no_sound", "sound_too_short", or what most of the windows suffer from (speech.speech_problems); None if
@@ -202,7 +213,7 @@ def sound_problem(
   total = len(clip.waveform)
   if not total:
     return "no_sound"
-  if total < LEAST_SOUND_S * SAMPLE_RATE_HZ:
+  if total < least_s * SAMPLE_RATE_HZ:
     return "sound_too_short"
   if not window.samples:
     return None
@@ -215,17 +226,23 @@ def sound_problem(
 
 
 def sound_numbers(
-  clip: Clip, code: str, *, window: WindowConfig, most: int, spans_s: tuple[tuple[float, float], ...] = ()
+  clip: Clip,
+  code: str,
+  *,
+  window: WindowConfig,
+  most: int,
+  spans_s: tuple[tuple[float, float], ...] = (),
+  least_s: float = LEAST_SOUND_S,
 ) -> dict[str, float]:
   """What `sound_problem` measured, of the best of the windows, beside what is needed.
 
   Args:
-    clip, window, most, spans_s: as for `sound_problem`.
+    clip, window, most, spans_s, least_s: as for `sound_problem`.
     code: what that returned.
   """
   total = len(clip.waveform)
   if code == "sound_too_short":
-    return {"found_s": round(total / SAMPLE_RATE_HZ, 3), "needed_s": LEAST_SOUND_S}
+    return {"found_s": round(total / SAMPLE_RATE_HZ, 3), "needed_s": least_s}
   starts = _sound_starts(total, window.samples, most, spans_s) if code != "no_sound" else ()
   heard = [clip.waveform[start : start + window.samples] for start in starts]
   if code == "silent":

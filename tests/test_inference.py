@@ -376,6 +376,20 @@ def test_what_is_wrong_with_a_recording_is_told_in_numbers(listener, tmp_path, s
   assert reason.code == code and reason.facts[found] < reason.facts[bound]
 
 
+def test_sound_that_fills_less_than_half_a_window_is_not_judged(tmp_path):
+  detector = loaded(tmp_path / "best", "tiny_voice", calibration=None, seconds=3.0)
+  outcomes = {}
+  for seconds in (1.4, 1.6):
+    path = media_files.sound(
+      tmp_path / f"{seconds}.wav", voices.speech(seconds=seconds, seed=2), sample_rate_hz=voices.RATE_HZ
+    )
+    outcomes[seconds] = detector.detect(path)
+  (reason,) = outcomes[1.4].reasons
+  assert outcomes[1.4].outcome == NOT_APPLICABLE and reason.code == "sound_too_short"
+  assert reason.facts["found_s"] == pytest.approx(1.4, abs=0.02) and reason.facts["needed_s"] == 1.5
+  assert outcomes[1.6].deepfake_probability is not None
+
+
 def test_a_model_of_sound_alone_looks_at_no_face(listener, talkie, monkeypatch):
   monkeypatch.setattr(examples, "find_subjects", None)
   monkeypatch.setattr(inference.faces, "prepare", None)
