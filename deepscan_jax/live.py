@@ -140,7 +140,7 @@ def parse_source(text: str) -> Source:
   return Source("file", text, Path(text).name)
 
 
-def wanted_of(detector, *, window_s: float, frames: int = 4, longest_side: int = 1920) -> Wanted:
+def wanted_of(detector, *, window_s: float, frames: int = 8, longest_side: int = 1920) -> Wanted:
   """What a detector looks at in windows of a stream.
 
   Args:
@@ -624,7 +624,7 @@ class Live:
     judge: Callable[[Clip], Verdict],
     *,
     wanted: Wanted,
-    window_s: float = 2.0,
+    window_s: float = 4.0,
     max_delay_s: float = 5.0,
     waiting: int = 2,
     lossless: bool = False,

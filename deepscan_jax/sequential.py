@@ -89,10 +89,10 @@ class SequentialTest:
   def __init__(
     self,
     *,
-    false_alarm_rate: float = 0.01,
-    miss_rate: float = 0.05,
-    correlation: float = 0.2,
-    most: float = 3.0,
+    false_alarm_rate: float = 0.05,
+    miss_rate: float = 0.1,
+    correlation: float = 0.5,
+    most: float = 2.0,
     prior: float = 0.5,
     round_windows: int | None = None,
   ):

@@ -15,11 +15,11 @@ STREAM = flags.DEFINE_string(
   "or - for standard input.",
 )
 _WINDOW_S = flags.DEFINE_float(
-  "window_s", 2.0, "--stream: seconds of a window.", lower_bound=0.1, upper_bound=60.0
+  "window_s", 4.0, "--stream: seconds of a window.", lower_bound=0.1, upper_bound=60.0
 )
 _WINDOW_FRAMES = flags.DEFINE_integer(
   "window_frames",
-  4,
+  8,
   "--stream: frames that are looked at in a window; a model of moving faces looks at all that it needs.",
   lower_bound=1,
   upper_bound=256,
@@ -38,14 +38,14 @@ _RECONNECTS = flags.DEFINE_integer(
   "reconnects", 5, "--stream: attempts to reach a stream again that broke off.", lower_bound=0
 )
 _FALSE_ALARM_RATE = flags.DEFINE_float(
-  "false_alarm_rate", 0.01, "--stream: of rounds on authentic streams, so many may be called manipulated."
+  "false_alarm_rate", 0.05, "--stream: of rounds on authentic streams, so many may be called manipulated."
 )
 _MISS_RATE = flags.DEFINE_float(
-  "miss_rate", 0.05, "--stream: of rounds on manipulated streams, so many may be called authentic."
+  "miss_rate", 0.1, "--stream: of rounds on manipulated streams, so many may be called authentic."
 )
 _CORRELATION = flags.DEFINE_float(
   "window_correlation",
-  0.2,
+  0.5,
   "--stream: how much alike the model errs in any two windows of a stream, 0 to 1; the rates rest on it.",
 )
 _JSONL = flags.DEFINE_boolean("jsonl", False, "--stream: print a line of JSON for each window.")

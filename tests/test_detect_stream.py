@@ -53,14 +53,14 @@ def test_each_window_is_a_line(run, film):
   code, lines, said, error = run(stream=str(film))
   assert code == 0 and len(lines) == 4 and not error
   assert lines[0].startswith("0.00 s to 1.00 s | likely authentic, ") and "stream: undecided" in lines[0]
-  assert "4 windows judged" in said[-1] and "of 100 frames 16 were looked at, 0 dropped" in said[-1]
+  assert "4 windows judged" in said[-1] and "of 100 frames 32 were looked at, 0 dropped" in said[-1]
 
 
 def test_each_line_may_be_json(run, film):
   code, lines, _, _ = run(stream=str(film), jsonl=True, duration_s=2.0)
   told = [json.loads(line) for line in lines]
   assert code == 0 and [line["number"] for line in told][:2] == [0, 1]
-  assert told[0]["counts"]["frames_scored"] == 4 and told[0]["decision"]["state"] == "undecided"
+  assert told[0]["counts"]["frames_scored"] == 8 and told[0]["decision"]["state"] == "undecided"
 
 
 def suspicious(clip):

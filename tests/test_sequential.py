@@ -91,8 +91,8 @@ def test_a_round_without_a_decision_takes_the_last_one_back():
 
 
 def test_no_single_window_decides_and_one_that_was_not_judged_says_nothing():
-  test = SequentialTest(false_alarm_rate=0.01)
-  assert test.add(1.0).evidence == 3.0 and test.decision.state == UNDECIDED
+  test = SequentialTest()
+  assert test.add(1.0).evidence == 2.0 and test.decision.state == UNDECIDED
   before = test.decision
   assert test.add(None).evidence == before.evidence and test.decision.windows == 1
   for wrong in (1.5, float("nan")):

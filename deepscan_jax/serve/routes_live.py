@@ -74,11 +74,11 @@ class Start(BaseModel):
 
   key: str | None = Field(default=None, max_length=512, repr=False)
   model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.@+-]{1,200}$")
-  window_s: float = Field(default=2.0, ge=1.0, le=10.0)
-  frames: int = Field(default=4, ge=1, le=MOST_FRAMES)
-  false_alarm_rate: float = Field(default=0.01, gt=0, lt=0.5)
-  miss_rate: float = Field(default=0.05, gt=0, lt=0.5)
-  window_correlation: float = Field(default=0.2, ge=0, lt=1)
+  window_s: float = Field(default=4.0, ge=1.0, le=10.0)
+  frames: int = Field(default=8, ge=1, le=MOST_FRAMES)
+  false_alarm_rate: float = Field(default=0.05, gt=0, lt=0.5)
+  miss_rate: float = Field(default=0.1, gt=0, lt=0.5)
+  window_correlation: float = Field(default=0.5, ge=0, lt=1)
 
 
 def router(context: Context) -> APIRouter:
