@@ -49,6 +49,7 @@ def film(tmp_path_factory) -> Path:
 def watch(
   source: live.Source, judge=said_of, *, wanted=WANTED, pace=False, limits=None, **settings
 ) -> live.Live:
+  settings = {"window_s": 2.0, **settings}
   return live.Live(
     lambda: live.Stream(source, wanted=wanted, pace=pace, **limits or {}), judge, wanted=wanted, **settings
   )
