@@ -246,3 +246,12 @@ def test_the_head_of_a_request_is_bounded(tmp_path, begins):
     with contextlib.suppress(ConnectionError):
       assert b" 400 " in until_closed(connection)
     assert httpx.get(f"http://{address[0]}:{address[1]}/healthz").status_code == 200
+
+
+def test_what_is_no_http_is_a_problem_too(tmp_path):
+  with in_a_thread(tmp_path) as address, socket.create_connection(address) as connection:
+    connection.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+    head, _, body = until_closed(connection).partition(b"\r\n\r\n")
+    told = json.loads(body)
+  assert head.startswith(b"HTTP/1.1 400 ") and b"content-type: application/problem+json" in head
+  assert told["code"] == "bad_request" and told["remedy"] and len(told["request_id"]) == 32

@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import sys
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from deepscan_jax.serve.context import Context
+from deepscan_jax.serve.problems import Problem, request_id
 from deepscan_jax.serve.routes_live import MESSAGE_BYTES
 from deepscan_jax.serve.settings import Settings
 
@@ -105,7 +107,10 @@ async def _reload(engine: "Engine") -> None:
 
 
 class _TimedHead:
-  """Ends connections on which no request begins in time: uvicorn waits for ever, and so all places fill."""
+  """Ends connections on which no request begins in time: uvicorn waits for ever, and so all places fill.
+
+  What cannot be read as HTTP is answered with problem details, as all else that is refused.
+  """
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     """As uvicorn's."""
@@ -125,6 +130,17 @@ class _TimedHead:
     """As uvicorn's."""
     self._stop_waiting()
     super().connection_lost(error)
+
+  def send_400_response(self, msg: str) -> None:
+    """As uvicorn's, which gives plain text."""
+    token = request_id.set(uuid.uuid4().hex)
+    try:
+      answer = Problem("bad_request", msg, headers={"Connection": "close"}).response()
+    finally:
+      request_id.reset(token)
+    head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
+    self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head + b"\r\n" + answer.body)
+    self.transport.close()
 
   def _stop_waiting(self) -> None:
     if self._late is not None:
