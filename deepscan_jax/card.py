@@ -28,6 +28,8 @@ TPR, FPR = 0.95, 0.01
 # Fewer groups of a class make an interval that should not be trusted; the card says so.
 FEW_GROUPS = 20
 LEAST_GROUPS = 5
+# Figures of one model on one machine differ by less where its batches are put together in another way.
+_NO_DIFFERENCE = 1e-6
 # By what figures are broken down.
 BREAKDOWNS = ("dataset", "source", "method", "compression", "face_size", "sharpness", "condition")
 # Figures, in the order in which they are shown: name -> (words, whether higher is better).
@@ -647,7 +649,8 @@ def compare(
 
   Returns:
     models, files (common, only_a, only_b), protocol_differences, and figures: by name {a, b, difference,
-    interval, p, distinguishable}, difference b - a; distinguishable: the 95 % interval does not hold 0.
+    interval, p, distinguishable}, difference b - a; distinguishable: the 95 % interval does not hold 0, nor a
+    difference so small that rounding makes it.
     interval and p are None, and nothing is distinguishable, with fewer than LEAST_GROUPS groups of a class.
     auc is the one to decide by; the others are not corrected for being many.
 
@@ -703,7 +706,7 @@ def compare(
       "difference": second - first,
       "interval": [low, high],
       "p": p,
-      "distinguishable": bool(low > 0 or high < 0),
+      "distinguishable": bool(low > _NO_DIFFERENCE or high < -_NO_DIFFERENCE),
     }
   return _plain(
     {
