@@ -83,6 +83,7 @@ def run(settings: Settings) -> int:
   from deepscan_jax.serve import engine, json_logs, server
   from deepscan_jax.serve.app import make_app
 
+  engine.keep_memory_together()
   secrets = (settings.secret_key, settings.api_key, settings.metrics_key)
   json_logs.set_up(secrets=[secret for secret in secrets if secret])
   try:
