@@ -2,11 +2,14 @@
 
 import contextlib
 import hashlib
+import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
@@ -225,3 +228,21 @@ def real_server(app):
   finally:
     server.should_exit = True
     thread.join(20)
+
+
+def self_signed(folder: Path, *options: str) -> tuple[Path, Path]:
+  """A certificate and its key, by openssl with these options too; the test is skipped where there is none."""
+  openssl = shutil.which("openssl")
+  if openssl is None:
+    pytest.skip("openssl is not installed.")
+  certificate, key = folder / "cert.pem", folder / "key.pem"
+  subprocess.run(
+    [
+      *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+      *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=media.example.org"),
+      *options,
+    ],
+    check=True,
+    capture_output=True,
+  )
+  return certificate, key

@@ -100,7 +100,7 @@ ONLY = {
   "uvicorn": {"serve.server"},
   "limits": {"serve.limits"},
   "python_multipart": {"serve.uploads"},
-  "prometheus_client": {"serve.metrics"},
+  "prometheus_client": {"serve.metrics", "serve.places"},
   "apache_beam": {"serve.batch_beam"},
   "torch": set(),
   "tensorflow": set(),

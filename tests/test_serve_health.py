@@ -1,10 +1,9 @@
 import http.server
-import shutil
 import ssl
-import subprocess
 import threading
 
 import pytest
+from serve_fakes import self_signed
 
 from deepscan_jax.serve import health
 
@@ -58,18 +57,7 @@ def test_one_that_does_not_answer_is_told_in_a_line(server, capsys):
 
 
 def test_a_service_with_https_is_asked_by_https(server, tmp_path):
-  openssl = shutil.which("openssl")
-  if openssl is None:
-    pytest.skip("openssl is not installed.")
-  certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-  subprocess.run(
-    [
-      *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-      *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=media.example.org"),
-    ],
-    check=True,
-    capture_output=True,
-  )
+  certificate, key = self_signed(tmp_path)
   context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
   context.load_cert_chain(certificate, key)
   server.socket = context.wrap_socket(server.socket, server_side=True)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -17,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from serve_fakes import API_KEY, AUTH, FakeEngine, make_settings, png, received_files
+from serve_fakes import API_KEY, AUTH, FakeEngine, make_settings, png, received_files, self_signed
 from websockets.sync.client import connect
 
 from deepscan_jax.serve import server, uploads
@@ -131,19 +130,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 def test_it_speaks_tls(tmp_path):
-  openssl = shutil.which("openssl")
-  if openssl is None:
-    pytest.skip("openssl is not installed.")
-  certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-  subprocess.run(
-    [
-      *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-      *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"),
-      *("-addext", "subjectAltName=IP:127.0.0.1"),
-    ],
-    check=True,
-    capture_output=True,
-  )
+  certificate, key = self_signed(tmp_path, "-addext", "subjectAltName=IP:127.0.0.1")
   with running(tmp_path, ssl_certfile=certificate, ssl_keyfile=key) as service:
     assert service.url.startswith("https://")
     trusting = ssl.create_default_context(cafile=str(certificate))

@@ -1,10 +1,8 @@
 """POST /api/v1/detect/video, /image and /audio: one file in, one verdict out; and feedback on it."""
 
-import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
 from typing import Annotated
 
 import anyio
@@ -18,6 +16,7 @@ from deepscan_jax.serve.context import Context
 from deepscan_jax.serve.engine import Busy, ModelInfo, UnknownModel
 from deepscan_jax.serve.idempotency import IdempotencyKey
 from deepscan_jax.serve.keys import DETECT, KeyInfo
+from deepscan_jax.serve.places import Places
 from deepscan_jax.serve.problems import KEY_PROBLEMS, PROBLEMS, Problem, describe, request_id
 from deepscan_jax.serve.results import Question, Results
 from deepscan_jax.serve.settings import KINDS
@@ -56,37 +55,6 @@ ModelName = Annotated[
   ),
 ]
 _BUSY_AGAIN_S = 5.0
-
-
-class Slots:
-  """How many files are received, waiting or judged at once, in all and of each key."""
-
-  def __init__(self, context: Context):
-    self._context, self._of_key = context, {}
-    self._in_all = 0
-
-  @contextlib.contextmanager
-  def take(self, key_id: str) -> Iterator[None]:
-    """Takes a slot while the block runs.
-
-    Raises:
-      Problem: there is none.
-    """
-    settings, mine = self._context.settings, self._of_key.get(key_id, 0)
-    if self._in_all >= settings.queue or mine >= settings.queue_per_key:
-      full = self._in_all >= settings.queue
-      detail = "All places are taken." if full else f"This key has {mine} files under way."
-      raise Problem("busy", detail, retry_after_s=_BUSY_AGAIN_S)
-    self._in_all, self._of_key[key_id] = self._in_all + 1, mine + 1
-    self._context.metrics.files.set(self._in_all)
-    try:
-      yield
-    finally:
-      self._in_all -= 1
-      self._of_key[key_id] -= 1
-      if not self._of_key[key_id]:
-        del self._of_key[key_id]
-      self._context.metrics.files.set(self._in_all)
 
 
 def router(context: Context) -> APIRouter:
@@ -264,7 +232,15 @@ class Detection:
   """Answers files, by the engine or from what was answered before."""
 
   def __init__(self, context: Context):
-    self._context, self._slots, self._results = context, Slots(context), Results(context)
+    self._context, self._results = context, Results(context)
+    self._places = Places(
+      context.settings.queue,
+      context.settings.queue_per_key,
+      full="All places are taken.",
+      full_of_key="This key has {} files under way.",
+      again_s=_BUSY_AGAIN_S,
+      gauge=context.metrics.files,
+    )
     # Waiting for the engine costs a thread; nobody else's threads are taken for it.
     self._threads = anyio.CapacityLimiter(context.settings.queue)
 
@@ -277,7 +253,7 @@ class Detection:
       raise Problem("not_ready", "The models are being loaded.", retry_after_s=_BUSY_AGAIN_S)
     model = find_model(context.engine.models, asked.model)
     await self._check_later(asked, key, idempotency_key)
-    with self._slots.take(key.id):
+    with self._places.take(key.id):
       most = context.settings.most_bytes(asked.kind)
       async with context.uploads.receive(request, kind=asked.kind, most_bytes=most) as received:
         if idempotency_key is None and not asked.later:

@@ -44,6 +44,7 @@ from deepscan_jax.serve import auth
 from deepscan_jax.serve.context import Context
 from deepscan_jax.serve.engine import Busy, UnknownModel
 from deepscan_jax.serve.keys import DETECT, KeyInfo
+from deepscan_jax.serve.places import Places
 from deepscan_jax.serve.problems import PROBLEMS, Problem, internal_error
 
 PATH = "/api/v1/live"
@@ -84,45 +85,22 @@ class Start(BaseModel):
 def router(context: Context) -> APIRouter:
   """The route. It is not in the OpenAPI description, which knows no WebSockets; the description's text is."""
   routes = APIRouter()
-  places = Places(context)
+  settings = context.settings
+  places = Places(
+    settings.live_connections,
+    settings.live_per_key,
+    full="All places for streams are taken.",
+    full_of_key="This key watches {} streams already.",
+    again_s=_BUSY_AGAIN_S,
+    gauge=context.metrics.live_connections,
+  )
+  threads = anyio.CapacityLimiter(2 * settings.live_connections + 2)
 
   @routes.websocket(PATH)
   async def watch(websocket: WebSocket):
-    await Connection(context, places, websocket).serve()
+    await Connection(context, places, threads, websocket).serve()
 
   return routes
-
-
-class Places:
-  """How many connections there are, in all and of each key."""
-
-  def __init__(self, context: Context):
-    self._context, self._of_key = context, {}
-    self._in_all = 0
-    self.threads = anyio.CapacityLimiter(2 * context.settings.live_connections + 2)
-
-  @contextlib.contextmanager
-  def take(self, key_id: str):
-    """Takes a place while the block runs.
-
-    Raises:
-      Problem: there is none.
-    """
-    settings, mine = self._context.settings, self._of_key.get(key_id, 0)
-    if self._in_all >= settings.live_connections or mine >= settings.live_per_key:
-      full = self._in_all >= settings.live_connections
-      detail = "All places for streams are taken." if full else f"This key watches {mine} streams already."
-      raise Problem("busy", detail, retry_after_s=_BUSY_AGAIN_S)
-    self._in_all, self._of_key[key_id] = self._in_all + 1, mine + 1
-    self._context.metrics.live_connections.set(self._in_all)
-    try:
-      yield
-    finally:
-      self._in_all -= 1
-      self._of_key[key_id] -= 1
-      if not self._of_key[key_id]:
-        del self._of_key[key_id]
-      self._context.metrics.live_connections.set(self._in_all)
 
 
 class _Gone(Exception):
@@ -132,8 +110,8 @@ class _Gone(Exception):
 class Connection:
   """One stream of one client."""
 
-  def __init__(self, context: Context, places: Places, websocket: WebSocket):
-    self._context, self._places, self._socket = context, places, websocket
+  def __init__(self, context: Context, places: Places, threads: anyio.CapacityLimiter, websocket: WebSocket):
+    self._context, self._places, self._threads, self._socket = context, places, threads, websocket
     self._state = websocket.scope.setdefault("state", {})
     self._log = self._state.setdefault("log", {})
     self._allowance = _Allowance(context.settings.live_bytes_per_s)
@@ -176,16 +154,14 @@ class Connection:
       to_read, to_write = os.pipe()
       pipe = _Pipe(to_write)
       try:
-        watched = await anyio.to_thread.run_sync(
-          self._begin, start, wanted, to_read, limiter=self._places.threads
-        )
+        watched = await anyio.to_thread.run_sync(self._begin, start, wanted, to_read, limiter=self._threads)
         try:
           limits = {"bytes_per_s": settings.live_bytes_per_s, "seconds": settings.live_s}
           ready = {"type": "ready", "window_s": start.window_s, "frames": start.frames, **limits}
           await self._send({**ready, "requests_left": count.remaining})
           await self._play(key, watched, pipe)
         finally:
-          await _freed(watched, self._places)
+          await _freed(watched, self._threads)
       finally:
         pipe.close()
 
@@ -279,7 +255,7 @@ class Connection:
   async def _tell(self, key: KeyInfo, watched: live.Live) -> None:
     """Sends windows as they come, and the summary."""
     context, settings, dropped, told = self._context, self._context.settings, 0, 0
-    async for window in _each(watched, self._places):
+    async for window in _each(watched, self._threads):
       context.metrics.live_windows.labels(window.outcome).inc()
       told += 1
       if told % settings.live_windows_per_request == 0:
@@ -364,22 +340,20 @@ class _Allowance:
     return self._left >= 0
 
 
-async def _each(watched: live.Live, places: Places) -> AsyncIterator[live.Window]:
+async def _each(watched: live.Live, threads: anyio.CapacityLimiter) -> AsyncIterator[live.Window]:
   windows = watched.windows()
   while True:
-    window = await anyio.to_thread.run_sync(
-      next, windows, None, limiter=places.threads, abandon_on_cancel=True
-    )
+    window = await anyio.to_thread.run_sync(next, windows, None, limiter=threads, abandon_on_cancel=True)
     if window is None:
       return
     yield window
 
 
-async def _freed(watched: live.Live, places: Places) -> None:
+async def _freed(watched: live.Live, threads: anyio.CapacityLimiter) -> None:
   """Returns when the decoder has ended, also where this task is being cancelled."""
   watched.stop()
   with anyio.CancelScope(shield=True):
-    await anyio.to_thread.run_sync(watched.close, limiter=places.threads)
+    await anyio.to_thread.run_sync(watched.close, limiter=threads)
 
 
 class _Pipe:
