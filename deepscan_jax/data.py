@@ -6,6 +6,7 @@ draws what an uninterrupted one would have drawn, and every validation sees the 
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -165,6 +166,18 @@ class ExampleSource:
     ids = [(s, indices[s][i][0]["id"].decode()) for s, i in self._rows]
     # An example's id ends in its place in the file.
     return [(s, name.rpartition("#")[0] or name) for s, name in ids]
+
+  @property
+  def empty(self) -> tuple[str, ...]:
+    """Masks (examples.MASKED) of `inputs` that are False all over every example."""
+    held = {word for _, words in self.groups for word in words}
+    return tuple(_MASKS[word] for word in _kinds(self.inputs) if word not in held)
+
+  def reading(self, inputs: Sequence[str]) -> "ExampleSource":
+    """The same examples for who reads only these of `inputs`."""
+    other = copy.copy(self)
+    other.inputs = tuple(inputs)
+    return other
 
   def __getitem__(self, index: int) -> dict:
     source, row = self._rows[index]
@@ -1130,6 +1143,15 @@ def _as_inputs(rows: Rows, inputs: Sequence[str]) -> Rows:
 
 def _merge_twins(batch: Rows) -> Rows:
   return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
+
+
+# The masks of what a model looks at, in words.
+_MASKS = {
+  "faces": "crop_mask",
+  "mouths": "mouth_mask",
+  "sound": "waveform_mask",
+  "file facts": "file_facts_mask",
+}
 
 
 def _kinds(inputs: Sequence[str]) -> list[str]:

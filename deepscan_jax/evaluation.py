@@ -14,7 +14,9 @@ import numpy as np
 
 from deepscan_jax import checkpoints, data, metrics
 from deepscan_jax.calibration import calibrate
+from deepscan_jax.config import DataConfig
 from deepscan_jax.inference import CALIBRATIONS, Detector, load_detector
+from deepscan_jax.perturb import Rung
 from deepscan_jax.stopping import Interrupted, StopRequest
 
 
@@ -314,6 +316,32 @@ def _rate_interval(rate: Callable[[np.ndarray], float], rows: Scores) -> tuple[f
   return min(low, least_low), max(high, least_high)
 
 
+def held_out(
+  detector: Detector,
+  config: DataConfig,
+  split: str,
+  *,
+  data_dir: str | Path,
+  degraded: bool | None = None,
+  rung: Rung | None = None,
+) -> data.HeldOutPairs | data.HeldOutExamples:
+  """`data.held_out` for a model, without inputs of which no example of the split holds anything.
+
+  A model that hears and sees answers pictures as if it were deaf; neither their silence nor the network that
+  would listen to it need be worked out. Batches are for `Detector.judge_held`.
+
+  Args:
+    detector: the model.
+    config: which datasets; of pairs, how they are made.
+    split, data_dir, degraded, rung: as of `data.held_out`.
+  """
+  found = data.held_out(
+    config, split, data_dir=data_dir, inputs=detector.inputs, degraded=degraded, rung=rung
+  )
+  needed = detector.inputs_without(found.source.empty)
+  return dataclasses.replace(found, source=found.source.reading(needed))
+
+
 def held_out_scores(
   detector: Detector, *, data_dir: str | Path, split: str, request: StopRequest | None = None
 ) -> dict[str, Scores]:
@@ -337,11 +365,11 @@ def held_out_scores(
   def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
     if request:
       raise Interrupted(request.number)
-    return detector.judge({key: batch[key] for key in detector.inputs}).logits
+    return detector.judge_held(batch).logits
 
   def scored(*, degraded: bool | None) -> Scores:
-    held_out = data.held_out(config, split, data_dir=data_dir, inputs=detector.inputs, degraded=degraded)
-    return score(predict, held_out, limit=0, batch_size=32)
+    read = held_out(detector, config, split, data_dir=data_dir, degraded=degraded)
+    return score(predict, read, limit=0, batch_size=32)
 
   untouched = scored(degraded=None)
   if not config.pseudofakes:

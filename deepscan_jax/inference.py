@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,20 +252,29 @@ class Detector:
       without={name: x.astype(np.float64) for name, x in answer.get("without", {}).items()},
     )
 
-  def inputs_held(self, batch: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """Those of `self.inputs` of which a batch holds something; all, where no branch could read those alone.
-
-    Who judges them alone gets the same answers without a network that looks at nothing.
+  def judge_held(self, batch: dict[str, np.ndarray]) -> Judgement:
+    """As `judge`, without the branches that would look at nothing in a whole batch; the answers are the same.
 
     Args:
-      batch: all of `self.inputs`, stacked: each [example, ...].
+      batch: of some of `self.inputs`, and anything else, stacked: each [example, ...].
     """
-    empty = [mask for mask in examples.MASKED if mask in batch and not batch[mask].any()]
+    keys = tuple(key for key in self.inputs if key in batch)
+    empty = [mask for mask in examples.MASKED if mask in keys and not batch[mask].any()]
+    return self.judge({key: batch[key] for key in self.inputs_without(empty, keys=keys)})
+
+  def inputs_without(self, empty: Iterable[str], *, keys: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Inputs but for what masks hide altogether; all, where no branch could read what is left.
+
+    Args:
+      empty: names of masks (examples.MASKED) that are False everywhere.
+      keys: of `self.inputs`; None: all of them.
+    """
+    keys = self.inputs if keys is None else tuple(keys)
     absent = {key for mask in empty for key in (mask, *examples.MASKED[mask])}
-    held = tuple(key for key in self.inputs if key not in absent)
+    held = tuple(key for key in keys if key not in absent)
     from deepscan_jax.models.detector import branches_that_read
 
-    return held if branches_that_read(self.config.model, held) else self.inputs
+    return held if branches_that_read(self.config.model, held) else keys
 
   def _run_network(self, inputs: dict[str, np.ndarray], keys: tuple[str, ...]) -> dict:
     """What the network, as it reads these keys, gives for [example, ...]: a tree of numpy arrays."""

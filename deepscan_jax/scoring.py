@@ -263,7 +263,7 @@ def score_prepared(
     def scored(
       degraded: bool | None, *, config=config, name=name
     ) -> tuple[dict[str, Rows], evaluation.Scores]:
-      held_out = data.held_out(config, split, data_dir=data_dir, inputs=detector.inputs, degraded=degraded)
+      held_out = evaluation.held_out(detector, config, split, data_dir=data_dir, degraded=degraded)
       condition = {None: "untouched", False: "plain", True: "degraded"}[degraded]
       return _score_held_out(detector, held_out, dataset=name, condition=condition, seconds=seconds)
 
@@ -330,13 +330,8 @@ def score_ladder(
     for name in datasets:
       config = dataclasses.replace(detector.config.data, datasets=(name,), dataset_weights=())
       pairs = of == "pairs"
-      held_out = data.held_out(
-        config,
-        split,
-        data_dir=data_dir,
-        inputs=detector.inputs,
-        degraded=False if pairs else None,
-        rung=rung,
+      held_out = evaluation.held_out(
+        detector, config, split, data_dir=data_dir, degraded=False if pairs else None, rung=rung
       )
       sizes[name] = len(held_out)
       rows, _ = _score_held_out(
@@ -476,9 +471,9 @@ def _faithfulness(
   parts = []
   for name in names:
     config = dataclasses.replace(detector.config.data, datasets=(name,), dataset_weights=())
-    held_out = data.held_out(config, split, data_dir=data_dir, inputs=detector.inputs, degraded=False)
+    held_out = evaluation.held_out(detector, config, split, data_dir=data_dir, degraded=False)
     share = -(-limit // len(names))
-    parts.append(faithfulness.trace(detector.judge, held_out, inputs=detector.inputs, limit=share))
+    parts.append(faithfulness.trace(detector.judge, held_out, inputs=held_out.source.inputs, limit=share))
   curves = faithfulness.join(parts)
   return None if curves is None else faithfulness.figures(curves, draws=draws)
 
@@ -518,7 +513,7 @@ def _score_held_out(
   for batch, of_examples in data.held_out_batches(held_out, limit=limit, batch_size=_BATCH):
     valid = np.flatnonzero(batch["example_mask"])
     started = time.perf_counter()
-    judged = detector.judge({key: batch[key] for key in detector.inputs_held(batch)})
+    judged = detector.judge_held(batch)
     if compiled:  # The first batch waits for the compiler.
       seconds += [(time.perf_counter() - started) / len(batch["example_mask"])] * len(valid)
     compiled = True

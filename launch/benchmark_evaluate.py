@@ -162,7 +162,8 @@ def scoring_seconds(
     videos, frames: how many.
   """
   config = dataclasses.replace(detector.config.data, datasets=(dataset,), dataset_weights=())
-  untouched = data.held_out(config, _SPLIT, data_dir=data_dir, inputs=detector.inputs)
+  # Examples of sound alone are not among them.
+  untouched = data.held_out(config, _SPLIT, data_dir=data_dir, inputs=detector.face_inputs)
 
   def score(first: int, count: int) -> None:
     source = Videos(untouched.source, first, count, frames)

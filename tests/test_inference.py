@@ -447,25 +447,33 @@ def test_the_effect_of_a_branch_is_what_is_left_when_its_inputs_are_hidden(lip_r
   assert told["contribution"] == pytest.approx(verdict.branches["tiny_lips"].contribution, abs=1e-6)
 
 
-def test_what_is_absent_from_a_whole_batch_need_not_be_looked_at(lip_reader, talkie):
+def test_what_is_absent_from_a_whole_batch_need_not_be_looked_at(lip_reader, talkie, monkeypatch):
   found = media.decode_clip(talkie, plan=examples.sampling_plan(lip_reader.window, frames=8))
   (subject,) = examples.find_subjects(found)
   windows = examples.face_windows(subject, found, window=lip_reader.window)
   cut = [examples.model_inputs(w, window=lip_reader.window, keys=lip_reader.inputs) for w in windows]
   inputs = examples.stack(cut)
-  assert lip_reader.inputs_held(inputs) == lip_reader.inputs
+  judged, judge = [], lip_reader.judge
+  monkeypatch.setattr(lip_reader, "judge", lambda batch: (judged.append(set(batch)), judge(batch))[1])
+  everything = set(lip_reader.inputs)
+  lip_reader.judge_held({**inputs, "label": np.zeros(len(cut), np.int32)})
+  assert judged.pop() == everything
   for mask, left_out in (
     ("crop_mask", {"crops", "crop_mask"}),
     ("waveform_mask", {"waveform", "waveform_mask"}),
   ):
     hidden = {**inputs, mask: np.zeros_like(inputs[mask])}
-    held = lip_reader.inputs_held(hidden)
-    assert set(lip_reader.inputs) - set(held) == left_out
-    alone = lip_reader.judge({key: hidden[key] for key in held})
-    np.testing.assert_allclose(alone.logits, lip_reader.judge(hidden).logits, atol=1e-5)
+    alone = lip_reader.judge_held(hidden)
+    assert everything - judged.pop() == left_out == everything - set(lip_reader.inputs_without([mask]))
+    np.testing.assert_allclose(alone.logits, judge(hidden).logits, atol=1e-5)
+    # So it is where they were never made.
+    fewer = {key: value for key, value in hidden.items() if key not in left_out}
+    np.testing.assert_array_equal(lip_reader.judge_held(fewer).logits, alone.logits)
+    judged.clear()
   # The mouth alone says nothing, and nothing at all is a question too.
   hidden |= {"crop_mask": np.zeros_like(inputs["crop_mask"])}
-  assert lip_reader.inputs_held(hidden) == lip_reader.inputs
+  lip_reader.judge_held(hidden)
+  assert judged == [everything]
 
 
 def test_what_was_alone_has_no_effect_to_tell(lip_reader, recording, detector, clip):
