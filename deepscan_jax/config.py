@@ -205,7 +205,8 @@ class TrainConfig:
     start_from: folder of a model, or "default" for the one that comes with the package: parameters that it
       has too start from its values; "": all are new.
     branches: train these branches alone, on what they read; all else that start_from holds stays as it is, to
-      the bit. "fusion" among them: what joins them is trained too. Empty: train all.
+      the bit. "fusion" among them: what joins them is trained too, which changes what is said of inputs that
+      none of these branches reads. Empty: train all.
     ema_decay: of the average of parameters that is validated and shipped; 0 switches it off.
     validate_every, save_every: steps.
     keep_checkpoints: how many of the last ones are kept, 2 or more.

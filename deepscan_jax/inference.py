@@ -60,9 +60,8 @@ _DECIDING_FRAMES = 4
 _DECIDING_SHARE = 0.1
 # Windows of sound that are listened to, spread evenly over longer files.
 _SOUND_WINDOWS = 16
-# Sound that fills less of a window is not judged: thresholds are those of whole windows. Of the default
-# model, whose windows are of four seconds, one in a hundred or fewer of the validation split's real
-# recordings reach "manipulated" where they are cut to two seconds or more, and four if cut to one.
+# Sound that fills less of a window is not judged: thresholds are those of whole windows, and the shorter a
+# real recording is cut below half of one, the more often it reaches "manipulated".
 _LEAST_OF_WINDOW = 0.5
 # How long the stretches are that the audio branch judges one by one (models.audio.AudioBranch.window_s).
 MOMENT_S = 1.0
