@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import re
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -358,6 +359,23 @@ def use_one_thread() -> None:
   threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
+def _step_back() -> None:
+  """Lets this thread, which reads ahead, have only what the network leaves of the cores.
+
+  The network splits each operation over all of them, and where one is taken away for a moment the others
+  wait. Between its operations there are gaps enough. Only Linux has priorities of threads; the main thread,
+  which could not be given its own back, is left alone.
+  """
+  if hasattr(_behind, "done") or threading.current_thread() is threading.main_thread():
+    return
+  _behind.done = True
+  if sys.platform == "linux":
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+_behind = threading.local()
+
+
 @dataclasses.dataclass(frozen=True)
 class PairMaker(grain.transforms.RandomMap):
   """Example -> itself and its forged twin, augmented alike, each key with a twin axis in front.
@@ -624,6 +642,7 @@ class HeldOutExamples:
     return len(self.source)
 
   def __getitem__(self, index: int) -> dict:
+    use_one_thread()
     element, keys = self.source[index], self.source.inputs
     if self.rung is not None:
       element = perturbed(element, self.rung, seed=zlib.crc32(element["id"].encode()))
@@ -726,7 +745,12 @@ def held_out_batches(
   chosen = chosen_examples(held_out, limit=limit)[shard[0] :: shard[1]]
   if not chosen:
     return
-  dataset = grain.MapDataset.source(chosen).map(held_out.__getitem__)
+
+  def read(index: int) -> dict:
+    _step_back()
+    return held_out[index]
+
+  dataset = grain.MapDataset.source(chosen).map(read)
   iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)))
   waiting: list[dict] = []
   with contextlib.closing(iterator):
@@ -1183,8 +1207,8 @@ def _name(label: int) -> str:
 
 
 def _decode_pictures(encoded: Sequence[bytes]) -> np.ndarray | tuple:
-  pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in encoded]
-  return np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) for picture in pictures]) if pictures else ()
+  pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) for data in encoded]
+  return np.stack(pictures) if pictures else ()
 
 
 class _KeptBytes(tfds.decode.SkipDecoding):

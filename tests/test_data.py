@@ -1,7 +1,9 @@
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
@@ -258,6 +260,29 @@ def test_the_last_batch_is_padded_and_says_so(held_out):
   np.testing.assert_array_equal(last["example_mask"], np.arange(3) < len(facts))
   np.testing.assert_array_equal(last["crops"][~last["example_mask"]], 0)
   assert not last["crop_mask"][~last["example_mask"]].any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux has priorities of threads.")
+def test_what_reads_ahead_makes_way_for_what_judges():
+  seen = []
+
+  class Watched:
+    rows, source = 1, None
+
+    def __len__(self) -> int:
+      return 6
+
+    def __getitem__(self, index: int) -> dict:
+      seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+      facts = dict.fromkeys(("dataset", "id", "group", "source", "method", "kind"), "") | {
+        "face_size_px": 1.0
+      }
+      return {"label": np.zeros(1, np.int32), "example_mask": np.ones(1, bool), **facts}
+
+  before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+  assert len(list(data.held_out_batches(Watched(), limit=0, batch_size=2))) == 3
+  assert seen == [19] * 6
+  assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 def test_sources_are_seen_as_often_as_they_are_weighted(prepared_dataset, caplog):

@@ -4,10 +4,10 @@ import functools
 import face_media
 import numpy as np
 import pytest
-from tiny import CALIBRATION, tiny_branch, write_model
+from tiny import CALIBRATION, tiny_branch, tiny_config, write_model
 
 from deepscan_jax import checkpoints, data, evaluation, metrics
-from deepscan_jax.config import DataConfig
+from deepscan_jax.config import DataConfig, override
 from deepscan_jax.inference import Detector, load_detector
 
 CONFIG = DataConfig(batch_size=4)
@@ -196,3 +196,22 @@ def test_an_uncalibrated_model_judges_as_the_network_does(prepared_dataset, tmp_
   example = data.HeldOutExamples(source)[0]
   alone = detector.judge({key: example[key] for key in ("crops", "crop_mask")}).logits
   np.testing.assert_allclose(scores["untouched"].logits[0], alone[0], atol=1e-5)
+
+
+def test_a_model_that_hears_is_given_no_silence_of_pictures(prepared_dataset, tmp_path, monkeypatch):
+  config = override(tiny_config(), 'model.branches=["tiny", "tiny_voice"]')
+  detector = Detector(write_model(tmp_path / "both", sound_calibration=CALIBRATION, config=config))
+  assert "waveform" in detector.inputs
+  for degraded in (None, False):
+    held = evaluation.held_out(
+      detector, detector.config.data, "validation", data_dir=prepared_dataset, degraded=degraded
+    )
+    assert held.source.inputs == ("crops", "crop_mask") and "waveform" not in held[0]
+    whole = data.held_out(
+      detector.config.data, "validation", data_dir=prepared_dataset, inputs=detector.inputs, degraded=degraded
+    )
+    # Nothing else about it is changed, and neither is what is said of it.
+    np.testing.assert_array_equal(held[1]["crops"], whole[1]["crops"])
+    np.testing.assert_allclose(
+      detector.judge_held(held[1]).logits, detector.judge(whole[1]).logits, atol=1e-5
+    )
