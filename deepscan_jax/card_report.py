@@ -629,6 +629,8 @@ def _cost_card(card: Mapping) -> Html:
     facts.append(f"The model takes {model['bytes'] / 1e6:.1f} MB and has {model['parameters']:,} parameters.")
   if cost.get("peak_memory_bytes"):
     facts.append(f"The process took {cost['peak_memory_bytes'] / 1e6:,.0f} MB at its peak.")
+  if cost.get("decoder_peak_memory_bytes"):
+    facts.append(f"A decoder beside it took {cost['decoder_peak_memory_bytes'] / 1e6:,.0f} MB at most.")
   if cost.get("device_peak_bytes"):
     facts.append(f"The accelerator took {cost['device_peak_bytes'] / 1e6:,.0f} MB at its peak.")
   if cost.get("device"):

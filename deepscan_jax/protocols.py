@@ -170,6 +170,7 @@ class Protocol:
     aggregation: how scores of windows become one of a video.
     level: of the headline.
     missing: what becomes of files without a score.
+    pairs: `pairs_hash` of how pseudo-fakes were made, where they were scored; else "".
   """
 
   train: Mapping
@@ -181,6 +182,7 @@ class Protocol:
   aggregation: str
   level: str
   missing: str = LEFT_OUT
+  pairs: str = ""
 
   def to_dict(self) -> dict:
     """Plain values."""
@@ -190,6 +192,32 @@ class Protocol:
   def hash(self) -> str:
     """SHA-256 of all fields in order of name."""
     return protocol_hash(self.to_dict())
+
+
+def pairs_hash(facts: Mapping) -> str:
+  """SHA-256 of how the held-out pseudo-fakes of a model are made: each makes them as it was trained to.
+
+  Models that make others were not tried on the same pictures, whatever these are called.
+
+  Args:
+    facts: of checkpoints.read_model.
+  """
+  made = {key: facts["config"]["data"].get(key) for key in _PAIRS}
+  return protocol_hash(made)
+
+
+_PAIRS = (
+  "pseudofake_kinds",
+  "moving_stills",
+  "window",
+  "blend",
+  "clip_blend",
+  "swap",
+  "voice",
+  "sync",
+  "augment",
+  "augment_audio",
+)
 
 
 def protocol_hash(protocol: Mapping) -> str:
@@ -266,11 +294,11 @@ def check_split(
   known: set[str] = set()
   seen_folders: set[str] = set()
   while facts:
-    known |= {_family(name) for name in facts["config"]["data"]["datasets"]}
+    known |= {family(name) for name in facts["config"]["data"]["datasets"]}
     start = facts["config"]["train"].get("start_from", "")
     facts = of(start) if start and start not in seen_folders else None
     seen_folders.add(start)
-  if seen := sorted({name for name in datasets if _family(name) in known}):
+  if seen := sorted({name for name in datasets if family(name) in known}):
     verb = _USES.get(split, _USES["train"])
     raise ValueError(
       f"This model was {verb} of {', '.join(seen)}, so figures there would flatter it; evaluate it with "
@@ -285,7 +313,8 @@ _USES = {
 }
 
 
-def _family(name: str) -> str:
+def family(name: str) -> str:
+  """A dataset's name without its form: "faceforensics" of "faceforensics/c23"; forms hold the same people."""
   return name.partition("/")[0]
 
 

@@ -408,7 +408,8 @@ def worth_sentence(answer: Verdict) -> str:
     f"{told}, and of all that is called {OUTCOME_WORDS[answer.outcome].lower()} "
     f"{_small_percent(worth['share_of_fakes'])} ({_small_percent(low)} to {_small_percent(high)}) is fake; "
     f"of 10,000 files {worth['false_alarms_per_10000']:.0f} are false alarms and "
-    f"{worth['fakes_found_per_10000']:.0f} fakes are found. Measured on single validation examples."
+    f"{worth['fakes_found_per_10000']:.0f} fakes are found. Measured on single validation examples, the real "
+    "ones of which set the thresholds: expect more false alarms where files come from elsewhere."
   )
 
 

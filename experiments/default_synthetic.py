@@ -11,7 +11,7 @@
 It begins with runs/default/best, the model of the preset `default`, whose dataset real_only it needs as well.
 Cost: about forty minutes on two CPU cores (41,600 pictures seen). Of the pairs 44 in a hundred are blended
 with themselves, 36 with the face of another person, and in 20 a real face stands beside one that a generator
-made. The expected scores are the tables of deepscan_jax/weights/MODEL_CARD.md.
+made. `default_degraded` goes on from here.
 """
 
 import dataclasses

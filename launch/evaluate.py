@@ -106,6 +106,8 @@ _DIFFERENT = flags.DEFINE_boolean(
   "allow_different_protocols", False, "With --compare: compare cards of different protocols all the same."
 )
 _FILES_PER_LINE = 20
+# What a folder goes by that is nobody's dataset.
+_OWN_FILES = "own_files"
 _STEPS_PER_LINE = 5
 
 
@@ -152,7 +154,8 @@ def main(argv: Sequence[str]) -> int:
     name = _NAME.value or "real_fake_folder"
     card = scoring.evaluate_model(
       model,
-      datasets=[name],
+      # Names tell what a model has seen, and everybody's own folder has the same one.
+      datasets=[_OWN_FILES if own_folder else name],
       media_files=_media_files(name, split),
       frames=_FRAMES.value,
       report_progress=_say_progress,

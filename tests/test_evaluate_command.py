@@ -6,7 +6,7 @@ from absl import app
 from absl.testing import flagsaver
 from test_card import PROTOCOL, better, made, scored, videos
 
-from deepscan_jax import card
+from deepscan_jax import card, scoring
 from deepscan_jax.launch import evaluate
 
 
@@ -62,6 +62,22 @@ def test_cards_of_different_protocols_need_a_word(tmp_path, capsys):
     with flagsaver.flagsaver(allow_different_protocols=True):
       assert evaluate.main(["evaluate", *names]) == 0
   assert "The protocols differ: preprocessing: 'own' and 'sbi'." in capsys.readouterr().out
+
+
+def test_a_folder_of_ones_own_goes_by_no_datasets_name(monkeypatch):
+  asked = []
+
+  def evaluate_model(model, **given):
+    asked.append((given["datasets"], given["split"]))
+    return made(scored(videos()))
+
+  monkeypatch.setattr(scoring, "evaluate_model", evaluate_model)
+  monkeypatch.setattr(evaluate, "_media_files", lambda name, split: [name, split])
+  for name in (None, "dfdc"):
+    with flagsaver.flagsaver(media=["folder"], name=name):
+      assert evaluate.main(["evaluate"]) == 0
+  # A model that was trained on somebody's real_fake_folder has not seen everybody's.
+  assert asked == [(["own_files"], "all"), (["dfdc"], "test")]
 
 
 def test_what_is_no_card_is_told(tmp_path):

@@ -40,6 +40,18 @@ def test_every_field_of_a_protocol_is_in_its_hash(field):
   assert dataclasses.replace(PROTOCOL).hash == PROTOCOL.hash
 
 
+def test_pairs_that_are_made_in_another_way_are_another_protocol():
+  model = facts("real_only")
+  model["config"]["data"] |= {"blend": {"min_difference": 2.0}, "pseudofake_kinds": [["face", 1.0]]}
+  same = facts("celeb_df", start_from="elsewhere")
+  same["config"]["data"] |= {"pseudofake_kinds": [["face", 1.0]], "blend": {"min_difference": 2.0}}
+  assert protocols.pairs_hash(model) == protocols.pairs_hash(same)
+  for key, value in (("blend", {"min_difference": 10.0}), ("pseudofake_kinds", [["swap", 1.0]])):
+    other = facts("real_only")
+    other["config"]["data"] |= model["config"]["data"] | {key: value}
+    assert protocols.pairs_hash(other) != protocols.pairs_hash(model)
+
+
 def test_a_hash_does_not_depend_on_the_order_of_keys():
   values = PROTOCOL.to_dict()
   assert protocols.protocol_hash(dict(reversed(values.items()))) == PROTOCOL.hash

@@ -57,6 +57,11 @@ def ladder_row(card: dict, damage: str) -> str:
   return f"| {damage} | " + " | ".join(f"{rung['auc']:.2f}" for rung in card["robustness"][damage]) + " |"
 
 
+def ladder_alarms(card: dict, damage: str) -> str:
+  rates = (rung["false_alarms"]["value"] for rung in card["robustness"][damage])
+  return f"| {damage} | " + " | ".join(f"{100 * rate:.0f} %" for rate in rates) + " |"
+
+
 def test_the_card_is_of_the_model_that_ships(card):
   assert card["model"]["sha256"] == checkpoints.read_model(DEFAULT_MODEL)["sha256"]
   assert card["split"] == "test"
@@ -83,6 +88,7 @@ def test_faces_under_damage(card):
   assert f"beside real ones, {fakes} and {reals} of them" in " ".join(said.split())
   for damage in card["robustness"]:
     assert ladder_row(card, damage) in said
+    assert ladder_alarms(card, damage) in said
 
 
 def test_the_readme_says_the_same(card):
@@ -100,6 +106,12 @@ def test_what_is_said_of_region_maps(card):
     for against in ("random", "other"):
       value, (low, high) = gains[way][against]["value"], gains[way][against]["interval"]
       assert f"{value:.2f} ({low:.2f} to {high:.2f})" in readme, (way, against)
+
+
+def test_the_model_makes_pseudo_fakes_of_all_that_it_judges():
+  config = checkpoints.read_model(DEFAULT_MODEL)["config"]
+  assert {"spatial", "audio"} == set(config["model"]["branches"])
+  assert {"face", "voice"} <= {kind for kind, weight in config["data"]["pseudofake_kinds"] if weight}
 
 
 def test_what_the_voice_calls_on_validation():
