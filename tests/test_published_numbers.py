@@ -10,6 +10,9 @@ from deepscan_jax.inference import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "deepscan_jax/weights/cards/faces_test.json"
+VOICE_CARD = ROOT / "deepscan_jax/weights/cards/voice_test.json"
+# What `deepscan benchmark voices --output_json=...` wrote.
+LEFT_OUT = ROOT / "deepscan_jax/weights/cards/voices_left_out.json"
 MODEL_CARD, README = ROOT / "deepscan_jax/weights/MODEL_CARD.md", ROOT / "README.md"
 PAIRS = {
   "plain, face": "blended into itself, plain",
@@ -123,3 +126,43 @@ def test_what_the_voice_calls_on_validation():
     f"{100 * fake_doubtful:.1f} % are *inconclusive*; of the real ones {100 * real_called:.1f} % and "
     f"{100 * real_doubtful:.1f} %"
   ) in said
+
+
+def test_the_voice_on_its_test_split():
+  card = json.loads(VOICE_CARD.read_text(encoding="utf-8"))
+  said = MODEL_CARD.read_text(encoding="utf-8")
+  assert card["model"]["sha256"] == checkpoints.read_model(DEFAULT_MODEL)["sha256"]
+  assert card["split"] == "test"
+  found = card["results"]["labelled"]
+  for name, figures in {**found["by"]["method"], "all": found["levels"]["video"]}.items():
+    assert voice_row(name, figures) in said
+  real = found["levels"]["video"]
+  assert f"{real['count']['real']} real files" in " ".join(said.split())
+  assert real["false_positive_rate"]["value"] == 0 and "none of them was called manipulated" in " ".join(
+    said.split()
+  )
+
+
+def voice_row(name: str, figures: dict) -> str:
+  auc, recall, count = figures["auc"], figures["recall"]["value"], figures["count"]["fake"]
+  auc = auc["value"] if isinstance(auc, dict) else auc
+  return f"| {name} | {count} | {auc:.2f} | {100 * recall:.0f} % |"
+
+
+def test_voices_of_engines_and_recordings_that_were_left_out():
+  said, readme = MODEL_CARD.read_text(encoding="utf-8"), " ".join(README.read_text(encoding="utf-8").split())
+  rows = json.loads(LEFT_OUT.read_text(encoding="utf-8"))
+  engines = [row for row in rows if "engine" in row]
+  kinds = [row for row in rows if "source" in row]
+  assert len(engines) == 20 and len(kinds) == 4
+  for row in engines:
+    name = row["engine"] + (f" ({', '.join(row['related'])})" if row["related"] else "")
+    # Each is the mean of the seeds, the least and the most.
+    (auc, low, high), recall = row["auc"], row["recall"][0]
+    assert f"| {name} | {row['files']} | {auc:.2f} | {low:.2f} to {high:.2f} | {100 * recall:.0f} % |" in said
+  for row in kinds:
+    rate, low, high = (100 * value for value in row["false_alarms"])
+    assert f"| {row['source']} | {row['files']} | {rate:.1f} % | {low:.1f} to {high:.1f} % |" in said
+  auc, recall = (sum(row[key][0] for row in engines) / len(engines) for key in ("auc", "recall"))
+  assert f"with an AUC of {auc:.2f} in the mean of 20 engines" in readme
+  assert f"it finds {100 * recall:.0f} % of the synthetic ones" in readme
