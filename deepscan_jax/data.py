@@ -172,7 +172,11 @@ class ExampleSource:
   def empty(self) -> tuple[str, ...]:
     """Masks (examples.MASKED) of `inputs` that are False all over every example."""
     held = {word for _, words in self.groups for word in words}
-    return tuple(_MASKS[word] for word in _kinds(self.inputs) if word not in held)
+    return tuple(
+      mask
+      for mask, (key, *_) in examples.MASKED.items()
+      if key in self.inputs and _LOOKED_AT[key] not in held
+    )
 
   def reading(self, inputs: Sequence[str]) -> "ExampleSource":
     """The same examples for who reads only these of `inputs`."""
@@ -1169,19 +1173,13 @@ def _merge_twins(batch: Rows) -> Rows:
   return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
 
 
-# The masks of what a model looks at, in words.
-_MASKS = {
-  "faces": "crop_mask",
-  "mouths": "mouth_mask",
-  "sound": "waveform_mask",
-  "file facts": "file_facts_mask",
-}
+# What a model of an input looks at, in words.
+_LOOKED_AT = {"crops": "faces", "mouth_crops": "mouths", "waveform": "sound", "file_facts": "file facts"}
 
 
 def _kinds(inputs: Sequence[str]) -> list[str]:
   """What a model of these inputs looks at, in words."""
-  kinds = {"crops": "faces", "mouth_crops": "mouths", "waveform": "sound", "file_facts": "file facts"}
-  return [word for key, word in kinds.items() if key in inputs]
+  return [word for key, word in _LOOKED_AT.items() if key in inputs]
 
 
 def _held(facts: dict, inputs: Sequence[str]) -> tuple[str, ...]:

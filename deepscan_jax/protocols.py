@@ -32,6 +32,8 @@ _TEMPLATE = np.array(
   [[30.29 + 8, 51.70], [65.53 + 8, 51.50], [48.03 + 8, 71.74], [33.55 + 8, 92.37], [62.73 + 8, 92.20]]
 )
 _NOSE_TIP, _MOUTH_CORNERS = 1, (61, 291)
+# What a folder of files goes by that is nobody's dataset.
+OWN_FILES = "own_files"
 # The confident rule of the winner of the DFDC.
 _SURE_FAKE, _SURE_REAL = 0.8, 0.2
 

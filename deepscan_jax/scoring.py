@@ -226,7 +226,7 @@ def evaluate_model(
     thresholds=thresholds,
     prevalences=prevalences,
     missing_score=preset.missing if preset else None,
-    cost=_cost(),
+    cost=_cost(decoded=media_files is not None),
     faithfulness=_faithfulness(detector, scored, split, data_dir, map_examples, draws=draws),
     legacy=_tables(scored, detector, split),
     draws=draws,
@@ -442,8 +442,17 @@ def score_media(
     else _OWN_AGGREGATION,
     timings=timings,
     parts={},
-    notes=preset.departures(size_px=faces.EVAL_SIZE) if preset else (),
+    notes=(
+      *((_OWN_FILES_NOTE,) if dataset == protocols.OWN_FILES else ()),
+      *(preset.departures(size_px=faces.EVAL_SIZE) if preset else ()),
+    ),
   )
+
+
+_OWN_FILES_NOTE = (
+  "Whether the model was trained, or its thresholds were set, with any of these files is not known; if so, "
+  "the figures flatter it."
+)
 
 
 def _tables(scored: Scored, detector: Detector, split: str) -> dict | None:
@@ -479,8 +488,8 @@ def _faithfulness(
   return None if curves is None else faithfulness.figures(curves, draws=draws)
 
 
-def _cost() -> dict:
-  """What this process took so far, and on what."""
+def _cost(*, decoded: bool) -> dict:
+  """What this process took so far, and on what; with what decoders beside it took, where there were any."""
   device = jax.local_devices()[0]
   # Linux counts kilobytes, macOS bytes.
   unit = 1 if sys.platform == "darwin" else 1024
@@ -488,9 +497,9 @@ def _cost() -> dict:
     "device": device.device_kind if device.platform != "cpu" else "cpu",
     "peak_memory_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
   }
-  # Files are decoded in processes of their own; the largest of them.
-  if child := resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
-    found["decoder_peak_memory_bytes"] = unit * child
+  if decoded:
+    # Of the largest of them.
+    found["decoder_peak_memory_bytes"] = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
   if stats := device.memory_stats():
     found["device_peak_bytes"] = stats.get("peak_bytes_in_use")
   return found

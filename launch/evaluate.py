@@ -53,7 +53,7 @@ _SPLIT = flags.DEFINE_enum(
   "Which split to measure on (test; of --media without --name, all of the folder).",
 )
 _MEDIA = flags.DEFINE_multi_string(
-  "media", [], "A folder of raw media to score in place of datasets; may be given again.", allow_override=True
+  "media", None, "A folder of raw media to score in place of datasets; may be given again.", allow_override=True
 )
 _NAME = flags.DEFINE_string(
   "name",
@@ -106,8 +106,6 @@ _DIFFERENT = flags.DEFINE_boolean(
   "allow_different_protocols", False, "With --compare: compare cards of different protocols all the same."
 )
 _FILES_PER_LINE = 20
-# What a folder goes by that is nobody's dataset.
-_OWN_FILES = "own_files"
 _STEPS_PER_LINE = 5
 
 
@@ -136,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
   if _WORKDIR.value:
     Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
 
-  from deepscan_jax import card_report, compilation_cache, scoring
+  from deepscan_jax import card_report, compilation_cache, protocols, scoring
 
   compilation_cache.switch_on()
   # A folder of one's own has no split, unless one asks for it.
@@ -155,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     card = scoring.evaluate_model(
       model,
       # Names tell what a model has seen, and everybody's own folder has the same one.
-      datasets=[_OWN_FILES if own_folder else name],
+      datasets=[protocols.OWN_FILES if own_folder else name],
       media_files=_media_files(name, split),
       frames=_FRAMES.value,
       report_progress=_say_progress,

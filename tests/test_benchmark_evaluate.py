@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_branch, write_model
 
-from deepscan_jax import card, data, evaluation, inference, scoring
+from deepscan_jax import card, data, inference, scoring
 from deepscan_jax.launch import benchmark, benchmark_evaluate
 
 
@@ -41,7 +41,7 @@ def test_every_row_is_told_with_its_promise(detector, prepared_dataset, monkeypa
 
 def test_examples_become_videos_of_both_classes(detector, prepared_dataset):
   config = detector.config.data
-  untouched = evaluation.held_out(detector, config, "train", data_dir=prepared_dataset)
+  untouched = data.held_out(config, "train", data_dir=prepared_dataset, inputs=detector.face_inputs)
   source = benchmark_evaluate.Videos(untouched.source, 4, 6, 5)
   held_out = data.HeldOutExamples(source, untouched.window)
   rows, _ = scoring._score_held_out(detector, held_out, dataset="made", condition="untouched", seconds=[])

@@ -198,7 +198,7 @@ def test_an_uncalibrated_model_judges_as_the_network_does(prepared_dataset, tmp_
   np.testing.assert_allclose(scores["untouched"].logits[0], alone[0], atol=1e-5)
 
 
-def test_a_model_that_hears_is_given_no_silence_of_pictures(prepared_dataset, tmp_path, monkeypatch):
+def test_a_model_that_hears_is_given_no_silence_of_pictures(prepared_dataset, tmp_path):
   config = override(tiny_config(), 'model.branches=["tiny", "tiny_voice"]')
   detector = Detector(write_model(tmp_path / "both", sound_calibration=CALIBRATION, config=config))
   assert "waveform" in detector.inputs

@@ -359,3 +359,11 @@ def test_damage_that_cannot_be_done_is_told_before_anything_is_scored(model, fil
     scoring.evaluate_model(model, perturbations=["opus"], **settings)
   with pytest.raises(ValueError, match="detect --stability"):
     scoring.evaluate_model(model, perturbations=["blur"], media_files=files, **settings)
+
+
+def test_of_files_of_ones_own_it_is_told_that_nothing_is_known(model, files):
+  of_own = scoring.evaluate_model(
+    model, datasets=[protocols.OWN_FILES], media_files=files, split="all", frames=4, draws=DRAWS
+  )
+  assert "is not known" in of_own["notes"][0]
+  assert of_own["cost"]["decoder_peak_memory_bytes"] > 1e7
