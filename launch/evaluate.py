@@ -53,7 +53,10 @@ _SPLIT = flags.DEFINE_enum(
   "Which split to measure on (test; of --media without --name, all of the folder).",
 )
 _MEDIA = flags.DEFINE_multi_string(
-  "media", None, "A folder of raw media to score in place of datasets; may be given again.", allow_override=True
+  "media",
+  None,
+  "A folder of raw media to score in place of datasets; may be given again.",
+  allow_override=True,
 )
 _NAME = flags.DEFINE_string(
   "name",
