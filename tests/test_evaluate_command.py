@@ -74,7 +74,7 @@ def test_a_folder_of_ones_own_goes_by_no_datasets_name(monkeypatch):
   monkeypatch.setattr(scoring, "evaluate_model", evaluate_model)
   monkeypatch.setattr(evaluate, "_media_files", lambda name, split: [name, split])
   for name in (None, "dfdc"):
-    with flagsaver.flagsaver(media=["folder"], name=name):
+    with flagsaver.flagsaver(media=["folder"], name=name, frames=32):
       assert evaluate.main(["evaluate"]) == 0
   # A model that was trained on somebody's real_fake_folder has not seen everybody's.
   assert asked == [(["own_files"], "all"), (["dfdc"], "test")]
