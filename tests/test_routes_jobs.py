@@ -254,7 +254,7 @@ def test_what_waits_for_a_job_is_deleted_when_it_is_cancelled_or_nobodys(serving
   client = serving(engine=engine)
   spool = job_runner.Spool(tmp_path)
   urls = []
-  for note in (b"SLOW", b"later"):
+  for note in (b"SLOW", b"SLOW too"):
     form = {"video": ("x.mp4", serve_fakes.mp4(note=note), "video/mp4")}
     urls.append(client.post("/api/v1/detect/video", params={"async": "true"}, files=form).headers["location"])
   assert len(list(spool.path.glob("*.mp4"))) == 2

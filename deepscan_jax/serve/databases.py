@@ -1,6 +1,11 @@
 """Opens the database of a service or a batch: SQLite by default, PostgreSQL by URL."""
 
+import contextlib
+import dataclasses
 import os
+import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -45,7 +50,74 @@ def connect(url: str | Path, *, make_folder: bool = False) -> sa.Engine:
     ) from error
   if kind == "sqlite":
     sa.event.listen(engine, "connect", _tune_sqlite)
+    _WRITING[engine] = threading.Lock()
   return engine
+
+
+@contextlib.contextmanager
+def writing(database: sa.Engine) -> Iterator[sa.Connection]:
+  """A transaction that writes, committed at the end; the threads of a process take turns at an SQLite file.
+
+  SQLite lets one write at a time, and who finds it taken sleeps before it asks again, longer each time, up to
+  a tenth of a second, however short the others are. A lock lets the next one in at once.
+  """
+  with _WRITING.get(database, contextlib.nullcontext()), database.begin() as connection:
+    yield connection
+
+
+class Insert:
+  """Inserts rows of many threads; those that come while others are being written go in together.
+
+  A thread that waits for the interpreter between two calls of the database holds up whoever writes next. With
+  one transaction for all who wait, the time does not grow with their number.
+
+  Args:
+    database: of `connect`.
+    statement: an insert, executed with rows.
+  """
+
+  def __init__(self, database: sa.Engine, statement: sa.Insert):
+    self._database, self._statement = database, statement
+    self._taking, self._writing = threading.Lock(), threading.Lock()
+    self._waiting: list[_Row] = []
+
+  def add(self, values: dict) -> None:
+    """Returns when the row is in the database.
+
+    Raises:
+      SQLAlchemyError: this row, or one that came with it, could not be written; none of them was.
+    """
+    row = _Row(values)
+    with self._taking:
+      self._waiting.append(row)
+    with self._writing:
+      if not row.is_done:
+        self._write_all()
+    if row.error is not None:
+      raise row.error
+
+  def _write_all(self) -> None:
+    with self._taking:
+      rows, self._waiting = self._waiting, []
+    error = None
+    try:
+      with writing(self._database) as connection:
+        connection.execute(self._statement, [row.values for row in rows])
+    except Exception as failure:  # whoever waits has to hear of it, whatever it is
+      error = failure
+    for row in rows:
+      row.error, row.is_done = error, True
+
+
+@dataclasses.dataclass
+class _Row:
+  values: dict
+  is_done: bool = False
+  error: Exception | None = None
+
+
+# By engine, of SQLite files.
+_WRITING: weakref.WeakKeyDictionary[sa.Engine, threading.Lock] = weakref.WeakKeyDictionary()
 
 
 def make_tables(database: sa.Engine, metadata: sa.MetaData) -> None:
@@ -55,7 +127,7 @@ def make_tables(database: sa.Engine, metadata: sa.MetaData) -> None:
     ValueError: the database cannot be used; one sentence, without the password in its URL.
   """
   try:
-    with database.begin() as connection:
+    with writing(database) as connection:
       if database.dialect.name == "postgresql":
         # IF NOT EXISTS alone lets two that come at the same time fail over the catalogue.
         connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MAKING_TABLES})"))

@@ -250,7 +250,7 @@ class Ledger:
       "webhook_state": "waiting" if webhook else None,
     }
     insert = self._insert(JOBS).values(**row).on_conflict_do_nothing(index_elements=["key"])
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       connection.execute(insert)
     found = self._jobs(JOBS.c.key == key if key else JOBS.c.id == row["id"])
     return found[0]
@@ -301,7 +301,7 @@ class Ledger:
 
   def forget(self, job: str) -> None:
     """Removes a job with its items and answers."""
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       connection.execute(sa.delete(ITEMS).where(ITEMS.c.job == job))
       connection.execute(sa.delete(JOBS).where(JOBS.c.id == job))
 
@@ -362,7 +362,7 @@ class Ledger:
 
   def seen_alive(self, node: str) -> None:
     """A node still has the files of its jobs."""
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       connection.execute(
         sa.update(JOBS).where(JOBS.c.state == RUNNING, JOBS.c.node == node).values(node_seen_at=self._now)
       )
@@ -406,7 +406,7 @@ class Ledger:
 
   def same_file(self, known: Known) -> None:
     """The file's bytes are what they were; its answer stays."""
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       connection.execute(sa.update(ITEMS).where(ITEMS.c.id == known.item).values(file_state=known.file_state))
 
   def judge_again(self, known: Known) -> None:
@@ -438,7 +438,7 @@ class Ledger:
       .returning(ITEMS.c.id, ITEMS.c.path, ITEMS.c.claims, ITEMS.c.tries)
     )
     for _ in range(2):
-      with self._database.begin() as connection:
+      with databases.writing(self._database) as connection:
         row = connection.execute(update).first()
       if row is not None:
         return Lease(item=row[0], job=job, path=row[1], owner=owner, claim=row[2], tries=row[3])
@@ -584,7 +584,7 @@ class Ledger:
     return self._count(update) == 1
 
   def _end(self, job: str, *, state: str, problem: str | None = None) -> bool:
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       ended = connection.execute(
         sa.update(JOBS)
         .where(JOBS.c.id == job, JOBS.c.state.in_((LISTING, RUNNING)))
@@ -605,7 +605,7 @@ class Ledger:
       .values(lease_until=self._now + lease_s, **values)
       .returning(JOBS.c.id)
     )
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       job = connection.execute(update).scalar()
     return self.job(job) if job else None
 
@@ -622,7 +622,7 @@ class Ledger:
       if path not in there
     ]:
       # Another process may have added them since.
-      with self._database.begin() as connection:
+      with databases.writing(self._database) as connection:
         connection.execute(self._insert(ITEMS).on_conflict_do_nothing(), new)
     for path, state in files:
       if path in there:
@@ -677,7 +677,7 @@ class Ledger:
     return self._count(sa.update(ITEMS).where(*lost, ~last).values(state=QUEUED, **counted))
 
   def _count(self, statement) -> int:
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       return connection.execute(statement).rowcount
 
 

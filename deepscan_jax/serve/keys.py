@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import sqlalchemy as sa
 
+from deepscan_jax.serve import databases
 from deepscan_jax.serve.store import KEYS
 
 DETECT, BATCH, METRICS = "detect", "batch", "metrics"
@@ -176,7 +177,7 @@ class KeyStore:
       requests_per_hour=requests_per_hour,
     )
     row = dataclasses.asdict(info) | {"scopes": ",".join(sorted(scopes)), "digest": self._digest(key)}
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       connection.execute(sa.insert(KEYS), row)
     return key, info
 
@@ -191,7 +192,7 @@ class KeyStore:
     Raises:
       ValueError: there is none of this id, or it was revoked before.
     """
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       changed = connection.execute(
         sa.update(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked.is_(None)).values(revoked=self._clock())
       )

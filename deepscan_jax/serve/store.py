@@ -86,7 +86,6 @@ _FIND_RESULT = (
   .order_by(RESULTS.c.created.desc())
   .limit(1)
 )
-_ADD_RESULT = sa.insert(RESULTS)
 
 
 def open_database(url: str) -> sa.Engine:
@@ -138,6 +137,7 @@ class Store:
   ):
     self._database, self._kept_s, self._most_bytes = database, kept_s, most_bytes
     self._in_progress_s, self._clock = in_progress_s, clock
+    self._results = databases.Insert(database, sa.insert(RESULTS))
 
   def is_well(self) -> bool:
     """Whether the database answers."""
@@ -191,8 +191,7 @@ class Store:
         "size": len(body),
         "body": body,
       }
-      with self._database.begin() as connection:
-        connection.execute(_ADD_RESULT, row)
+      self._results.add(row)
     return result_id
 
   # Feedback ----------------------------------------------------------------------------------------------
@@ -204,7 +203,7 @@ class Store:
       (RESULTS.c.key_id == key_id) | (RESULTS.c.shared_with == ""),
       RESULTS.c.created > self._clock() - self._kept_s,
     )
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       result = connection.execute(query).first()
       if result is None:
         return None
@@ -252,14 +251,14 @@ class Store:
     }
     mine = (ANSWERS.c.key_id == key_id) & (ANSWERS.c.idempotency_key == idempotency_key)
     try:
-      with self._database.begin() as connection:
+      with databases.writing(self._database) as connection:
         connection.execute(
           sa.insert(ANSWERS), {"key_id": key_id, "idempotency_key": idempotency_key, **claim}
         )
       return None
     except sa.exc.IntegrityError:
       pass  # there is one, and it says what to do
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       row = connection.execute(sa.select(ANSWERS).where(mine)).first()
       if row is not None:
         forgotten = row.started < now - IDEMPOTENT_FOR_S
@@ -283,12 +282,12 @@ class Store:
       "headers": json.dumps(answer.headers),
       "body": zlib.compress(answer.body, 3),
     }
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       connection.execute(sa.update(ANSWERS).where(self._claim(key_id, idempotency_key, owner)).values(values))
 
   def drop_answer(self, key_id: str, idempotency_key: str, *, owner: str) -> None:
     """Gives the Idempotency-Key back: the request may be tried again."""
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       connection.execute(
         sa.delete(ANSWERS).where(self._claim(key_id, idempotency_key, owner), ANSWERS.c.status.is_(None))
       )
@@ -306,7 +305,7 @@ class Store:
   def clean(self) -> int:
     """Deletes what is too old, and of results the oldest that are too much; returns how many rows."""
     now = self._clock()
-    with self._database.begin() as connection:
+    with databases.writing(self._database) as connection:
       gone = connection.execute(sa.delete(RESULTS).where(RESULTS.c.created <= now - self._kept_s)).rowcount
       gone += connection.execute(
         sa.delete(ANSWERS).where(ANSWERS.c.started <= now - IDEMPOTENT_FOR_S)
