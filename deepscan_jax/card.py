@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -68,6 +69,11 @@ _CURVE_POINTS = 160
 _COMPRESSIONS = ("raw", "c0", "c23", "c40")
 
 
+# What stands for a name that is hidden.
+_HIDDEN_DIGITS = 16
+_HIDDEN = re.compile(f"[0-9a-f]{{{_HIDDEN_DIGITS}}}")
+
+
 class ProtocolError(ValueError):
   """Two cards whose figures do not compare; the message says why, and what to do."""
 
@@ -81,6 +87,7 @@ def make_card(
   split: str,
   thresholds: Mapping,
   builds: Mapping[str, str | None] | None = None,
+  trained_on: Sequence[str] = (),
   prevalences: Sequence[float] = (0.01,),
   missing_score: float | None = None,
   cost: Mapping | None = None,
@@ -98,9 +105,10 @@ def make_card(
     protocol: how it was scored.
     datasets, split: what.
     builds: by dataset the fingerprint of its build, where there is one.
+    trained_on: the datasets that the model, or one that it began with, was trained on.
     thresholds: by part "inconclusive", "manipulated" and "false_positive_rate" of validation.
     prevalences: shares of fakes for which the worth of a call is worked out, each above 0 and below 1.
-    missing_score: what a published protocol gives to videos without a face; adds a figure beside the others.
+    missing_score: what a published protocol gives to videos without a score; adds a figure beside the others.
     cost: peak_memory_bytes and the like.
     faithfulness: faithfulness.figures of region maps; None where there are none.
     legacy: evaluation.measure_scores; its tables stand at the top of the card.
@@ -142,7 +150,7 @@ def make_card(
     "headline": {"set": headline, "level": level},
     "results": results,
     "coverage": coverage,
-    "cross_dataset": cross_table(_cross_row(results[headline], protocol)),
+    "cross_dataset": cross_table(_cross_row(results[headline], protocol, trained_on)),
     "deployment": [_deployment(main, prevalence) for prevalence in prevalences],
     "cost": {**(cost or {}), "latency": _latency(scored.timings)},
     "as_published": _as_published(scored, missing_score),
@@ -170,7 +178,7 @@ def without_names(card: Mapping) -> dict:
   """
 
   def hidden(names: Sequence[str]) -> list[str]:
-    return [hashlib.sha256(name.encode()).hexdigest()[:16] for name in names]
+    return [hashlib.sha256(name.encode()).hexdigest()[:_HIDDEN_DIGITS] for name in names]
 
   scores = dict(card["scores"])
   scores |= {key: hidden(scores[key]) for key in ("id", "group")}
@@ -444,8 +452,9 @@ def _share(part: int, whole: int) -> float | None:
   return part / whole if whole else None
 
 
-def _cross_row(result: Mapping, protocol: protocols.Protocol) -> dict:
-  trained = [name.partition("/")[0] for name in protocol.train["datasets"]]
+def _cross_row(result: Mapping, protocol: protocols.Protocol, trained_on: Sequence[str]) -> dict:
+  names = sorted({*protocol.train["datasets"], *trained_on})
+  trained = {protocols.family(name) for name in names}
   level = protocol.level if protocol.level in result["levels"] else "video"
   tests = {
     name: {
@@ -454,12 +463,12 @@ def _cross_row(result: Mapping, protocol: protocols.Protocol) -> dict:
       # The threshold of validation is one and the same: a rate that moves between datasets is its drift.
       "false_positive_rate": figures["false_positive_rate"],
       "recall": figures["recall"],
-      "seen_in_training": name.partition("/")[0] in trained,
+      "seen_in_training": protocols.family(name) in trained,
     }
     for name, figures in result["by"].get("dataset", {}).items()
   }
   return {
-    "train": " + ".join(protocol.train["datasets"]),
+    "train": " + ".join(names),
     "tests": tests,
     "pooled": {
       name: result["levels"][level][name] for name in ("auc", "eer", "false_positive_rate", "recall")
@@ -540,11 +549,11 @@ def _latency(timings: Mapping[str, Sequence[float]]) -> dict:
 
 
 def _as_published(scored, missing_score: float | None) -> dict | None:
-  """The AUC of videos where files without a face get the score that a published protocol gives them."""
+  """The AUC of videos where files without a score get the one that a published protocol gives them."""
   if missing_score is None:
     return None
   rows = scored.labelled["video"]
-  lost = [row for row in scored.missing if row.reason in ("no_face", "no_picture")]
+  lost = [row for row in scored.missing if row.reason not in _NEVER_ASKED]
   labels = np.append(rows.label, [row.label for row in lost])
   scores = np.append(rows.probability, [missing_score] * len(lost))
   return {
@@ -553,6 +562,10 @@ def _as_published(scored, missing_score: float | None) -> dict | None:
     "auc": None if len(set(labels.tolist())) < 2 else metrics.auc(labels, scores),
     "log_loss": float(metrics.log_loss(labels, scores)) if len(labels) else None,
   }
+
+
+# Of these it is not the model, nor the file, that no score was had.
+_NEVER_ASKED = ("label_unknown", "stored_as_pictures")
 
 
 def _notes(main: Mapping, headline: str) -> list[str]:
@@ -677,6 +690,7 @@ def compare(
         f"The cards were made of different builds of {', '.join(rebuilt)}; evaluate both on one of them, or "
         "give --allow_different_protocols."
       )
+  a, b = _named_alike(a, b)
   one, other = (
     dict(zip(card["scores"]["id"], range(len(card["scores"]["id"])), strict=True)) for card in (a, b)
   )
@@ -765,6 +779,14 @@ def comparison_markdown(result: Mapping) -> str:
   if result["protocol_differences"]:
     lines += ["", f"The protocols differ: {'; '.join(result['protocol_differences'])}."]
   return "\n".join(lines)
+
+
+def _named_alike(a: Mapping, b: Mapping) -> tuple[Mapping, Mapping]:
+  """The cards, with hashes for names in both where they stand in one."""
+  hidden = [all(_HIDDEN.fullmatch(name) for name in card["scores"]["id"]) for card in (a, b)]
+  if hidden[0] == hidden[1]:
+    return a, b
+  return (a, without_names(b)) if hidden[0] else (without_names(a), b)
 
 
 def _headline(card: Mapping) -> str:

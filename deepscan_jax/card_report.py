@@ -660,7 +660,7 @@ def _protocol_card(card: Mapping) -> Html:
     auc = "-" if published["auc"] is None else f"{published['auc']:.3f}"
     said = (
       f"As the published protocol counts, with {published['missing_score']:g} for the "
-      f"{published['files_that_got_it']} files without a face: AUC {auc}."
+      f"{published['files_that_got_it']} files without a score: AUC {auc}."
     )
   return _card(
     "Protocol",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepscan_jax import checkpoints, data, metrics
+from deepscan_jax import checkpoints, data, metrics, protocols
 from deepscan_jax.calibration import calibrate
 from deepscan_jax.config import DataConfig
 from deepscan_jax.inference import CALIBRATIONS, Detector, load_detector
@@ -170,7 +170,7 @@ def evaluate(
   Args:
     model: a Detector, or the folder of one; None: the model that comes with the package.
     data_dir: where the datasets are.
-    split: "test", or "validation", which calibration has seen.
+    split: "test": by the others the model was trained and chosen.
 
   Returns:
     See `measure_model`.
@@ -178,9 +178,10 @@ def evaluate(
   Raises:
     CheckpointError: the model is missing, damaged or not calibrated.
     FileNotFoundError: a dataset has not been built.
-    ValueError: the split has no examples.
+    ValueError: the split has no examples, or is not "test".
   """
   detector = model if isinstance(model, Detector) else load_detector(model)
+  protocols.check_split(detector.config.data.datasets, detector.config.data.datasets, split)
   return measure_model(detector, data_dir=data_dir, split=split)
 
 

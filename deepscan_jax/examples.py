@@ -27,7 +27,7 @@ Dataset builders and the detector both come through here, so that training and s
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -339,9 +339,14 @@ def labels(example: dict, *, keys: Iterable[str]) -> dict[str, np.int32]:
     for value, reads in ((face, keys & {"crops", "mouth_crops"}), (sound, keys & {"waveform"}))
     if value is not None and reads
   ]
-  label = next((value for value in (FAKE, UNKNOWN, REAL) if value in read), UNKNOWN)
+  label = label_of(read)
   face, sound = (UNKNOWN if value is None else value for value in (face, sound))
   return {"label": np.int32(label), "face_label": np.int32(face), "sound_label": np.int32(sound)}
+
+
+def label_of(parts: Collection[int]) -> int:
+  """The label of what is read in several parts: FAKE where one is, else UNKNOWN where one, or all, are."""
+  return next((label for label in (FAKE, UNKNOWN, REAL) if label in parts), UNKNOWN)
 
 
 def input_shapes(window: WindowConfig) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -11,7 +11,7 @@ those of this package; `Preset.departures` says so in sentences.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -56,7 +56,8 @@ class Preset:
     frame_score: "max" or "mean" over the faces of a frame, or "each": faces count one by one.
     video_score: "mean" or "confident" (`confident_mean`).
     level: of the published headline.
-    missing: the published score of a video without a face; None: such videos are left out.
+    missing: the published score of a video that gives none: of one without a face, or that cannot be read;
+      None: such videos are left out.
     notes: what about it is not certain or cannot be repeated, in sentences.
   """
 
@@ -264,8 +265,12 @@ def model_protocol(facts: Mapping) -> tuple[dict, dict]:
     "datasets": sorted(data["datasets"]),
     "pseudofakes": bool(data["pseudofakes"]),
     "labelled_share": float(data.get("labelled_share", 0.0)),
-    "start_from": train.get("start_from", ""),
   }
+  if "lineage" in facts:
+    # Which data, by their contents; the folder that a model began with may be called anything.
+    trained["lineage"] = [training["datasets"] for training in facts["lineage"]]
+  else:
+    trained["start_from"] = train.get("start_from", "")
   rates = {
     key: facts[key]["false_positive_rate"] for key in ("calibration", "sound_calibration") if facts.get(key)
   }
@@ -273,19 +278,16 @@ def model_protocol(facts: Mapping) -> tuple[dict, dict]:
   return trained, chosen
 
 
-def check_split(
-  facts: Mapping, datasets: Iterable[str], split: str, *, of: Callable[[str], Mapping | None] = lambda _: None
-) -> None:
+def check_split(trained_on: Iterable[str], datasets: Iterable[str], split: str) -> None:
   """Refuses to evaluate a model on what it was trained on or selected with.
 
   Forms and configs of one dataset hold the same files, so they count as one: who was chosen on the validation
   split of faceforensics/c23 has seen that of faceforensics/c40.
 
   Args:
-    facts: of checkpoints.read_model.
+    trained_on: names of what it, or a model that it began with, was trained on.
     datasets: names that it is to be evaluated on.
     split: of them; "all" is every split together.
-    of: folder -> facts of the model that it started from; None where they cannot be had.
 
   Raises:
     ValueError: the split is not "test", and the model, or one that it started from, knows one of the
@@ -293,13 +295,7 @@ def check_split(
   """
   if split == "test":
     return
-  known: set[str] = set()
-  seen_folders: set[str] = set()
-  while facts:
-    known |= {family(name) for name in facts["config"]["data"]["datasets"]}
-    start = facts["config"]["train"].get("start_from", "")
-    facts = of(start) if start and start not in seen_folders else None
-    seen_folders.add(start)
+  known = {family(name) for name in trained_on}
   if seen := sorted({name for name in datasets if family(name) in known}):
     verb = _USES.get(split, _USES["train"])
     raise ValueError(

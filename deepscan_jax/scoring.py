@@ -26,6 +26,7 @@ from deepscan_jax import (
   faces,
   faithfulness,
   levels,
+  lineage,
   media,
   perturb,
   protocols,
@@ -172,7 +173,8 @@ def evaluate_model(
   folder = Path(DEFAULT_MODEL if folder is None else folder)
   facts = checkpoints.read_model(folder)
   datasets = tuple(datasets) or tuple(facts["config"]["data"]["datasets"])
-  protocols.check_split(facts, datasets, split, of=_model_facts)
+  trainings = lineage.trainings(facts)
+  protocols.check_split(lineage.trained_on(trainings), datasets, split)
   detector = Detector(folder)
   # A wrong name is told before the minutes that scoring takes.
   names = perturb.chosen(perturbations, inputs=detector.inputs) if perturbations else ()
@@ -216,13 +218,16 @@ def evaluate_model(
     if (calibration := _calibration(detector, part)) is not None
   }
   sizes = [leaf.size for leaf in jax.tree.leaves(checkpoints.read_params(folder)["params"])]
+  builds = {name: data.fingerprint(name, data_dir=data_dir) for name in datasets if media_files is None}
+  left_open = lineage.notes(trainings, builds, split)
   return card.make_card(
-    scored,
+    dataclasses.replace(scored, notes=(*scored.notes, *left_open)),
     model={**detector.metadata, "bytes": checkpoints.folder_bytes(folder), "parameters": int(sum(sizes))},
     protocol=protocol,
     datasets=datasets,
     split=split,
-    builds={name: data.fingerprint(name, data_dir=data_dir) for name in datasets if media_files is None},
+    builds=builds,
+    trained_on=sorted(lineage.trained_on(trainings)),
     thresholds=thresholds,
     prevalences=prevalences,
     missing_score=preset.missing if preset else None,
@@ -460,15 +465,6 @@ def _tables(scored: Scored, detector: Detector, split: str) -> dict | None:
   if "all" not in scored.parts or len(set(scored.parts["all"].labels.tolist())) < 2:
     return None
   return evaluation.measure_scores(scored.parts, detector, split=split)
-
-
-def _model_facts(start_from: str) -> dict | None:
-  """Facts of a model that another one started from; None where it is not here any more."""
-  folder = DEFAULT_MODEL if start_from == "default" else Path(start_from)
-  try:
-    return checkpoints.read_model(folder)
-  except checkpoints.CheckpointError:
-    return None
 
 
 def _faithfulness(
@@ -722,6 +718,9 @@ def _score_by_verdict(
     for number, heard in enumerate(verdict.sound.windows):
       window_rows.append(row(f"#sound.{number}", SOUND, heard.probability, **common))
     track_rows.append(row("#sound", SOUND, verdict.sound.deepfake_probability, **common))
+  parts = {FACES: verdict.faces, SOUND: verdict.sound}
+  judged = [part for part, said in parts.items() if said and said.deepfake_probability is not None]
+  label = _label([of_part[part] for part in judged])
   who = [p for p in verdict.people if p.deepfake_probability == verdict.deepfake_probability]
   quality = who[0].quality if who and verdict.decided_by == FACES else {}
   decided = row(
@@ -729,7 +728,7 @@ def _score_by_verdict(
     verdict.decided_by,
     verdict.deepfake_probability,
     verdict.thresholds,
-    int(file.label),
+    label,
     face_size_px=quality.get("median_size_px", np.nan),
     sharpness=quality.get("median_sharpness", np.nan),
   )
@@ -742,6 +741,15 @@ def _score_by_verdict(
     "video": [decided],
   }
   return {level: Rows.of(rows) for level, rows in found.items()}, dict(verdict.timings)
+
+
+def _label(parts: Sequence[int]) -> int:
+  """The label of what was judged of a file, as prepared datasets have it: what is not read is not held
+  against a model."""
+  label = examples.label_of(parts)
+  if label == examples.UNKNOWN:
+    raise _NoScoreError("label_unknown")
+  return label
 
 
 def _score_by_preset(
@@ -773,7 +781,7 @@ def _score_by_preset(
   scores = protocols.frame_scores(by_frame, preset=preset)
   places = frame_of if preset.frame_score == "each" else list(range(len(clip.frames)))
   name = f"{known['dataset']}:{file.id}"
-  label = int(file.label)
+  label = _label([int(file.labels["face_label"])])
   bounds = [
     _logit(p)
     for p in (detector.calibration.thresholds.inconclusive, detector.calibration.thresholds.manipulated)

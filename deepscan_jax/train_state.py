@@ -7,7 +7,6 @@ uninterrupted one would have done.
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import einops
 import flax.struct
@@ -20,7 +19,7 @@ from flax import traverse_util
 from deepscan_jax import data, examples
 from deepscan_jax.checkpoints import read_params
 from deepscan_jax.config import Config
-from deepscan_jax.inference import DEFAULT_MODEL
+from deepscan_jax.lineage import model_folder
 from deepscan_jax.losses import Sum, detector_losses
 from deepscan_jax.models.backbones import backbone, measured_statistics
 from deepscan_jax.models.detector import (
@@ -241,7 +240,7 @@ def create_state(config: Config) -> TrainState:
         wanted = expected[collection][branch]["backbone"]
         ours[branch]["backbone"] = _matching(wanted, weights[collection])
   if config.train.start_from:
-    given = read_params(model_folder(config))
+    given = read_params(model_folder(config.train.start_from))
     params = _overlaid(params, given["params"])
     batch_stats = _overlaid(batch_stats, given.get("batch_stats", {}))
   return TrainState(
@@ -332,7 +331,7 @@ def frozen_parameters(config: Config) -> frozenset[tuple[str, ...]]:
     order = layers_in_order(Detector(config.model), abstract_batch(1, config), train=False)
     frozen = frozen_layers(order, keep_last=config.train.freeze_all_but_last)
   if config.train.branches:
-    given = traverse_util.flatten_dict(read_params(model_folder(config))["params"])
+    given = traverse_util.flatten_dict(read_params(model_folder(config.train.start_from))["params"])
     frozen |= {path for path in given if path[0] not in config.train.branches}
   return frozen
 
@@ -344,11 +343,6 @@ def _loss_weight(name: str, config: Config) -> float:
     "sync": config.train.sync_weight,
   }
   return own.get(name, config.train.branch_weight if name.startswith("branch_") else 1.0)
-
-
-def model_folder(config: Config) -> Path:
-  """Where the model lies that train.start_from names."""
-  return DEFAULT_MODEL if config.train.start_from == "default" else Path(config.train.start_from)
 
 
 def _overlaid(ours: dict, theirs: dict) -> dict:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepscan_jax import data, evaluation, examples
+from deepscan_jax import data, evaluation, examples, lineage
 from deepscan_jax.checkpoints import (
   CheckpointError,
   RunCheckpoints,
@@ -25,6 +25,7 @@ from deepscan_jax.checkpoints import (
 from deepscan_jax.config import Config, DataConfig, differences, from_dict, to_dict
 from deepscan_jax.files import write_whole
 from deepscan_jax.inference import CALIBRATIONS
+from deepscan_jax.lineage import model_folder
 from deepscan_jax.logs import Progress, ScalarLog, drop_rows_after
 from deepscan_jax.losses import Sum
 from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
@@ -55,7 +56,6 @@ from deepscan_jax.train_state import (
   create_state,
   first_statistics,
   frozen_parameters,
-  model_folder,
   train_step,
   trained_part,
 )
@@ -141,6 +141,7 @@ class _Run:
     part: of the configuration, what is computed; the state holds the whole model.
     inputs: what that part reads.
     builds: by dataset the fingerprint of its build, None of old builds.
+    lineage: this training and, with train.start_from, those of that model; see deepscan_jax.lineage.
     checkpoints, batches: open; the batches go on where the checkpoint was.
     state: on all devices.
     record: see `_note`.
@@ -152,6 +153,7 @@ class _Run:
   part: Config
   inputs: tuple[str, ...]
   builds: dict[str, str | None]
+  lineage: list[dict]
   checkpoints: RunCheckpoints
   batches: Iterator[dict[str, np.ndarray]]
   state: TrainState
@@ -174,6 +176,7 @@ def _open(config: Config, *, workdir: Path, data_dir: str | Path, resume: bool) 
       part = trained_part(config)
       inputs = tuple(detector_inputs(part.model))
       builds = {name: data.fingerprint(name, data_dir=data_dir) for name in config.data.datasets}
+      trainings = lineage.begun(config, version=__version__, builds=builds)
       open_dataset = functools.partial(
         data.train_dataset, config.data, data_dir=data_dir, seed=config.seed, inputs=inputs
       )
@@ -204,6 +207,7 @@ def _open(config: Config, *, workdir: Path, data_dir: str | Path, resume: bool) 
       part=part,
       inputs=inputs,
       builds=builds,
+      lineage=trainings,
       checkpoints=checkpoints,
       batches=batches,
       state=replicate(from_first(state)),
@@ -277,7 +281,7 @@ def _train(run: _Run, *, workdir: Path, data_dir: str | Path, request: StopReque
     after = _note(record, figures, step, config)
     better = after["best_step"] == step
     if better and is_first():
-      variables, facts = jax.device_get(state.variables), model_facts(config, after | figures)
+      variables, facts = jax.device_get(state.variables), _facts(run, after | figures)
       save_model(workdir / "best", params=variables, model=facts)
     return _after_validation(state, better=better, step=step, config=config), after
 
@@ -324,7 +328,7 @@ def _train(run: _Run, *, workdir: Path, data_dir: str | Path, request: StopReque
   # A signal that came after the last step is seen here, by all processes alike.
   name = signal_name(stop) if (stop := stop or max(of_each_process(request.number))) else ""
   if not name and is_first():
-    _save_last(workdir / "last", state, config, record)
+    _save_last(workdir / "last", state, run, record)
   stopped = f"stopped by {name} at step {step}" if name else _stop_reason(record, config) or "all steps done"
   watch.summarise(record=record, stopped=stopped, step=step, params=state.params, data_dir=data_dir)
   if not name and (stop := max(of_each_process(request.number))):
@@ -380,7 +384,7 @@ def check_run(config: Config, *, workdir: str | Path, data_dir: str | Path, resu
         + (", or take fewer folds." if config.data.folds else ".")
       )
   if config.train.start_from:
-    read_model(model_folder(config))
+    read_model(model_folder(config.train.start_from))
   elif config.train.pretrained:
     for network in image_networks(config.model).values():
       weight_file(network, config.train.imagenet_dir)
@@ -530,6 +534,10 @@ def metric_names(config: DataConfig) -> set[str]:
   return figures
 
 
+def _facts(run: _Run, training: dict) -> dict:
+  return model_facts(run.config, training) | {"lineage": run.lineage}
+
+
 def model_facts(config: Config, training: dict) -> dict:
   """What is written beside the parameters; see checkpoints.save_model.
 
@@ -543,7 +551,7 @@ def model_facts(config: Config, training: dict) -> dict:
     "training": training,
   }
   if config.train.branches and "crops" not in detector_inputs(trained_part(config).model):
-    given = read_model(model_folder(config))
+    given = read_model(model_folder(config.train.start_from))
     facts |= {key: given[key] for key in CALIBRATIONS[:1] if key in given}
   return facts
 
@@ -636,9 +644,9 @@ def _check_workdir(config: Config, workdir: Path, *, resume: bool) -> bool:
   return True
 
 
-def _save_last(folder: Path, state: TrainState, config: Config, record: dict) -> None:
+def _save_last(folder: Path, state: TrainState, run: _Run, record: dict) -> None:
   """Writes the model as it is at the end of the run, unless it is there from an earlier call."""
-  facts = model_facts(config, record | {"step": int(state.step)})
+  facts = _facts(run, record | {"step": int(state.step)})
   with contextlib.suppress(CheckpointError):
     if read_model(folder)["training"] == facts["training"]:
       return

@@ -49,6 +49,7 @@ FORBIDDEN = {
   "serve.evidence": TRAINING | (SERVING - {"report", "verdict"}) | {"models", "media", "faces", "examples"},
   "serve.routes_web": TRAINING | (SERVING - {"report"}) | {"models", "media", "faces", "examples"},
   "preview": (TRAINING - {"data"}) | (SERVING - {"report"}) | {"models", "media", "checkpoints", "parallel"},
+  "lineage": TRAINING | (SERVING - {"inference"}) | {"models", "media", "faces", "examples", "protocols"},
   "protocols": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "card"},
   "levels": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "faces", "card"},
   "card": TRAINING | SERVING | {"models", "media", "examples", "checkpoints", "config", "faces", "scoring"},

@@ -164,8 +164,12 @@ def test_a_published_score_for_nothing_stands_beside_the_figures_not_in_them():
     scored(rows, missing=(lost(0, label=1), lost(1, label=1, reason="damaged"))), missing_score=0.5
   )
   beside = found["as_published"]
-  expected = roc_auc_score([*rows.label, 1], [*rows.probability, 0.5])
-  assert beside["files_that_got_it"] == 1 and beside["auc"] == pytest.approx(expected)
+  never_asked = lost(0, label=1, reason="label_unknown")
+  assert (
+    made(scored(rows, missing=(never_asked,)), missing_score=0.5)["as_published"]["files_that_got_it"] == 0
+  )
+  expected = roc_auc_score([*rows.label, 1, 1], [*rows.probability, 0.5, 0.5])
+  assert beside["files_that_got_it"] == 2 and beside["auc"] == pytest.approx(expected)
   main = found["results"]["labelled"]["levels"]["video"]["auc"]["value"]
   assert main == pytest.approx(roc_auc_score(rows.label, rows.score)) and main != beside["auc"]
 
@@ -534,3 +538,8 @@ def test_a_card_without_names_compares_like_one_with_them():
   with_names, without = card.compare(a, b, draws=DRAWS), card.compare(*hidden, draws=DRAWS)
   for key in ("a", "b", "difference"):
     assert without["figures"]["auc"][key] == pytest.approx(with_names["figures"]["auc"][key], abs=1e-4)
+  # One of each are the same files all the same.
+  for pair in ((a, hidden[1]), (hidden[0], b)):
+    mixed = card.compare(*pair, draws=DRAWS)
+    assert mixed["files"] == without["files"] and mixed["groups"] == without["groups"]
+    assert mixed["figures"]["auc"]["b"] == pytest.approx(without["figures"]["auc"]["b"], abs=1e-4)

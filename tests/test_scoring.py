@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import face_media
@@ -12,7 +13,7 @@ import voices
 from sklearn.metrics import roc_auc_score
 from tiny import CALIBRATION, tiny_branch, tiny_config, write_model
 
-from deepscan_jax import data, evaluation, faces, media, protocols, scoring
+from deepscan_jax import checkpoints, data, evaluation, examples, faces, media, protocols, scoring
 from deepscan_jax.calibration import Calibration
 from deepscan_jax.config import override
 from deepscan_jax.inference import Detector, load_detector
@@ -208,7 +209,7 @@ def test_a_published_protocol_cuts_and_counts_its_own_way(model, files):
   )
   assert found["protocol"]["preprocessing"] == "sbi" and found["protocol"]["frames"] == 32
   assert any("own detector" in note for note in found["notes"])
-  assert found["as_published"]["files_that_got_it"] == 1 and found["as_published"]["missing_score"] == 0.5
+  assert found["as_published"]["files_that_got_it"] == 2 and found["as_published"]["missing_score"] == 0.5
   # A picture by hand: its largest face, cut with an eighth more on each side.
   file = next(f for f in files if f.id.endswith(".png") and f.label == 0)
   frame = media.decode_clip(file.path).frames[0]
@@ -228,6 +229,42 @@ def test_a_published_protocol_cuts_and_counts_its_own_way(model, files):
   # Four pictures, and all eight frames of the clip, of which 32 were wanted.
   assert frames["results"]["labelled"]["levels"]["frame"]["count"]["rows"] == 12
   assert frames["protocol_hash"] != found["protocol_hash"]
+
+
+@pytest.mark.parametrize("preprocessing", ["own", "sbi"])
+def test_a_forgery_of_what_is_not_read_is_not_held_against_a_model(model, files, preprocessing):
+  """As prepared datasets have it: a film with forged sound shows genuine faces."""
+  file = next(f for f in files if f.id.endswith(".png") and f.label == 0)
+  of_sound = dataclasses.replace(
+    file, id="fake/sound.png", label=1, method="voice", face_label=0, sound_label=1
+  )
+  unknown = dataclasses.replace(file, id="fake/unknown.png", label=1, face_label=examples.UNKNOWN)
+  found = scoring.evaluate_model(
+    model, datasets=["celeb_df"], media_files=[of_sound, unknown], preprocessing=preprocessing, draws=DRAWS
+  )
+  assert (found["scores"]["id"], found["scores"]["label"]) == (["celeb_df:fake/sound.png"], [0])
+  assert found["coverage"]["reasons"] == {"label_unknown": 1}
+  if preprocessing == "sbi":
+    assert found["as_published"]["files_that_got_it"] == 0
+
+
+def test_another_build_of_what_a_model_was_trained_on_is_noted(prepared_dataset, model, tmp_path):
+  own = tmp_path / "own"
+  shutil.copytree(model, own)
+  facts = {key: value for key, value in checkpoints.read_model(own).items() if key != "sha256"}
+  builds = {"real_only": data.fingerprint("real_only", data_dir=prepared_dataset)}
+
+  def card_of(datasets: dict) -> dict:
+    lineage = [{"name": "tiny", "version": "1", "datasets": datasets}]
+    checkpoints.write_model_json(own, {**facts, "lineage": lineage})
+    return scoring.evaluate_model(own, data_dir=prepared_dataset, pairs=False, draws=DRAWS)
+
+  same, other = card_of(builds), card_of({"real_only": "0" * 64, "celeb_df": None})
+  assert not any("another build" in note for note in same["notes"])
+  assert any("another build of real_only" in note for note in other["notes"])
+  assert same["protocol_hash"] != other["protocol_hash"]
+  (row,) = other["cross_dataset"]["rows"]
+  assert row["train"] == "celeb_df + real_only" and row["tests"]["real_only"]["seen_in_training"]
 
 
 def test_what_cannot_be_had_is_told(model, prepared, tmp_path):

@@ -1,0 +1,93 @@
+"""What the parameters of a model were trained on: by its own training, and by those of models before it.
+
+A model that began with another one's parameters knows what that one was shown. Each model of today lists all
+trainings in its facts ("lineage"), so that this is known where the folder of the other one is not here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from deepscan_jax.checkpoints import CheckpointError, read_model
+from deepscan_jax.config import Config
+from deepscan_jax.inference import DEFAULT_MODEL
+
+
+def model_folder(start_from: str) -> Path:
+  """Where the model lies that train.start_from names."""
+  return DEFAULT_MODEL if start_from == "default" else Path(start_from)
+
+
+def begun(config: Config, *, version: str, builds: Mapping[str, str | None]) -> list[dict]:
+  """The lineage of a model that is trained now.
+
+  Args:
+    config: of its training.
+    version: of the package.
+    builds: by dataset the fingerprint of its build, None where it has none.
+
+  Raises:
+    CheckpointError: there is no model at train.start_from.
+  """
+  this = {"name": config.name, "version": version, "datasets": dict(sorted(builds.items()))}
+  if not (start := config.train.start_from):
+    return [this]
+  return [this, *trainings(read_model(model_folder(start)))]
+
+
+def trainings(facts: Mapping) -> list[dict]:
+  """The trainings that a model's parameters went through, the last one first.
+
+  Args:
+    facts: of checkpoints.read_model.
+
+  Returns:
+    name and version of the model that each made, and datasets: by name the fingerprint of the build, None
+    where it is not known. Of older models all this is looked up in the folders that they began with; where
+    one is not here, the list ends with a training of which all three are None.
+  """
+  found: list[dict] = []
+  looked_at: set[str] = set()
+  while "lineage" not in facts:
+    datasets = dict.fromkeys(sorted(facts["config"]["data"]["datasets"]))
+    found.append({"name": facts["name"], "version": facts["version"], "datasets": datasets})
+    start = facts["config"]["train"].get("start_from", "")
+    if not start or start in looked_at:
+      return found
+    looked_at.add(start)
+    try:
+      facts = read_model(model_folder(start))
+    except CheckpointError:
+      return [*found, {"name": None, "version": None, "datasets": None}]
+  return [*found, *(dict(training) for training in facts["lineage"])]
+
+
+def trained_on(lineage: Iterable[Mapping]) -> dict[str, set[str]]:
+  """By name of each dataset of a lineage the builds that were trained on, as far as they are known."""
+  found: dict[str, set[str]] = {}
+  for training in lineage:
+    for name, build in (training["datasets"] or {}).items():
+      found.setdefault(name, set()).update([build] if build else [])
+  return found
+
+
+def notes(lineage: Sequence[Mapping], builds: Mapping[str, str | None], split: str) -> list[str]:
+  """What a lineage leaves open of figures on a split, in sentences.
+
+  Args:
+    lineage: of `trainings`.
+    builds: by dataset that the model is evaluated on the fingerprint of its build.
+    split: of them.
+  """
+  found, known = [], trained_on(lineage)
+  for name, build in builds.items():
+    if build and known.get(name) and build not in known[name]:
+      found.append(
+        f"The model was trained on another build of {name}. Where the two were not divided alike, it knows "
+        f"files of this {split} split, and the figures flatter it."
+      )
+  if split != "test" and any(training["datasets"] is None for training in lineage):
+    found.append(
+      "What the model that this one began with was trained on is not known; if it was any of these files, "
+      "the figures flatter this one."
+    )
+  return found
