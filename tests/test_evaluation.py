@@ -100,6 +100,8 @@ def test_a_model_is_evaluated_by_its_folder_or_loaded(prepared_dataset, tmp_path
   by_folder = evaluation.evaluate(folder, data_dir=prepared_dataset)
   assert by_folder == evaluation.evaluate(load_detector(folder), data_dir=prepared_dataset)
   assert by_folder["split"] == "test" and set(by_folder["pairs"]) == {"plain", "degraded", "all"}
+  with pytest.raises(ValueError, match="selected and calibrated with the validation split of real_only"):
+    evaluation.evaluate(folder, data_dir=prepared_dataset, split="validation")
 
 
 def test_scores_can_be_joined_and_chosen_from():
