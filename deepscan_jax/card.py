@@ -565,7 +565,7 @@ def _as_published(scored, missing_score: float | None) -> dict | None:
 
 
 # Of these it is not the model, nor the file, that no score was had.
-_NEVER_ASKED = ("label_unknown", "stored_as_pictures")
+_NEVER_ASKED = ("label_unknown", "stored_as_pictures", "missing_file")
 
 
 def _notes(main: Mapping, headline: str) -> list[str]:
@@ -700,7 +700,10 @@ def compare(
   rows = [_compared(card, [at[i] for i in common]) for card, at in ((a, one), (b, other))]
   if not np.array_equal(rows[0].label, rows[1].label):
     wrong = common[int(np.flatnonzero(rows[0].label != rows[1].label)[0])]
-    raise ProtocolError(f"The cards do not agree whether {wrong} is fake; evaluate both on the same data.")
+    raise ProtocolError(
+      f"The cards do not agree whether {wrong} is fake: they are of other data, or of models that read other "
+      "parts of it."
+    )
   values = [_measure(r, np.ones((1, len(r)))) for r in rows]
   drawn: dict[str, list[np.ndarray]] = {name: [] for name in COMPARED}
   for weights in metrics.bootstrap_weights(rows[0].group, draws=draws, seed=seed):

@@ -7,7 +7,7 @@ trainings in its facts ("lineage"), so that this is known where the folder of th
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from deepscan_jax.checkpoints import CheckpointError, read_model
+from deepscan_jax.checkpoints import read_model
 from deepscan_jax.config import Config
 from deepscan_jax.inference import DEFAULT_MODEL
 
@@ -42,23 +42,17 @@ def trainings(facts: Mapping) -> list[dict]:
 
   Returns:
     name and version of the model that each made, and datasets: by name the fingerprint of the build, None
-    where it is not known. Of older models all this is looked up in the folders that they began with; where
-    one is not here, the list ends with a training of which all three are None.
+    where it is not known. Of older models only the last training is known; where they began with another
+    model, a second one follows of which all three are None. Its folder is not looked into: another model may
+    lie there by now.
   """
-  found: list[dict] = []
-  looked_at: set[str] = set()
-  while "lineage" not in facts:
-    datasets = dict.fromkeys(sorted(facts["config"]["data"]["datasets"]))
-    found.append({"name": facts["name"], "version": facts["version"], "datasets": datasets})
-    start = facts["config"]["train"].get("start_from", "")
-    if not start or start in looked_at:
-      return found
-    looked_at.add(start)
-    try:
-      facts = read_model(model_folder(start))
-    except CheckpointError:
-      return [*found, {"name": None, "version": None, "datasets": None}]
-  return [*found, *(dict(training) for training in facts["lineage"])]
+  if "lineage" in facts:
+    return [dict(training) for training in facts["lineage"]]
+  datasets = dict.fromkeys(sorted(facts["config"]["data"]["datasets"]))
+  last = {"name": facts["name"], "version": facts["version"], "datasets": datasets}
+  if not facts["config"]["train"].get("start_from"):
+    return [last]
+  return [last, {"name": None, "version": None, "datasets": None}]
 
 
 def trained_on(lineage: Iterable[Mapping]) -> dict[str, set[str]]:

@@ -7,6 +7,7 @@ in a picture of the same size, is made no sharper than that one, and is compress
 and chroma subsampling. What is left for a detector is what the generator did.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -155,14 +156,17 @@ def _draw(real: Sequence[Sequence[Path]], rng: np.random.Generator) -> Path:
 
 
 def _see(paths) -> dict[Path, Seen | None]:
-  """What is to be seen on each picture; None where there is no face."""
-  paths = list(paths)
-  clips = [media.decode_image_bytes(path.read_bytes()) for path in paths]
-  found = faces.find_faces([clip.frames[0] for clip in clips], max_faces=1)
-  return {
-    path: _seen(path, clip, own[0].landmarks) if own else None
-    for path, clip, own in zip(paths, clips, found, strict=True)
-  }
+  """What is to be seen on each picture; None where there is no face, or that cannot be read."""
+  seen: dict[Path, Seen | None] = dict.fromkeys(paths)
+  clips = {}
+  for path in seen:
+    with contextlib.suppress(media.MediaError):
+      clips[path] = media.decode_image_bytes(path.read_bytes())
+  found = faces.find_faces([clip.frames[0] for clip in clips.values()], max_faces=1)
+  for (path, clip), own in zip(clips.items(), found, strict=True):
+    if own:
+      seen[path] = _seen(path, clip, own[0].landmarks)
+  return seen
 
 
 def _seen(path: Path, clip: media.Clip, landmarks: np.ndarray) -> Seen:

@@ -415,7 +415,11 @@ def score_media(
       "source": file.source,
       "group": f"{protocols.family(dataset)}/{file.group}",
     }
+    # A preset judges faces alone. What else is there of a file shows only when it is judged.
+    label = int(file.labels["face_label"] if preset else file.label)
     try:
+      if label == examples.UNKNOWN:
+        raise _NoScoreError("label_unknown")
       with _path_of(file) as path:
         found, seconds = (
           _score_by_preset(detector, path, file, known, preset)
@@ -433,7 +437,7 @@ def score_media(
       for stage, value in seconds.items():
         timings.setdefault(stage, []).append(value)
     if reason:
-      missing.append(Missing(file=f"{dataset}:{file.id}", label=int(file.label), reason=reason, **known))
+      missing.append(Missing(file=f"{dataset}:{file.id}", label=label, reason=reason, **known))
     if report_progress:
       report_progress(done, len(files))
   return Scored(
@@ -718,9 +722,8 @@ def _score_by_verdict(
     for number, heard in enumerate(verdict.sound.windows):
       window_rows.append(row(f"#sound.{number}", SOUND, heard.probability, **common))
     track_rows.append(row("#sound", SOUND, verdict.sound.deepfake_probability, **common))
-  parts = {FACES: verdict.faces, SOUND: verdict.sound}
-  judged = [part for part, said in parts.items() if said and said.deepfake_probability is not None]
-  label = _label([of_part[part] for part in judged])
+  read = [FACES] * bool(verdict.faces and verdict.people) + [SOUND] * bool(verdict.sound)
+  label = _label([of_part[part] for part in read])
   who = [p for p in verdict.people if p.deepfake_probability == verdict.deepfake_probability]
   quality = who[0].quality if who and verdict.decided_by == FACES else {}
   decided = row(
@@ -744,8 +747,7 @@ def _score_by_verdict(
 
 
 def _label(parts: Sequence[int]) -> int:
-  """The label of what was judged of a file, as prepared datasets have it: what is not read is not held
-  against a model."""
+  """The label of the parts of a file that a model reads, as prepared datasets have it."""
   label = examples.label_of(parts)
   if label == examples.UNKNOWN:
     raise _NoScoreError("label_unknown")
@@ -781,7 +783,7 @@ def _score_by_preset(
   scores = protocols.frame_scores(by_frame, preset=preset)
   places = frame_of if preset.frame_score == "each" else list(range(len(clip.frames)))
   name = f"{known['dataset']}:{file.id}"
-  label = _label([int(file.labels["face_label"])])
+  label = int(file.labels["face_label"])
   bounds = [
     _logit(p)
     for p in (detector.calibration.thresholds.inconclusive, detector.calibration.thresholds.manipulated)

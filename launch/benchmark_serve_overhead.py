@@ -62,19 +62,51 @@ def overhead_rows(
     finally:
       process.kill()
   used = (after.user + after.system - before.user - before.system) / len(asked)
-  late = sorted(seconds_late for _, seconds_late in asked)
-  steady = sorted(seconds_late for due, seconds_late in asked if not _is_within(due, slow_times))
-  share = 1 - len(steady) / len(late)
   limit_s = P99_S if per_second >= PER_SECOND else None
-  words = f"API alone, {per_second} pictures/s"
-  rows = [
-    row(f"{words}: half of them", late[len(late) // 2]),
-    row(f"{words}: 99 of 100", late[len(late) * 99 // 100], limit_s=limit_s),
+  return [
+    *late_rows(asked, slow_times, f"API alone, {per_second} pictures/s", row=row, limit_s=limit_s),
+    row("API alone: processor time for one picture", used),
   ]
-  if share:
-    words = f"{words}, but {share:.0%} when the machine was slow"
-    rows.append(row(f"{words}: 99 of 100", steady[len(steady) * 99 // 100], limit_s=limit_s))
-  return [*rows, row("API alone: processor time for one picture", used)]
+
+
+def late_rows(
+  asked: Sequence[tuple[float, float]],
+  slow_times: Sequence[tuple[float, float]],
+  words: str,
+  *,
+  row: Callable,
+  limit_s: float | None,
+) -> list:
+  """Half and 99 % of all requests, and 99 % of those that were due while the machine held still.
+
+  The limit is that of the last one of these; where the machine was never slow, or always, there is none of
+  them, and it is that of all.
+
+  Args:
+    asked: of `_ask`.
+    slow_times: of `_watched_machine`.
+    words: before each row's.
+    row, limit_s: as of `overhead_rows`.
+  """
+  late = sorted(seconds_late for _, seconds_late in asked)
+  steady = sorted(
+    seconds_late for due, seconds_late in asked if not any(start <= due <= end for start, end in slow_times)
+  )
+  share = 1 - len(steady) / len(late)
+  half = row(f"{words}: half of them", late[len(late) // 2])
+  most = late[len(late) * 99 // 100]
+  if not steady or not share:
+    slow = ", when the machine was slow" if share else ""
+    return [half, row(f"{words}{slow}: 99 of 100", most, limit_s=limit_s)]
+  return [
+    half,
+    row(f"{words}: 99 of 100", most),
+    row(
+      f"{words}, but {share:.0%} when the machine was slow: 99 of 100",
+      steady[len(steady) * 99 // 100],
+      limit_s=limit_s,
+    ),
+  ]
 
 
 def address(process: subprocess.Popen, log: Path) -> tuple[str, int]:
@@ -96,6 +128,7 @@ def _watched_machine() -> Iterator[list[tuple[float, float]]]:
   with subprocess.Popen(
     [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
   ) as process:
+    process.stdout.readline()  # it has begun
     yield slow_times
     lines, _ = process.communicate("end\n")
   pieces = [tuple(map(float, line.split())) for line in lines.splitlines()]
@@ -105,14 +138,11 @@ def _watched_machine() -> Iterator[list[tuple[float, float]]]:
       slow_times.append((start - _PAUSE_S, end + _AFTER_S))
 
 
-def _is_within(when: float, times: list[tuple[float, float]]) -> bool:
-  return any(start <= when <= end for start, end in times)
-
-
 def _work() -> None:
-  """Prints from when to when each piece of work took, a line each, until there is a line to read."""
+  """Prints an empty line, and from when to when each piece of work took, until there is a line to read."""
   pieces = []
-  while not select.select([sys.stdin], [], [], _PAUSE_S)[0]:
+  print(flush=True)
+  while not pieces or not select.select([sys.stdin], [], [], _PAUSE_S)[0]:
     start = time.perf_counter()
     sum(range(_PIECE))
     pieces.append((start, time.perf_counter()))

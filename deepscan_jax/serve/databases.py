@@ -68,8 +68,9 @@ def writing(database: sa.Engine) -> Iterator[sa.Connection]:
 class Insert:
   """Inserts rows of many threads; those that come while others are being written go in together.
 
-  A thread that waits for the interpreter between two calls of the database holds up whoever writes next. With
-  one transaction for all who wait, the time does not grow with their number.
+  A thread that waits for the interpreter between two calls of SQLite holds up whoever writes next. With one
+  transaction for all who wait, the time does not grow with their number. PostgreSQL writes for many at once,
+  and there each row goes in by itself.
 
   Args:
     database: of `connect`.
@@ -85,8 +86,11 @@ class Insert:
     """Returns when the row is in the database.
 
     Raises:
-      SQLAlchemyError: this row, or one that came with it, could not be written; none of them was.
+      SQLAlchemyError: it could not be written.
     """
+    if self._database not in _WRITING:
+      self._write([values])
+      return
     row = _Row(values)
     with self._taking:
       self._waiting.append(row)
@@ -99,14 +103,25 @@ class Insert:
   def _write_all(self) -> None:
     with self._taking:
       rows, self._waiting = self._waiting, []
-    error = None
     try:
-      with writing(self._database) as connection:
-        connection.execute(self._statement, [row.values for row in rows])
-    except Exception as failure:  # whoever waits has to hear of it, whatever it is
-      error = failure
+      self._write([row.values for row in rows])
+    except Exception:
+      # Whose row it is that cannot be written shows one by one.
+      for row in rows:
+        row.error = self._failure(row.values)
     for row in rows:
-      row.error, row.is_done = error, True
+      row.is_done = True
+
+  def _failure(self, values: dict) -> Exception | None:
+    try:
+      self._write([values])
+    except Exception as error:  # whoever waits has to hear of it, whatever it is
+      return error
+    return None
+
+  def _write(self, rows: list[dict]) -> None:
+    with writing(self._database) as connection:
+      connection.execute(self._statement, rows)
 
 
 @dataclasses.dataclass

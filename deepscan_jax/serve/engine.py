@@ -35,6 +35,7 @@ from deepscan_jax import checkpoints, examples, faces, inference, live, media
 from deepscan_jax.faces import blazeface, mesh
 from deepscan_jax.faces.network import BATCH_SIZE
 from deepscan_jax.media_decoder import picture_format
+from deepscan_jax.serve import garbage
 from deepscan_jax.serve.batching import Batcher, Closed, Network
 from deepscan_jax.verdict import Thresholds, Verdict
 
@@ -414,6 +415,7 @@ class Engine:
         logging.exception("The models cannot be loaded.")
         continue
       _give_memory_back()
+      garbage.keep_what_is_there()
       with self._lock:
         again, self._served, self.problem = bool(self._served), loaded, None
         self._counts["reloads"] += again

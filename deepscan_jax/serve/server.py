@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -16,6 +15,7 @@ import anyio
 import uvicorn
 from fastapi import FastAPI
 
+from deepscan_jax.serve import garbage
 from deepscan_jax.serve.context import Context
 from deepscan_jax.serve.problems import Problem, request_id
 from deepscan_jax.serve.routes_live import MESSAGE_BYTES
@@ -31,8 +31,6 @@ _BACKLOG = 1024
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # The thread that answers sockets has the interpreter back after so long (5 ms is usual), whatever others do.
 _SWITCH_S = 0.001
-# Objects made until the young, and rounds until the older ones are looked through for garbage.
-_GARBAGE = (20_000, 50, 100)
 # What comes before a body, or between parts of one: its most bytes, and how long a request may take to begin.
 # Nobody has been asked for a key by then.
 _HEAD_BYTES, _HEAD_S = 64 << 10, 20.0
@@ -54,10 +52,7 @@ def serve(app: FastAPI) -> int:
   settings = context.settings
   listener = _listen(settings)
   sys.setswitchinterval(_SWITCH_S)
-  # What the app is made of stays: to look through it for garbage stops every request for a tenth of a second.
-  gc.collect()
-  gc.freeze()
-  gc.set_threshold(*_GARBAGE)
+  garbage.keep_what_is_there()
   server = _Server(_config(app, settings))
   with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
     runner.run(_run(server, context, listener))
