@@ -823,6 +823,22 @@ def fingerprint(name: str, *, data_dir: str | Path) -> str | None:
   return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
+def division(name: str, *, data_dir: str | Path) -> str:
+  """SHA-256 of which files of a prepared dataset are for training and which for validation.
+
+  Builds of the same files on other machines differ in some bytes; this does not, unless a file is divided
+  otherwise.
+
+  Raises:
+    FileNotFoundError: the dataset has not been built.
+  """
+  digest = hashlib.sha256()
+  for split in _DIVIDED:
+    files = {facts["id"].rpartition(b"#")[0] for facts, _ in _index(name, split, Path(data_dir))}
+    digest.update(b"\n".join([split.encode(), *sorted(files)]) + b"\n\n")
+  return digest.hexdigest()
+
+
 def left_out_files(name: str, *, data_dir: str | Path) -> list[dict]:
   """What the builder of a prepared dataset could not use, as rejected.jsonl beside it says."""
   file = _directory(name, Path(data_dir)) / "rejected.jsonl"

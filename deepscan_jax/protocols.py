@@ -267,8 +267,11 @@ def model_protocol(facts: Mapping) -> tuple[dict, dict]:
     "labelled_share": float(data.get("labelled_share", 0.0)),
   }
   if "lineage" in facts:
-    # Which data, by their contents; the folder that a model began with may be called anything.
-    trained["lineage"] = [training["datasets"] for training in facts["lineage"]]
+    # Which files, wherever they were built; the folder that a model began with may be called anything.
+    trained["lineage"] = [
+      training["datasets"] and {name: known["division"] for name, known in training["datasets"].items()}
+      for training in facts["lineage"]
+    ]
   else:
     trained["start_from"] = train.get("start_from", "")
   rates = {

@@ -7,6 +7,7 @@ listed with the reason; it never gets a score in its place.
 
 import contextlib
 import dataclasses
+import functools
 import resource
 import sys
 import tempfile
@@ -219,7 +220,9 @@ def evaluate_model(
   }
   sizes = [leaf.size for leaf in jax.tree.leaves(checkpoints.read_params(folder)["params"])]
   builds = {name: data.fingerprint(name, data_dir=data_dir) for name in datasets if media_files is None}
-  left_open = lineage.notes(trainings, builds, split)
+  left_open = lineage.notes(
+    trainings, builds, split, division=functools.partial(data.division, data_dir=data_dir)
+  )
   return card.make_card(
     dataclasses.replace(scored, notes=(*scored.notes, *left_open)),
     model={**detector.metadata, "bytes": checkpoints.folder_bytes(folder), "parameters": int(sum(sizes))},

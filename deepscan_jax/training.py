@@ -176,7 +176,8 @@ def _open(config: Config, *, workdir: Path, data_dir: str | Path, resume: bool) 
       part = trained_part(config)
       inputs = tuple(detector_inputs(part.model))
       builds = {name: data.fingerprint(name, data_dir=data_dir) for name in config.data.datasets}
-      trainings = lineage.begun(config, version=__version__, builds=builds)
+      divisions = {name: data.division(name, data_dir=data_dir) for name in builds}
+      trainings = lineage.begun(config, version=__version__, builds=builds, divisions=divisions)
       open_dataset = functools.partial(
         data.train_dataset, config.data, data_dir=data_dir, seed=config.seed, inputs=inputs
       )

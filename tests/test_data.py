@@ -783,3 +783,12 @@ def test_sound_and_mouths_are_damaged_where_they_are_there():
   expected = Rung("sound_noise", 3).sound(element["sound"].astype(np.float32) / 32767, seed=5)
   np.testing.assert_allclose(heard["sound"] / 32767, expected, atol=1e-4)
   assert data.perturbed(element, Rung("sound_noise", 0), seed=5)["sound"] is element["sound"]
+
+
+def test_a_division_is_of_files_and_of_where_they_are(prepared_dataset, monkeypatch):
+  found, index = data.division("real_only", data_dir=prepared_dataset), data._index
+  monkeypatch.setattr(data, "_index", lambda *place: index(*place)[::-1] + index(*place)[:1])
+  assert data.division("real_only", data_dir=prepared_dataset) == found
+  other = {"train": "validation", "validation": "train"}
+  monkeypatch.setattr(data, "_index", lambda name, split, folder: index(name, other[split], folder))
+  assert data.division("real_only", data_dir=prepared_dataset) != found

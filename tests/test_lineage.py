@@ -44,28 +44,42 @@ def test_what_is_not_known_is_said(tmp_path):
   assert names(own) == [["dfdc"], None]
   trainings = lineage.trainings(checkpoints.read_model(own))
   assert set(lineage.trained_on(trainings)) == {"dfdc"}
-  assert lineage.notes(trainings, {"celeb_df": None}, "test") == []
-  (said,) = lineage.notes(trainings, {"celeb_df": None}, "all")
+  assert lineage.notes(trainings, {"dfdc": "1" * 64}, "test", division=never) == []
+  (said,) = lineage.notes(trainings, {"celeb_df": None}, "all", division=never)
   assert "is not known" in said
 
 
+def never(name: str) -> str:
+  raise AssertionError(f"There is no need to read all of {name}.")
+
+
 def test_what_a_model_knows_needs_no_folder(tmp_path):
-  known = [{"name": "a", "version": "1", "datasets": {"celeb_df": "1" * 64}}]
+  known = [{"name": "a", "version": "1", "datasets": {"celeb_df": {"build": "1" * 64, "division": "a" * 64}}}]
   first = model(tmp_path / "first", "celeb_df", known=known)
+  of_this = {"version": "2", "builds": {"dfdc": "2" * 64}, "divisions": {"dfdc": "b" * 64}}
   config = config_of("dfdc", start_from=first)
-  now = lineage.begun(config, version="2", builds={"dfdc": "2" * 64})
-  assert now == [{"name": config.name, "version": "2", "datasets": {"dfdc": "2" * 64}}, *known]
-  with pytest.raises(checkpoints.CheckpointError):
-    lineage.begun(config_of("dfdc", start_from="gone"), version="2", builds={})
-  assert lineage.begun(config_of("dfdc"), version="2", builds={})[1:] == []
-
-
-def test_another_build_of_what_a_model_was_trained_on_is_noted():
-  trainings = [
-    {"name": "a", "version": "1", "datasets": {"celeb_df": "1" * 64, "dfdc": None}},
-    {"name": "b", "version": "1", "datasets": {"celeb_df": "2" * 64}},
+  datasets = {"dfdc": {"build": "2" * 64, "division": "b" * 64}}
+  assert lineage.begun(config, **of_this) == [
+    {"name": config.name, "version": "2", "datasets": datasets},
+    *known,
   ]
-  for known in ("1", "2"):
-    assert lineage.notes(trainings, {"celeb_df": known * 64, "dfdc": "3" * 64}, "test") == []
-  (said,) = lineage.notes(trainings, {"celeb_df": "3" * 64, "lav_df": "4" * 64}, "test")
-  assert "another build of celeb_df" in said
+  with pytest.raises(checkpoints.CheckpointError):
+    lineage.begun(config_of("dfdc", start_from="gone"), **of_this)
+  assert lineage.begun(config_of("dfdc"), **of_this)[1:] == []
+
+
+def test_another_division_of_what_a_model_was_trained_on_is_noted():
+  def training(build: str, division: str) -> dict:
+    known = {"build": build * 64, "division": division * 64}
+    return {"name": "a", "version": "1", "datasets": {"celeb_df": known}}
+
+  trainings = [training("1", "a"), training("1", "a")]
+  assert lineage.notes(trainings, {"celeb_df": "1" * 64, "dfdc": "3" * 64}, "test", division=never) == []
+  # Built on another machine, and divided alike or not.
+  assert lineage.notes(trainings, {"celeb_df": "2" * 64}, "test", division=lambda _: "a" * 64) == []
+  (said,) = lineage.notes(trainings, {"celeb_df": "2" * 64}, "test", division=lambda _: "b" * 64)
+  assert "celeb_df as it was divided otherwise" in said
+  (said,) = lineage.notes(
+    [*trainings, training("2", "b")], {"celeb_df": "2" * 64}, "test", division=lambda _: "b" * 64
+  )
+  assert "divided otherwise" in said

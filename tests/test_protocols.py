@@ -80,14 +80,19 @@ def test_the_protocol_of_a_model():
 
 
 def test_the_data_of_a_protocol_are_told_by_their_contents():
-  def hashed(start_from: str, build: str | None) -> str:
-    trainings = [{"name": "x", "version": "1", "datasets": {"real_only": build}}]
+  def hashed(start_from: str, division: str, build: str = "0") -> str:
+    datasets = {"real_only": {"build": build, "division": division}}
+    trainings = [
+      {"name": "x", "version": "1", "datasets": datasets},
+      {"name": None, "version": None, "datasets": None},
+    ]
     train, selection = protocols.model_protocol(
       facts("real_only", start_from=start_from) | {"lineage": trainings}
     )
     return dataclasses.replace(PROTOCOL, train=train, selection=selection).hash
 
-  assert hashed("runs/a", "1" * 64) == hashed("elsewhere", "1" * 64)
+  # Neither where it lay nor on which machine it was built.
+  assert hashed("runs/a", "1" * 64) == hashed("elsewhere", "1" * 64, build="1")
   assert hashed("runs/a", "1" * 64) != hashed("runs/a", "2" * 64)
 
 

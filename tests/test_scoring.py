@@ -255,20 +255,22 @@ def test_a_forgery_of_what_is_not_read_is_not_held_against_a_model(model, files,
     assert found["as_published"]["files_that_got_it"] == 1 and found["as_published"]["auc"] is None
 
 
-def test_another_build_of_what_a_model_was_trained_on_is_noted(prepared_dataset, model, tmp_path):
+def test_another_division_of_what_a_model_was_trained_on_is_noted(prepared_dataset, model, tmp_path):
   own = tmp_path / "own"
   shutil.copytree(model, own)
   facts = {key: value for key, value in checkpoints.read_model(own).items() if key != "sha256"}
-  builds = {"real_only": data.fingerprint("real_only", data_dir=prepared_dataset)}
+  division = data.division("real_only", data_dir=prepared_dataset)
 
   def card_of(datasets: dict) -> dict:
     lineage = [{"name": "tiny", "version": "1", "datasets": datasets}]
     checkpoints.write_model_json(own, {**facts, "lineage": lineage})
     return scoring.evaluate_model(own, data_dir=prepared_dataset, pairs=False, draws=DRAWS)
 
-  same, other = card_of(builds), card_of({"real_only": "0" * 64, "celeb_df": None})
-  assert not any("another build" in note for note in same["notes"])
-  assert any("another build of real_only" in note for note in other["notes"])
+  unknown = {"build": None, "division": None}
+  same = card_of({"real_only": {"build": "0" * 64, "division": division}})
+  other = card_of({"real_only": {"build": "0" * 64, "division": "0" * 64}, "celeb_df": unknown})
+  assert not any("divided otherwise" in note for note in same["notes"])
+  assert any("real_only as it was divided otherwise" in note for note in other["notes"])
   assert same["protocol_hash"] != other["protocol_hash"]
   (row,) = other["cross_dataset"]["rows"]
   assert row["train"] == "celeb_df + real_only" and row["tests"]["real_only"]["seen_in_training"]

@@ -709,9 +709,11 @@ def test_a_branch_is_added_while_all_else_stays_to_the_bit(prepared_dataset, tmp
   result = training.fit(config, workdir=tmp_path / "run", data_dir=prepared_dataset)
   # It knows what the first one was shown, without its folder.
   build = data.fingerprint("real_only", data_dir=prepared_dataset)
+  known = {"build": build, "division": data.division("real_only", data_dir=prepared_dataset)}
+  unknown = {"build": None, "division": None}
   for name in ("best", "last"):
     lineage = checkpoints.read_model(tmp_path / "run" / name)["lineage"]
-    assert [training["datasets"] for training in lineage] == [{"real_only": build}, {"real_only": None}]
+    assert [training["datasets"] for training in lineage] == [{"real_only": known}, {"real_only": unknown}]
   given = checkpoints.read_params(first)["params"]
   for name in ("tiny", "fusion"):
     for path, value in traverse_util.flatten_dict(given[name]).items():
