@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from absl import app
 from absl.testing import flagsaver
+from waiting import wait_until
 
 from deepscan_jax.config import load_preset
 from deepscan_jax.launch import make_default
@@ -164,7 +164,7 @@ def test_a_signal_goes_to_the_command_that_runs(monkeypatch):
     return process
 
   def send() -> None:
-    until(lambda: started and signal.getsignal(signal.SIGTERM) is not before)
+    wait_until(lambda: started and signal.getsignal(signal.SIGTERM) is not before)
     started[0].stdout.readline()
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -175,13 +175,6 @@ def test_a_signal_goes_to_the_command_that_runs(monkeypatch):
   sender.join()
   started[0].stdout.close()
   assert signal.getsignal(signal.SIGTERM) is before
-
-
-def until(condition) -> None:
-  ends = time.monotonic() + 60
-  while not condition():
-    assert time.monotonic() < ends
-    time.sleep(0.01)
 
 
 def test_a_command_is_run_as_a_process(capfd):

@@ -9,6 +9,7 @@ from pathlib import Path
 import media_files
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from deepscan_jax import media, media_forks
 from deepscan_jax.media import Budget, DecoderForks, MediaError, SamplingPlan, decode_clip
@@ -159,10 +160,3 @@ def test_nothing_is_left_behind(files):
   assert not Path(f"/proc/{server}").exists()
   # Closed forks are as good as none.
   assert decode_clip(files[1], forks=forks).kind == "image"
-
-
-def wait_until(true, *, patience_s: float = 10.0) -> None:
-  ends = time.monotonic() + patience_s
-  while not true():
-    assert time.monotonic() < ends
-    time.sleep(0.02)

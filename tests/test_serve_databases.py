@@ -2,10 +2,10 @@
 
 import concurrent.futures
 import threading
-import time
 
 import pytest
 import sqlalchemy as sa
+from waiting import wait_until
 
 from deepscan_jax.serve import databases
 
@@ -25,13 +25,6 @@ def numbers(database) -> list[int]:
     return sorted(connection.execute(sa.select(ROWS.c.number)).scalars())
 
 
-def until(condition) -> None:
-  ends = time.monotonic() + 30
-  while not condition():
-    assert time.monotonic() < ends
-    time.sleep(0.001)
-
-
 def test_rows_that_come_at_once_go_in_together_and_each_once(database):
   insert, transactions, all_came = databases.Insert(database, sa.insert(ROWS)), [], threading.Event()
 
@@ -43,10 +36,10 @@ def test_rows_that_come_at_once_go_in_together_and_each_once(database):
 
   with concurrent.futures.ThreadPoolExecutor(40) as threads:
     first = threads.submit(insert.add, {"number": 0})
-    until(lambda: transactions)
+    wait_until(lambda: transactions)
     # The first is being written; these wait for it.
     others = [threads.submit(insert.add, {"number": number}) for number in range(1, 40)]
-    until(lambda: len(insert._waiting) == 39)
+    wait_until(lambda: len(insert._waiting) == 39)
     all_came.set()
     for one in (first, *others):
       one.result()

@@ -3,7 +3,6 @@
 import ctypes
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import face_media
@@ -14,6 +13,7 @@ import psutil
 import pytest
 import voices
 from tiny import CALIBRATION, tiny_branch, tiny_config, write_model
+from waiting import wait_until
 
 from deepscan_jax import checkpoints, inference, live, media
 from deepscan_jax.config import override
@@ -97,13 +97,6 @@ def held(monkeypatch):
   monkeypatch.setattr(inference.Detector, "detect", detect_later)
   yield go
   go.set()
-
-
-def wait_until(true, *, patience_s=30.0):
-  ends = time.monotonic() + patience_s
-  while not true():
-    assert time.monotonic() < ends
-    time.sleep(0.01)
 
 
 def test_what_it_says_is_what_the_detector_says_however_many_ask(engine, folder, files):
