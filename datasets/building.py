@@ -20,8 +20,6 @@ drive or in a bucket that is mounted on every machine.
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -49,7 +47,7 @@ from tensorflow_datasets.core import example_serializer, splits, writer
 from tqdm import tqdm
 
 import deepscan_jax
-from deepscan_jax.files import PARTIAL, whole_file
+from deepscan_jax.files import PARTIAL, locked, whole_file
 from deepscan_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -626,13 +624,7 @@ def _working_folder(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
   """The folder of the parts of a dataset, for this process alone; emptied if it is of something else."""
   work = folder.with_name(f"{folder.name}.parts")
   work.mkdir(parents=True, exist_ok=True)
-  with (work / _LOCK).open("a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      if error.errno not in (errno.EAGAIN, errno.EACCES):
-        raise
-      raise ValueError(f"Another process is building {folder}; wait for it, or stop it.") from error
+  with locked(work / _LOCK, busy=f"Another process is building {folder}; wait for it, or stop it."):
     # What TFDS was writing when it was killed.
     for old in folder.parent.glob(f"incomplete.*_{folder.name}"):
       _remove(old)

@@ -27,13 +27,11 @@ import hashlib
 import inspect
 import io
 import logging
-import lzma
 import os
 import re
 import shutil
 import tarfile
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +46,7 @@ from tensorflow_datasets.core import dataset_builder, dataset_metadata, example_
 
 from deepscan_jax import copies, examples, media
 from deepscan_jax.config import WindowConfig
+from deepscan_jax.files import reading_tar
 
 from . import building
 
@@ -592,12 +591,10 @@ def walk_media(root: Path) -> Iterator[tuple[str, Path | None, Callable[[], byte
       if path.is_file() and path.suffix.lower() in MEDIA_SUFFIXES:
         yield path.relative_to(root).as_posix(), path, None
   elif root.is_file() and tarfile.is_tarfile(root):
-    try:
+    with reading_tar(root):
       state = root.stat().st_mtime_ns
       archive = _open_archive(root, state)
       members = sorted((m for m in archive if m.isfile()), key=lambda m: m.name)
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-      raise ValueError(f"The tar file {root} is damaged or cut off; copy or download it again.") from error
     for member in members:
       if member.name.lower().endswith(MEDIA_SUFFIXES):
         yield (

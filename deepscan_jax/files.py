@@ -1,8 +1,13 @@
-"""Files that appear whole or not at all, whenever the process that writes them ends."""
+"""Files that appear whole or not at all, whenever the process that writes them ends; locks; torn archives."""
 
 import contextlib
+import errno
+import fcntl
+import lzma
 import os
 import secrets
+import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -44,3 +49,37 @@ def write_whole(path: str | Path, text: str, *, durable: bool = True) -> None:
   """Writes a text file as UTF-8, see `whole_file`."""
   with whole_file(path, durable=durable) as file:
     file.write(text.encode())
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, *, busy: str) -> Iterator[int]:
+  """A lock that one process has at a time, or its children to which the yielded descriptor is passed.
+
+  Args:
+    path: of the lock's file, which is made and stays; its folder is there.
+    busy: the sentence of the error where another process has it.
+
+  Raises:
+    ValueError: another process has it.
+  """
+  with Path(path).open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno not in (errno.EAGAIN, errno.EACCES):
+        raise
+      raise ValueError(busy) from error
+    yield file.fileno()
+
+
+@contextlib.contextmanager
+def reading_tar(path: str | Path) -> Iterator[None]:
+  """Whatever tarfile raises in the block because of what the archive holds becomes one sentence.
+
+  Raises:
+    ValueError: it is damaged or cut off.
+  """
+  try:
+    yield
+  except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+    raise ValueError(f"The tar file {path} is damaged or cut off; copy or download it again.") from error

@@ -24,22 +24,20 @@ another half are the faces of the generator; --steps=20 --generated=32 tries all
 knows nothing. The weights in the package were made by these steps, but not in one go: MODEL_CARD.md says how.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import importlib.util
 import json
-import lzma
 import shlex
 import signal
 import subprocess
 import sys
 import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
+
+from deepscan_jax.files import locked, reading_tar, write_whole
 
 _GENERATED_FACES = 1300
 _FACES = flags.DEFINE_string("faces", None, "Folder or tar of real pictures, with a folder for each kind.")
@@ -81,7 +79,9 @@ def main(argv: Sequence[str]) -> int:
   faces, voices, workdir = Path(_FACES.value), [Path(v) for v in _VOICES.value], Path(_WORKDIR.value)
   _check(faces, voices)
   workdir.mkdir(parents=True, exist_ok=True)
-  with _alone(workdir) as lock:
+  # A child that has it keeps it when this process is killed.
+  busy = f"Another process is at work in {workdir}; wait for it, or end it."
+  with locked(workdir / "lock", busy=busy) as lock:
     todo = steps(
       faces,
       _kinds(faces, workdir),
@@ -215,18 +215,7 @@ def _check_same(todo: Sequence[Step], workdir: Path) -> None:
       f"{workdir} holds what other flags have made ({', '.join(changed)} would change); give the same again, "
       "or choose another --workdir."
     )
-  file.write_text(json.dumps(there | wanted, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[int]:
-  """A lock on the folder; a child that has it keeps it when this process is killed."""
-  with (workdir / "lock").open("a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise ValueError(f"Another process is at work in {workdir}; wait for it, or end it.") from error
-    yield file.fileno()
+  write_whole(file, json.dumps(there | wanted, indent=2) + "\n")
 
 
 def _kinds(faces: Path, workdir: Path) -> list[Path]:
@@ -235,11 +224,8 @@ def _kinds(faces: Path, workdir: Path) -> list[Path]:
     unpacked = workdir / "faces"
     if not unpacked.is_dir():
       part = unpacked.with_name("faces.part")
-      try:
-        with tarfile.open(faces) as archive:
-          archive.extractall(part, filter="data")
-      except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"The tar file {faces} is damaged or cut off; copy or download it again.") from error
+      with reading_tar(faces), tarfile.open(faces) as archive:
+        archive.extractall(part, filter="data")
       part.rename(unpacked)
     faces = unpacked
   kinds = sorted(path for path in faces.iterdir() if path.is_dir())

@@ -18,6 +18,7 @@ from absl.testing import flagsaver
 from waiting import wait_until
 
 from deepscan_jax.config import load_preset
+from deepscan_jax.files import locked
 from deepscan_jax.launch import make_default
 from deepscan_jax.rooms import import_room
 
@@ -139,7 +140,8 @@ def test_a_folder_is_of_one_set_of_flags(ran, faces, tmp_path):
 
 def test_two_do_not_work_in_one_folder(ran, faces, tmp_path):
   (tmp_path / "made").mkdir()
-  with make_default._alone(tmp_path / "made"), pytest.raises(ValueError, match="Another process is at work"):
+  lock = tmp_path / "made" / "lock"
+  with locked(lock, busy=""), pytest.raises(ValueError, match="Another process is at work"):
     make(faces, tmp_path)
   assert make(faces, tmp_path) == 0
 
