@@ -8,7 +8,9 @@ the reason. On which cores, and how a build that was stopped goes on, is said in
 Forms. The same files can be cut in several ways, and a dataset's name says how (`Form`): "real_only" holds
 single faces and, apart from them, windows of sound, "real_only/clips" windows of 16 faces with the mouths and
 the sound of the same time, "faceforensics/c23-clips-jpeg95" the same of one of the builder's own configs with
-pictures that were encoded once more. So two forms are never mixed up.
+pictures that were encoded once more. So two forms are never mixed up. Builders of one's own files take any
+word in the place of a config, so that there may be several collections: "real_only/press",
+"real_only/press-clips".
 
 Splits. A file goes where `MediaFile.split` says: where the official lists put it, or where the builder does.
 The others are split 70/15/15 by a stable hash, after all groups that share an identity were joined. Joining
@@ -204,8 +206,10 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
 
   Attributes:
     settings: the arguments above by name, but for kwargs.
+    COLLECTIONS: whether a config may be any word, the name of a collection.
   """
 
+  COLLECTIONS = False
   VERSION = tfds.core.Version("2.1.0")
   RELEASE_NOTES: ClassVar = {
     "1.0.0": "Single faces.",
@@ -251,7 +255,13 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
       ValueError: it names a config of the builder that there is not; the sentence lists those that there are.
     """
     form, own = Form.parse(name), [config.name for config in cls.BUILDER_CONFIGS]
-    if form.variant and form.variant not in own:
+    if form.variant and cls.COLLECTIONS:
+      if not re.fullmatch(r"[a-z0-9_]+", form.variant):
+        raise ValueError(
+          f"A collection cannot be called {form.variant!r}: give small letters, digits and underscores, as "
+          f"in {cls.name}/mine, and after it, joined by dashes, clips and jpeg1 to jpeg100."
+        )
+    elif form.variant and form.variant not in own:
       raise ValueError(
         f"{cls.name} has no config {name!r}; a name is joined by dashes of "
         f"{'one of ' + ', '.join(own) + ', ' if own else ''}clips and jpeg1 to jpeg100, each of which may be "

@@ -278,7 +278,8 @@ def _stream(
   parts = _parts(config, "train", data_dir, inputs)
   if config.pseudofakes:
     needs_others = config.labelled_share or any(kind == "swap" for kind, _ in config.pseudofake_kinds)
-    make = PairMaker(config, tuple(inputs), reals=parts[0][0] if needs_others else None)
+    fakes = parts[1][0] if config.labelled_share and config.swap.synthetic_share else None
+    make = PairMaker(config, tuple(inputs), reals=parts[0][0] if needs_others else None, fakes=fakes)
   else:
     make = SingleMaker(config, tuple(inputs))
   datasets = [grain.MapDataset.source(part).seed(seed).shuffle().repeat() for part, _ in parts]
@@ -385,12 +386,13 @@ class PairMaker(grain.transforms.RandomMap):
   """Example -> itself and its forged twin, augmented alike, each key with a twin axis in front.
 
   An example that is known to be forged comes after one of `reals`, drawn for it; and faces that are swapped
-  in are theirs.
+  in are theirs, or those of `fakes` as often as config.swap.synthetic_share says.
   """
 
   config: DataConfig
   inputs: tuple[str, ...] = FACE_INPUTS
   reals: ExampleSource | None = None
+  fakes: ExampleSource | None = None
 
   def random_map(self, element: dict, rng: np.random.Generator) -> Rows:
     """Draws the twin and the augmentation from rng."""
@@ -413,6 +415,7 @@ class PairMaker(grain.transforms.RandomMap):
     forged = None
     if self.reals is not None and examples.labels(element, keys=self.inputs)["label"] == examples.FAKE:
       forged, element = element, self.reals[int(rng.integers(len(self.reals)))]
+    synthetic = self.fakes is not None and rng.random() < self.config.swap.synthetic_share
     rows, forgery = draw_pair(
       element,
       rng=rng,
@@ -420,7 +423,7 @@ class PairMaker(grain.transforms.RandomMap):
       inputs=self.inputs,
       degraded=degraded,
       forged=forged,
-      donors=self.reals,
+      donors=self.fakes if synthetic else self.reals,
     )
     return rows, forgery, degraded, (element, forged or element)
 
@@ -514,7 +517,7 @@ def make_pair(
     degraded: augment both alike as in training; else both are as in evaluation.
     inputs: what the model reads.
     forged: an example that is known to be forged, in place of a twin.
-    donors: real examples, of which the faces are that "swap" blends in; None: there are none.
+    donors: examples, of which the faces are that "swap" blends in; None: there are none.
     rung: damage done to both twins alike, before they are cut and augmented; None: none.
     seed: of that damage; what is drawn from rng does not depend on it.
 
@@ -857,6 +860,8 @@ def _parts(
     raise ValueError(
       f"data.labelled_share must be 0 or, with data.pseudofakes, below 1; got {config.labelled_share:g}."
     )
+  if config.swap.synthetic_share and not config.labelled_share:
+    raise ValueError("data.swap.synthetic_share needs known forgeries: set data.labelled_share too.")
   if config.labelled_share:
     if config.dataset_weights:
       raise ValueError("data.labelled_share and data.dataset_weights cannot be had together.")

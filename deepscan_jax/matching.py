@@ -138,13 +138,26 @@ def match(synthetic: Seen, real: Seen) -> tuple[bytes, str, float] | None:
       abs(math.log(max(_sharpness(p, landmarks), 1e-6) / max(real.sharpness, 1e-6))) for _, p in tried
     ]
     softened, picture = tried[int(np.argmin(distances))]
+  return *stored_like(picture, real.facts), softened
+
+
+def stored_like(picture: np.ndarray, facts: dict) -> tuple[bytes, str]:
+  """The file of a picture, compressed as another one's was.
+
+  Args:
+    picture: uint8 RGB [height, width, 3].
+    facts: of the other one, see deepscan_jax.provenance.
+
+  Returns:
+    The file's bytes, and its suffix: .jpg, or .png where the other one is no JPEG.
+  """
   stored = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-  quality = real.facts.get("jpeg_quality")
+  quality = facts.get("jpeg_quality")
   if quality is None:
-    return cv2.imencode(".png", stored)[1].tobytes(), ".png", softened
+    return cv2.imencode(".png", stored)[1].tobytes(), ".png"
   options = [cv2.IMWRITE_JPEG_QUALITY, int(quality)]
-  options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING.get(real.facts.get("chroma_subsampling"), 0x221111)]
-  return cv2.imencode(".jpg", stored, options)[1].tobytes(), ".jpg", softened
+  options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING.get(facts.get("chroma_subsampling"), 0x221111)]
+  return cv2.imencode(".jpg", stored, options)[1].tobytes(), ".jpg"
 
 
 def _draw(real: Sequence[Sequence[Path]], rng: np.random.Generator) -> Path:

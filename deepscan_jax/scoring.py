@@ -5,6 +5,7 @@ media go through the whole detector, or are cut as a published protocol says. A 
 listed with the reason; it never gets a score in its place.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -12,7 +13,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -33,7 +34,7 @@ from deepscan_jax import (
   protocols,
 )
 from deepscan_jax.calibration import Calibration
-from deepscan_jax.inference import DEFAULT_MODEL, Detector, deciding_person
+from deepscan_jax.inference import DEFAULT_MODEL, Detector, Judgement, deciding_person
 from deepscan_jax.levels import FACES, SOUND, Rows
 from deepscan_jax.verdict import Thresholds
 
@@ -525,14 +526,11 @@ def _score_held_out(
   With a limit, of at most so many examples, evenly spread.
   """
   windows, frames, plain = [], [], []
-  compiled = False
-  for batch, of_examples in data.held_out_batches(held_out, limit=limit, batch_size=_BATCH):
+  batches = data.held_out_batches(held_out, limit=limit, batch_size=_BATCH)
+  for number, (batch, of_examples, judged, took_s) in enumerate(_judge_ahead(detector, batches)):
     valid = np.flatnonzero(batch["example_mask"])
-    started = time.perf_counter()
-    judged = detector.judge_held(batch)
-    if compiled:  # The first batch waits for the compiler.
-      seconds += [(time.perf_counter() - started) / len(batch["example_mask"])] * len(valid)
-    compiled = True
+    if number:  # The first batch waits for the compiler.
+      seconds += [took_s / len(batch["example_mask"])] * len(valid)
     facts = [fact for fact in of_examples for _ in range(held_out.rows)]
     for row, fact in zip(valid, facts, strict=True):
       label, logit = int(batch["label"][row]), float(judged.logits[row])
@@ -589,6 +587,26 @@ def _score_held_out(
     outcome=outcome,
   )
   return rows, scores
+
+
+def _judge_ahead(
+  detector: Detector, batches: Iterable[tuple[dict, list[dict]]]
+) -> Iterator[tuple[dict, list[dict], Judgement, float]]:
+  """Batches and their facts, judged, and in how many seconds; the next one is, while one is looked at."""
+  with concurrent.futures.ThreadPoolExecutor(1) as network:
+
+    def judge(batch: dict) -> tuple[Judgement, float]:
+      started = time.perf_counter()
+      return detector.judge_held(batch), time.perf_counter() - started
+
+    before = None
+    for batch, facts in batches:
+      judging = network.submit(judge, batch)
+      if before:
+        yield *before[:2], *before[2].result()
+      before = batch, facts, judging
+    if before:
+      yield *before[:2], *before[2].result()
 
 
 def _calibration(detector: Detector, part: str) -> Calibration | None:

@@ -542,7 +542,7 @@ def _facts(run: _Run, training: dict) -> dict:
 def model_facts(config: Config, training: dict) -> dict:
   """What is written beside the parameters; see checkpoints.save_model.
 
-  Where train.branches leaves the faces as they are, so is their calibration.
+  Where train.branches leaves the faces as they are, so is their calibration; and so is that of the sound.
   """
   facts = {
     "name": config.name,
@@ -551,9 +551,11 @@ def model_facts(config: Config, training: dict) -> dict:
     "inputs": detector_inputs(config.model),
     "training": training,
   }
-  if config.train.branches and "crops" not in detector_inputs(trained_part(config).model):
-    given = read_model(model_folder(config.train.start_from))
-    facts |= {key: given[key] for key in CALIBRATIONS[:1] if key in given}
+  if config.train.branches:
+    given, trained = read_model(model_folder(config.train.start_from)), trained_part(config).model
+    for key, read in zip(CALIBRATIONS, ("crops", "waveform"), strict=True):
+      if key in given and read in facts["inputs"] and read not in detector_inputs(trained):
+        facts[key] = given[key]
   return facts
 
 

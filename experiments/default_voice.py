@@ -1,4 +1,4 @@
-"""The fourth step of the model that ships: the faces of `default_degraded`, and a branch that listens.
+"""The fifth step of the model that ships: the faces of `default_resynthesised`, and a branch that listens.
 
     deepscan build_dataset --name=real_fake_folder --media=voices --data_dir=data_voices
     deepscan train --preset=default_voice --data_dir=data_voices --workdir=runs/default_voice
@@ -28,7 +28,7 @@ from deepscan_jax.pseudofakes.audio import VoiceConfig
 
 
 def get_config() -> Config:
-  """The fourth step of the default model."""
+  """The fifth step of the default model."""
   return Config(
     name="default",
     seed=0,
@@ -61,7 +61,7 @@ def get_config() -> Config:
       validation_limit=160,
     ),
     train=TrainConfig(
-      start_from="runs/default_degraded/best",
+      start_from="runs/default_resynthesised/best",
       branches=("audio",),
       pretrained=False,
       steps=400,

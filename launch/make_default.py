@@ -10,18 +10,21 @@ model looks at faces alone. The steps, each a command that is printed and can be
 
   1. build_dataset     the real pictures; the voices
   2. synthetic_faces   1,300 faces of a published generator; match_media gives them the look of the real ones
-  3. build_dataset     these beside the real ones
-  4. train             the presets default, default_synthetic and default_degraded, each from the one before
-  5. train             default_voice, from these; calibrate, for the voice
+  3. resynthesise      2,000 of the real pictures as small decoders put them out, which are trained for it
+  4. build_dataset     these and those
+  5. train             the presets default, default_synthetic, default_degraded and default_resynthesised,
+                       each from the one before
+  6. train             default_voice, from these; calibrate, for the voice
 
 WORKDIR/runs holds a model in best/ for each preset; the last is the one to use:
 
     deepscan detect --model_path=made/runs/default_voice/best FILE
 
 Stopped, however that was, it goes on when it is started again with the same flags: what was done is not done
-again, and a training goes on where it was. About five hours on two cores, of which four are training and
-another half are the faces of the generator; --steps=20 --generated=32 tries all of it and makes a model that
-knows nothing. The weights in the package were made by these steps, but not in one go: MODEL_CARD.md says how.
+again, and a training goes on where it was. About six hours on two cores, of which nearly five are training,
+half of one are the faces of the generator and another half the decoders; --steps=20 --generated=32 tries all
+of it and makes a model that knows nothing. The weights in the package were made by these steps, but not in
+one go: MODEL_CARD.md says how.
 """
 
 import dataclasses
@@ -101,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
         return code
       mark.parent.mkdir(exist_ok=True)
       mark.touch()
-  print(workdir / "runs" / ("default_voice" if voices else "default_degraded") / "best")
+  print(workdir / "runs" / ("default_voice" if voices else "default_resynthesised") / "best")
   return 0
 
 
@@ -126,6 +129,7 @@ def steps(
   """
   runs, data, of_voices = workdir / "runs", workdir / "data", workdir / "data_voices"
   stylegan, matched = workdir / "stylegan", workdir / "media" / "fake" / "mobilestylegan"
+  rebuilt = workdir / "resynthesised"
 
   def build(step: str, name: str, media: Sequence[Path], data_dir: Path) -> Step:
     flags_of_media = [f"--media={folder}" for folder in media]
@@ -143,6 +147,8 @@ def steps(
     return Step(preset, tuple(command), runs / preset / "best")
 
   reals = [f"--real={kind}" for kind in kinds]
+  # To try it out, decoders that know nothing will do.
+  few = [f"--steps={train_steps}"] if train_steps else []
   found = [
     build("real_only", "real_only", [faces], data),
     *([build("voices", "real_fake_folder", voices, of_voices)] if voices else []),
@@ -157,15 +163,22 @@ def steps(
       matched,
     ),
     build("real_fake_folder", "real_fake_folder", [workdir / "media"], data),
+    Step(
+      "resynthesise",
+      ("resynthesise", f"--media={faces}", f"--data_dir={data}", f"--output={rebuilt}", *few),
+      rebuilt,
+    ),
+    build("resynthesised", "real_fake_folder/resynthesised", [rebuilt], data),
     train("default", None, data),
     train("default_synthetic", "default", data),
     train("default_degraded", "default_synthetic", data),
+    train("default_resynthesised", "default_degraded", data),
   ]
   if voices:
     model = runs / "default_voice" / "best"
     rate = f"--false_positive_rate={_VOICE_RATE}"
     command = ("calibrate", f"--model_path={model}", f"--data_dir={of_voices}", rate)
-    found += [train("default_voice", "default_degraded", of_voices), Step("calibrate", command, model)]
+    found += [train("default_voice", "default_resynthesised", of_voices), Step("calibrate", command, model)]
   return found
 
 

@@ -63,6 +63,7 @@ FORBIDDEN = {
   "environment": TRAINING | SERVING | {"models", "media", "faces", "examples", "config", "checkpoints"},
   "reproduction": TRAINING | {"inference", "report", "models", "media", "faces", "examples", "checkpoints"},
   "matching": TRAINING | SERVING | {"models", "examples", "config", "checkpoints", "augment", "pseudofakes"},
+  "resynthesis": TRAINING | SERVING | {"examples", "config", "checkpoints", "augment", "pseudofakes"},
   "folds": {""},
   "speech": {""},
   "stopping": {""},

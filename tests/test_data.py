@@ -423,6 +423,35 @@ def test_swaps_are_drawn_in_training_and_in_evaluation(prepared_dataset):
   assert kinds == {"face", "swap"}
 
 
+def test_synthetic_faces_are_swapped_in_as_often_as_asked(talking):
+  config = dataclasses.replace(CONFIG, window=WindowConfig(), pseudofake_kinds=(("swap", 1.0),))
+  still = {**talking, **{k: talking[k][:1] for k in ("faces", "face_mask", "landmarks", "frame_times_s")}}
+  still |= {"face_label": np.int32(0), "sound_label": np.int32(0)}
+  bright, dark = (
+    {**still, "id": name, "group": name, "faces": faces}
+    for name, faces in (("bright", still["faces"] // 2 + 128), ("dark", still["faces"] // 8))
+  )
+
+  def drawn(share: float) -> list[bytes]:
+    swap = dataclasses.replace(config.swap, synthetic_share=share)
+    make = data.PairMaker(
+      dataclasses.replace(config, swap=swap, plain_probability=1.0),
+      reals=Elements([dark]),
+      fakes=Elements([bright]) if share else None,
+    )
+    rows = [make.random_map(still, np.random.default_rng(seed)) for seed in range(12)]
+    return [float(row["crops"][1].mean() - row["crops"][0].mean()) for row in rows]
+
+  lighter = [np.mean(np.array(drawn(share)) > 0) for share in (0.0, 0.5, 1.0)]
+  assert lighter[0] < lighter[1] < lighter[2]
+
+
+def test_synthetic_faces_to_swap_in_come_from_known_forgeries(prepared_dataset):
+  swap = dataclasses.replace(CONFIG.swap, synthetic_share=0.5)
+  with pytest.raises(ValueError, match=r"set data\.labelled_share too"):
+    first_batches(prepared_dataset, count=1, config=dataclasses.replace(CONFIG, swap=swap))
+
+
 def test_a_plain_real_twin_is_what_the_detector_sees(talking):
   talking = {**talking, "faces": np.maximum(talking["faces"], 30)}  # black beyond a photograph may be filled
   untouched = BlendConfig(jitter_target_probability=0.0)

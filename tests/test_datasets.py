@@ -106,6 +106,28 @@ def test_a_second_build_leaves_what_is_there(prepared_dataset, real_media, capsy
   assert {path: path.stat().st_mtime_ns for path in prepared_dataset.rglob("*")} == before
 
 
+def test_folders_called_like_splits_divide_the_files(tmp_path):
+  root = tmp_path / "given"
+  places = {
+    "train/real/a.png": "train",
+    "train/fake/swap/a.png": "train",
+    "valid/fake/swap/b.png": "validation",
+  }
+  places |= {"test/real/a.png": "test"}
+  for name in places:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+  (root / "notes").mkdir()
+  files = {file.id: file for file in real_fake_folder.Builder.media_files(None, (root,))}
+  assert {name: files[f"given/{name}"].split for name in places} == places
+  assert len(files) == len(places)
+  twin, fake, other = (files[f"given/{name}"] for name in list(places)[:3])
+  assert twin.group == fake.group and (fake.method, fake.label) == ("swap", examples.FAKE)
+  assert other.label == examples.FAKE and {file.source for file in files.values()} == {"given"}
+  # The same name in another split is of somebody else.
+  assert files["given/test/real/a.png"].group != twin.group
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
@@ -115,8 +137,12 @@ def test_a_second_build_leaves_what_is_there(prepared_dataset, real_media, capsy
       "Unknown dataset 'nothing'; there are .*real_fake_folder, real_only",
     ),
     (
-      {"media": ["x"], "name": "real_only/mine"},
-      "real_only has no config 'mine'; .* dashes of clips and",
+      {"media": ["x"], "name": "dfdc/mine"},
+      "dfdc has no config 'mine'; .* dashes of clips and",
+    ),
+    (
+      {"media": ["x"], "name": "real_only/My files"},
+      "A collection cannot be called 'My files': .*real_only/mine",
     ),
     (
       {"media": ["x"], "name": "faceforensics/c99"},

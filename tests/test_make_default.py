@@ -22,8 +22,8 @@ from deepscan_jax.files import locked
 from deepscan_jax.launch import make_default
 from deepscan_jax.rooms import import_room
 
-PRESETS = ("default", "default_synthetic", "default_degraded", "default_voice")
-VERBS = ("build_dataset", "synthetic_faces", "match_media", "train", "calibrate")
+PRESETS = ("default", "default_synthetic", "default_degraded", "default_resynthesised", "default_voice")
+VERBS = ("build_dataset", "synthetic_faces", "match_media", "resynthesise", "train", "calibrate")
 POPEN = subprocess.Popen
 OF_PLACES = ("media", "data_dir", "workdir", "output", "synthetic", "real", "model_path", "set")
 
@@ -109,11 +109,11 @@ def test_each_training_goes_on_from_the_one_before(tmp_path):
 
 def test_what_was_done_is_not_done_again(ran, faces, voices, tmp_path, capsys):
   assert make(faces, tmp_path) == 0
-  assert capsys.readouterr().out == f"{tmp_path}/made/runs/default_degraded/best\n"
+  assert capsys.readouterr().out == f"{tmp_path}/made/runs/default_resynthesised/best\n"
   # What is wrong with the data is told before hours of training.
   assert [command[0] for command in ran] == [
-    *("build_dataset", "synthetic_faces", "match_media", "build_dataset"),
-    *("train", "train", "train"),
+    *("build_dataset", "synthetic_faces", "match_media", "build_dataset", "resynthesise", "build_dataset"),
+    *("train", "train", "train", "train"),
   ]
   real = [part for part in ran[2] if part.startswith("--real=")]
   assert real == [f"--real={tmp_path}/made/faces/{kind}" for kind in ("studio", "web")]
@@ -131,7 +131,7 @@ def test_what_was_done_is_not_done_again(ran, faces, voices, tmp_path, capsys):
 def test_a_folder_is_of_one_set_of_flags(ran, faces, tmp_path):
   assert make(faces, tmp_path) == 0
   ran.clear()
-  with pytest.raises(ValueError, match=r"holds what other flags have made \(default, default_synthetic, "):
+  with pytest.raises(ValueError, match=r"holds what other flags have made \(resynthesise, default, "):
     make(faces, tmp_path, steps=20)
   with pytest.raises(ValueError, match=r"\(synthetic_faces would change\)"):
     make(faces, tmp_path, generated=64)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 from flax import traverse_util
-from tiny import TinyBranch, random_variables, tiny_batch, tiny_branch, tiny_config, write_model
+from tiny import CALIBRATION, TinyBranch, random_variables, tiny_batch, tiny_branch, tiny_config, write_model
 
 from deepscan_jax import checkpoints, compilation_cache, data, train_state, training
 from deepscan_jax.config import Config, DataConfig, ModelConfig, WindowConfig, override, to_dict
@@ -734,6 +734,21 @@ def test_a_branch_is_added_while_all_else_stays_to_the_bit(prepared_dataset, tmp
     changed = dataclasses.replace(config, train=dataclasses.replace(config.train, **wrong))
     with pytest.raises(ValueError, match=message):
       training.fit(changed, workdir=tmp_path / "other", data_dir=prepared_dataset)
+
+
+@pytest.mark.parametrize(
+  ("named", "kept"), [("tiny", "sound_calibration"), ("tiny_voice", "calibration"), ("", None)]
+)
+def test_what_is_not_trained_keeps_its_calibration(named, kept, tmp_path):
+  base = tiny_config()
+  model = dataclasses.replace(base.model, branches=("tiny", "tiny_voice"))
+  sound = dataclasses.replace(CALIBRATION, scale=2.5)
+  calibrations = {"calibration": CALIBRATION, "sound_calibration": sound}
+  folder = write_model(tmp_path / "first", config=dataclasses.replace(base, model=model), **calibrations)
+  train = dataclasses.replace(base.train, start_from=str(folder), branches=(named,) if named else ())
+  facts = training.model_facts(dataclasses.replace(base, model=model, train=train), {})
+  found = {key: facts[key]["scale"] for key in calibrations if key in facts}
+  assert found == ({kept: calibrations[kept].scale} if kept else {})
 
 
 def test_what_a_trained_branch_reads_of_another_is_computed_and_stays(tmp_path):

@@ -25,6 +25,8 @@ _SPEAKERS = (
 class Builder(MediaBuilder):
   """Folders or tar files of real media; the first folder level below a path is the source."""
 
+  COLLECTIONS = True
+
   def media_files(self, paths: tuple[Path, ...]) -> Iterable[MediaFile]:
     """Every picture, video and sound file below the paths, each known to be real."""
     for root in paths:

@@ -94,6 +94,8 @@ class SwapConfig:
     blend: the blend; by default with colours that are matched more often, single features more often, and
       sharper edges than where a face is blended into itself.
     candidates: of so many other faces the one that fits best goes in, see `best_donor`.
+    synthetic_share: how often the face that goes in is a synthetic one, of the labelled forgeries that
+      training reads, as what face-swapping networks put in is. Held-out pairs have none.
   """
 
   blend: BlendConfig = field(
@@ -116,6 +118,7 @@ class SwapConfig:
     )
   )
   candidates: int = 8
+  synthetic_share: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
