@@ -8,9 +8,9 @@ the reason. On which cores, and how a build that was stopped goes on, is said in
 Forms. The same files can be cut in several ways, and a dataset's name says how (`Form`): "real_only" holds
 single faces and, apart from them, windows of sound, "real_only/clips" windows of 16 faces with the mouths and
 the sound of the same time, "faceforensics/c23-clips-jpeg95" the same of one of the builder's own configs with
-pictures that were encoded once more. So two forms are never mixed up. Builders of one's own files take any
-word in the place of a config, so that there may be several collections: "real_only/press",
-"real_only/press-clips".
+pictures that were encoded once more. So two forms are never mixed up. Builders of one's own files take a
+word of small letters, digits and underscores in the place of a config, so that there may be several
+collections: "real_only/press", "real_only/press-clips".
 
 Splits. A file goes where `MediaFile.split` says: where the official lists put it, or where the builder does.
 The others are split 70/15/15 by a stable hash, after all groups that share an identity were joined. Joining
@@ -89,7 +89,7 @@ class Form:
   """How examples are cut and stored, as the end of a dataset's name says it.
 
   Attributes:
-    variant: the builder's own config, such as "c23"; "" where it has none.
+    variant: the builder's own config, such as "c23", or the name of a collection; "" where it has none.
     window: what an example holds.
     quality: of JPEG, 1 to 100; 0: lossless PNG.
   """
@@ -198,7 +198,8 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     media_paths: folders or tar files that the user points at.
     frames_per_clip: how many frames, spread evenly, are looked at in a video; in the form of clips, one
       window for eight of them.
-    config: one of the builder's own, and the form, such as "c40-clips"; None for the first and single faces.
+    config: one of the builder's own, or the name of a collection, and the form, such as "c40-clips"; None for
+      the first and single faces.
     folds: for cross-validation, into how many parts what a hash splits is cut; 0 for one fixed split.
     fold: which part is test, 1 to folds; the next one is validation. With an official test set, the part is
       validation. Splits that are official stay as they are.
@@ -252,11 +253,13 @@ class MediaBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     """What a config's name asks for.
 
     Raises:
-      ValueError: it names a config of the builder that there is not; the sentence lists those that there are.
+      ValueError: it names a config of the builder that there is not, and the sentence lists those that there
+        are; or no collection can be called so.
     """
     form, own = Form.parse(name), [config.name for config in cls.BUILDER_CONFIGS]
     if form.variant and cls.COLLECTIONS:
-      if not re.fullmatch(r"[a-z0-9_]+", form.variant):
+      # "jpeg95-clips", in the wrong order, would be a collection called "jpeg95".
+      if not re.fullmatch(r"(?!clips$|jpeg\d+$)[a-z0-9_]+", form.variant):
         raise ValueError(
           f"A collection cannot be called {form.variant!r}: give small letters, digits and underscores, as "
           f"in {cls.name}/mine, and after it, joined by dashes, clips and jpeg1 to jpeg100."

@@ -19,7 +19,7 @@ import re
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -278,7 +278,10 @@ def _stream(
   parts = _parts(config, "train", data_dir, inputs)
   if config.pseudofakes:
     needs_others = config.labelled_share or any(kind == "swap" for kind, _ in config.pseudofake_kinds)
-    fakes = parts[1][0] if config.labelled_share and config.swap.synthetic_share else None
+    fakes = None
+    if config.swap.synthetic_share:
+      # A forgery may be one of the voice alone.
+      fakes = _source(config, "train", data_dir, FACE_INPUTS, labels=(examples.FAKE,), weighted=False)
     make = PairMaker(config, tuple(inputs), reals=parts[0][0] if needs_others else None, fakes=fakes)
   else:
     make = SingleMaker(config, tuple(inputs))
@@ -734,7 +737,7 @@ def _damaged(pictures: np.ndarray, there: np.ndarray, damage: Callable) -> np.nd
 
 def held_out_batches(
   held_out: HeldOutPairs | HeldOutExamples, *, limit: int, batch_size: int, shard: tuple[int, int] = (0, 1)
-) -> Iterator[tuple[dict, list[dict]]]:
+) -> Generator[tuple[dict, list[dict]]]:
   """Batches for evaluation, evenly spread over the split; the last one is padded.
 
   Args:
@@ -860,8 +863,15 @@ def _parts(
     raise ValueError(
       f"data.labelled_share must be 0 or, with data.pseudofakes, below 1; got {config.labelled_share:g}."
     )
-  if config.swap.synthetic_share and not config.labelled_share:
-    raise ValueError("data.swap.synthetic_share needs known forgeries: set data.labelled_share too.")
+  if not 0 <= config.swap.synthetic_share <= 1:
+    raise ValueError(f"data.swap.synthetic_share must be 0 to 1; got {config.swap.synthetic_share:g}.")
+  if config.swap.synthetic_share and not (
+    config.labelled_share and dict(config.pseudofake_kinds).get("swap")
+  ):
+    raise ValueError(
+      "data.swap.synthetic_share swaps in faces of known forgeries: set data.labelled_share too, and have "
+      "swap in data.pseudofake_kinds."
+    )
   if config.labelled_share:
     if config.dataset_weights:
       raise ValueError("data.labelled_share and data.dataset_weights cannot be had together.")
@@ -1320,7 +1330,7 @@ def _divided_of(
         "and may share people; build it again with --overwrite.",
         name,
       )
-    # Configs of one builder hold the same people.
+    # Configs of one builder hold the same people, or may.
     builder = name.partition("/")[0]
     people += [tuple(f"{builder}/{n}" for n in facts["people"]) for facts, _ in _index(name, part, data_dir)]
   found = iter(folds.assign(people, count=count))

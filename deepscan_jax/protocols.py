@@ -206,6 +206,9 @@ def pairs_hash(facts: Mapping) -> str:
     facts: of checkpoints.read_model.
   """
   made = {key: facts["config"]["data"].get(key) for key in _PAIRS}
+  # Held-out pairs have no synthetic faces in them, whatever training had.
+  if made["swap"]:
+    made["swap"] = {key: value for key, value in made["swap"].items() if key != "synthetic_share"}
   return protocol_hash(made)
 
 
@@ -315,7 +318,10 @@ _USES = {
 
 
 def family(name: str) -> str:
-  """A dataset's name without its form: "faceforensics" of "faceforensics/c23"; forms hold the same people."""
+  """A dataset's name without its form: "faceforensics" of "faceforensics/c23"; forms hold the same people.
+
+  So may collections of one's own files, "real_only/press" and "real_only/archive".
+  """
   return name.partition("/")[0]
 
 

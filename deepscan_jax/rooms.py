@@ -23,8 +23,9 @@ def find_builder(name: str) -> tuple[type, str | None]:
   """Returns (builder class, config) of a dataset by its name, such as "dfdc" or "faceforensics/c23".
 
   Args:
-    name: a folder in datasets/, and after a slash a config: one of the builder's own, the form of the
-      examples, or both (datasets/media_builder.py); without it the config is None.
+    name: a folder in datasets/, and after a slash a config: one of the builder's own or the name of
+      a collection, the form of the examples, or both (datasets/media_builder.py); without it the config is
+      None.
 
   Raises:
     ValueError: there is no such dataset or config; the sentence names those that there are.

@@ -13,7 +13,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -527,52 +527,55 @@ def _score_held_out(
   """
   windows, frames, plain = [], [], []
   batches = data.held_out_batches(held_out, limit=limit, batch_size=_BATCH)
-  for number, (batch, of_examples, judged, took_s) in enumerate(_judge_ahead(detector, batches)):
-    valid = np.flatnonzero(batch["example_mask"])
-    if number:  # The first batch waits for the compiler.
-      seconds += [took_s / len(batch["example_mask"])] * len(valid)
-    facts = [fact for fact in of_examples for _ in range(held_out.rows)]
-    for row, fact in zip(valid, facts, strict=True):
-      label, logit = int(batch["label"][row]), float(judged.logits[row])
-      shown = batch["crop_mask"][row] if "crop_mask" in batch else np.zeros(0, bool)
-      part = FACES if shown.any() else SOUND
-      plain.append(
-        {
-          "labels": label,
-          "logits": logit,
-          **{key: fact[key] for key in ("group", "source", "kind")},
-          "has_faces": part == FACES,
-          "id": f"{dataset}:{fact['id']}",
-          "video": f"{dataset}:{levels.file_of(fact['id'])}" + "#degraded" * (condition == "degraded"),
+  with contextlib.closing(_judge_ahead(detector, batches)) as judgements:
+    for number, (batch, of_examples, judged, took_s) in enumerate(judgements):
+      valid = np.flatnonzero(batch["example_mask"])
+      if number:  # The first batch waits for the compiler.
+        seconds += [took_s / len(batch["example_mask"])] * len(valid)
+      facts = [fact for fact in of_examples for _ in range(held_out.rows)]
+      for row, fact in zip(valid, facts, strict=True):
+        label, logit = int(batch["label"][row]), float(judged.logits[row])
+        shown = batch["crop_mask"][row] if "crop_mask" in batch else np.zeros(0, bool)
+        part = FACES if shown.any() else SOUND
+        plain.append(
+          {
+            "labels": label,
+            "logits": logit,
+            **{key: fact[key] for key in ("group", "source", "kind")},
+            "has_faces": part == FACES,
+            "id": f"{dataset}:{fact['id']}",
+            "video": f"{dataset}:{levels.file_of(fact['id'])}" + "#degraded" * (condition == "degraded"),
+          }
+        )
+        calibration = _calibration(detector, part)
+        if calibration is None:
+          continue
+        file = f"{dataset}:{levels.file_of(fact['id'])}"
+        if held_out.rows == 2:
+          file = levels.twin_file(file, condition=condition, label=label)
+        place = fact["id"].rpartition("#")[2]
+        window = {
+          "id": f"{file}#{place}",
+          "file": file,
+          "dataset": dataset,
+          "group": f"{protocols.family(dataset)}/{fact['group']}",
+          "source": fact["source"],
+          "method": (fact["method"] if held_out.rows == 1 else fact["kind"]) if label else "",
+          "part": part,
+          "condition": condition,
+          "label": label,
+          **_read(float(calibration.score(logit)), *_bounds(calibration)),
+          "face_size_px": fact["face_size_px"],
+          "sharpness": _sharpness(batch["crops"][row], shown)
+          if part == FACES and "crops" in batch
+          else np.nan,
         }
-      )
-      calibration = _calibration(detector, part)
-      if calibration is None:
-        continue
-      file = f"{dataset}:{levels.file_of(fact['id'])}"
-      if held_out.rows == 2:
-        file = levels.twin_file(file, condition=condition, label=label)
-      place = fact["id"].rpartition("#")[2]
-      window = {
-        "id": f"{file}#{place}",
-        "file": file,
-        "dataset": dataset,
-        "group": f"{protocols.family(dataset)}/{fact['group']}",
-        "source": fact["source"],
-        "method": (fact["method"] if held_out.rows == 1 else fact["kind"]) if label else "",
-        "part": part,
-        "condition": condition,
-        "label": label,
-        **_read(float(calibration.score(logit)), *_bounds(calibration)),
-        "face_size_px": fact["face_size_px"],
-        "sharpness": _sharpness(batch["crops"][row], shown) if part == FACES and "crops" in batch else np.nan,
-      }
-      windows.append(window)
-      if len(shown) > 1:
-        for frame in np.flatnonzero(shown):
-          score = float(calibration.score(judged.frame_logits[row, frame]))
-          read = _read(score, *_bounds(calibration))
-          frames.append({**window, "id": f"{window['id']}@{frame}", **read})
+        windows.append(window)
+        if len(shown) > 1:
+          for frame in np.flatnonzero(shown):
+            score = float(calibration.score(judged.frame_logits[row, frame]))
+            read = _read(score, *_bounds(calibration))
+            frames.append({**window, "id": f"{window['id']}@{frame}", **read})
   columns = {name: np.array([row[name] for row in plain]) for name in plain[0]}
   scores = evaluation.Scores(**columns, paired=held_out.rows == 2)
 
@@ -590,10 +593,13 @@ def _score_held_out(
 
 
 def _judge_ahead(
-  detector: Detector, batches: Iterable[tuple[dict, list[dict]]]
+  detector: Detector, batches: Generator[tuple[dict, list[dict]]]
 ) -> Iterator[tuple[dict, list[dict], Judgement, float]]:
-  """Batches and their facts, judged, and in how many seconds; the next one is, while one is looked at."""
-  with concurrent.futures.ThreadPoolExecutor(1) as network:
+  """Yields each batch with its facts, its judgement and the seconds of that; the network goes on meanwhile.
+
+  The seconds are those of the network beside whoever looks at the batch before.
+  """
+  with contextlib.closing(batches), concurrent.futures.ThreadPoolExecutor(1) as network:
 
     def judge(batch: dict) -> tuple[Judgement, float]:
       started = time.perf_counter()

@@ -28,7 +28,7 @@ from deepscan_jax.inference import CALIBRATIONS
 from deepscan_jax.lineage import model_folder
 from deepscan_jax.logs import Progress, ScalarLog, drop_rows_after
 from deepscan_jax.losses import Sum
-from deepscan_jax.models.detector import Detector, detector_inputs, image_networks
+from deepscan_jax.models.detector import FUSION, Detector, detector_inputs, image_networks
 from deepscan_jax.models.pretrained import weight_file
 from deepscan_jax.optimizer import after_validation, create_optimizer, learning_rate
 from deepscan_jax.parallel import (
@@ -551,7 +551,8 @@ def model_facts(config: Config, training: dict) -> dict:
     "inputs": detector_inputs(config.model),
     "training": training,
   }
-  if config.train.branches:
+  # What is said of either goes through the fusion.
+  if config.train.branches and FUSION not in config.train.branches:
     given, trained = read_model(model_folder(config.train.start_from)), trained_part(config).model
     for key, read in zip(CALIBRATIONS, ("crops", "waveform"), strict=True):
       if key in given and read in facts["inputs"] and read not in detector_inputs(trained):

@@ -147,8 +147,8 @@ def steps(
     return Step(preset, tuple(command), runs / preset / "best")
 
   reals = [f"--real={kind}" for kind in kinds]
-  # To try it out, decoders that know nothing will do.
-  few = [f"--steps={train_steps}"] if train_steps else []
+  # To try it out; on what decoders make that have learnt nothing, no face would be found.
+  few = ["--steps=200", "--count=160"] if train_steps else []
   found = [
     build("real_only", "real_only", [faces], data),
     *([build("voices", "real_fake_folder", voices, of_voices)] if voices else []),
@@ -225,8 +225,8 @@ def _check_same(todo: Sequence[Step], workdir: Path) -> None:
   there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
   if changed := [name for name in wanted if there.get(name, wanted[name]) != wanted[name]]:
     raise ValueError(
-      f"{workdir} holds what other flags have made ({', '.join(changed)} would change); give the same again, "
-      "or choose another --workdir."
+      f"{workdir} holds what other flags, or another version, have made ({', '.join(changed)} would change); "
+      "give the same again, or choose another --workdir."
     )
   write_whole(file, json.dumps(there | wanted, indent=2) + "\n")
 

@@ -4,24 +4,30 @@
     deepscan resynthesise --media=real_faces.tar --data_dir=data --output=resynthesised
     deepscan build_dataset --name=real_fake_folder/resynthesised --media=resynthesised --data_dir=data
 
-An autoencoder of each build (deepscan_jax.resynthesis) is trained here, on the training pictures of a dataset
-alone. What they make of other pictures of the dataset goes to OUTPUT/train/fake/BUILD/ and to validation/ and
-test/ likewise, each picture to the split that the dataset has it in, so that nobody crosses from one to
-another. One build appears in validation alone and one in test alone: how well those are told from real
-pictures says what a detector makes of decoders that it never met.
+An autoencoder of each build (deepscan_jax.resynthesis) is trained here, on training pictures of a dataset
+alone. What they make of these and other pictures of the dataset goes to OUTPUT/train/fake/BUILD/ and to
+validation/ and test/ likewise, each picture to the split that the dataset has it in. One build appears in
+validation alone and one in test alone: how well those are told from real pictures says what a detector makes
+of decoders that it never met. The dataset is real_only or a collection of it, for files are found by the
+names that it gives them. Who is seen is not handed on: cross-validation (--folds) would mix people up.
 
-The same pictures, flags and machine give the same files. A build whose pictures are all there is not trained
-again. Two to three minutes a build on two CPU cores, and twenty pictures a second.
+The same pictures, flags and machine give the same files. Stopped, it goes on when started again with the same
+flags: a build whose pictures are all there is not trained again. Two to three minutes a build on two CPU
+cores, and twenty pictures of 200 pixels a second.
 """
 
 import dataclasses
 import itertools
+import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
+
+from deepscan_jax.files import whole_file, write_whole
 
 _MEDIA = flags.DEFINE_multi_string(
   "media", [], "What the dataset was built from; several: again.", allow_override=True
@@ -36,8 +42,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.", lower_bound=0, 
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 # Builds that one split alone has.
 HELD_OUT = {"shuffle4": "validation", "bilinear8": "test"}
-# Pictures that decoders learn from.
-_LEARN_FROM = 800
+# Pictures that decoders learn from, and of large ones so many pixels.
+_LEARN_FROM, _PART = 800, 512
+# Characters of a name; file systems take 255.
+_LONGEST = 150
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,42 +53,30 @@ def main(argv: Sequence[str]) -> int:
   if argv[1:] or not (_MEDIA.value and _OUTPUT.value):
     raise app.UsageError("Say --media=FOLDER_OR_TAR and --output=FOLDER, and nothing else than flags.")
 
-  from deepscan_jax import compilation_cache, data, resynthesis
-  from deepscan_jax.files import whole_file
+  from deepscan_jax import compilation_cache, resynthesis
 
   compilation_cache.switch_on()
   output, readers = Path(_OUTPUT.value), _readers(map(Path, _MEDIA.value))
+  _claim(output)
   orders: dict[str, list[Order]] = {name: [] for name in resynthesis.BUILDS}
   learnt: list[str] = []
   for number, (split, share) in enumerate(SHARES.items()):
-    rows = data.listed_examples(_NAME.value, split, data_dir=_DATA_DIR.value)
-    files: dict[str, set[str]] = {}
-    for row in rows:
-      if (name := row["id"].rpartition("#")[0]) in readers:
-        files.setdefault(row["source"], set()).add(name)
+    files = _pictures(split, readers)
     rng = np.random.default_rng([_SEED.value, number])
-    chosen = choose([sorted(names) for _, names in sorted(files.items())], round(share * _COUNT.value), rng)
-    if not chosen:
-      raise app.UsageError(
-        f"--media has none of the {len(rows)} {split} pictures of {_NAME.value}; give what it was built from."
-      )
+    chosen = choose(files, round(share * _COUNT.value), rng)
     builds = [name for name in orders if HELD_OUT.get(name, split) == split]
     for place, file in enumerate(chosen):
       build = builds[place % len(builds)]
-      stem = output / split / "fake" / build / file.replace("/", "__").rpartition(".")[0]
-      orders[build].append(Order(file, stem))
+      stem = f"{file.replace('/', '__')[-_LONGEST:]}-{zlib.crc32(file.encode()):08x}"
+      orders[build].append(Order(file, output / split / "fake" / build / stem))
     learnt = learnt or chosen[:_LEARN_FROM]
+  shown: list[np.ndarray] = []
   for build, wanted in orders.items():
     missing = [order for order in wanted if not order.made()]
     if not missing:
       continue
-    seen = [media_of(readers[file]()) for file in learnt]
-    params, errors = resynthesis.train(
-      resynthesis.BUILDS[build],
-      [clip.frames[0] for clip in seen if clip],
-      steps=_STEPS.value,
-      seed=_SEED.value,
-    )
+    shown = shown or [_part(clip.frames[0]) for clip in map(media_of, (readers[f]() for f in learnt)) if clip]
+    params, errors = resynthesis.train(resynthesis.BUILDS[build], shown, steps=_STEPS.value, seed=_SEED.value)
     decoder, written = resynthesis.Decoder(resynthesis.BUILDS[build], params), 0
     for order in missing:
       if clip := media_of(readers[order.file]()):
@@ -116,6 +112,60 @@ def choose(kinds: Sequence[Sequence[str]], count: int, rng: np.random.Generator)
   return list(itertools.islice((file for file in turns if file is not None), count))
 
 
+def _claim(output: Path) -> None:
+  """Raises where the folder holds what other flags, or another division of the dataset, have made."""
+  from deepscan_jax import data
+
+  wanted = {
+    "name": _NAME.value,
+    "division": data.division(_NAME.value, data_dir=_DATA_DIR.value),
+    "count": _COUNT.value,
+    "steps": _STEPS.value,
+    "seed": _SEED.value,
+  }
+  file = output / "made_with.json"
+  if file.is_file():
+    if changed := [key for key, value in json.loads(file.read_text()).items() if wanted[key] != value]:
+      raise app.UsageError(
+        f"{output} holds pictures that were made with another {' and '.join(changed)}; choose another "
+        "--output."
+      )
+  elif output.exists() and any(output.iterdir()):
+    raise app.UsageError(f"{output} holds something else; choose another --output.")
+  output.mkdir(parents=True, exist_ok=True)
+  write_whole(file, json.dumps(wanted, indent=2) + "\n")
+
+
+def _pictures(split: str, readers: Collection[str]) -> list[list[str]]:
+  """By kind the real pictures of a split that are there."""
+  from deepscan_jax import data, examples
+  from deepscan_jax.datasets.media_builder import IMAGE_SUFFIXES
+
+  rows = data.listed_examples(_NAME.value, split, data_dir=_DATA_DIR.value)
+  kinds: dict[str, set[str]] = {}
+  for row in rows:
+    name = row["id"].rpartition("#")[0]
+    if row["label"] == examples.REAL and name.lower().endswith(IMAGE_SUFFIXES):
+      kinds.setdefault(row["source"], set()).add(name)
+  if not kinds:
+    raise app.UsageError(
+      f"The {split} split of {_NAME.value} holds no real picture; give more --media to it."
+    )
+  found = [sorted(names & set(readers)) for _, names in sorted(kinds.items())]
+  if not any(found):
+    raise app.UsageError(
+      f"--media has none of the {sum(map(len, kinds.values()))} {split} pictures of {_NAME.value}; give the "
+      "folders or tars that it was built from."
+    )
+  return found
+
+
+def _part(picture: np.ndarray) -> np.ndarray:
+  """The middle of a large picture; all would not fit into memory."""
+  top, left = (max(side - _PART, 0) // 2 for side in picture.shape[:2])
+  return picture[top : top + _PART, left : left + _PART].copy()
+
+
 def media_of(content: bytes):
   """The picture, a media.Clip; None where it cannot be read."""
   from deepscan_jax import media
@@ -130,11 +180,13 @@ def _readers(paths: Iterable[Path]) -> dict[str, Callable[[], bytes]]:
   """By the id that a dataset gives it, what reads a file."""
   from deepscan_jax.datasets.media_builder import walk_media
 
-  return {
-    f"{root.stem}/{name}": path.read_bytes if path else read
-    for root in paths
-    for name, path, read in walk_media(root)
-  }
+  found: dict[str, Callable[[], bytes]] = {}
+  for root in paths:
+    for name, path, read in walk_media(root):
+      if (key := f"{root.stem}/{name}") in found:
+        raise app.UsageError(f"Two of --media have a file {key}; give each a name of its own.")
+      found[key] = path.read_bytes if path else read
+  return found
 
 
 if __name__ == "__main__":

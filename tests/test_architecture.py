@@ -95,7 +95,7 @@ FORBIDDEN = {
 # Who may use a package at all, of the modules of the library.
 ONLY = {
   "orbax": {"checkpoints"},
-  "optax": {"losses", "optimizer", "train_state"},
+  "optax": {"losses", "optimizer", "train_state", "resynthesis"},
   "tensorflow_datasets": {"data"},
   "av": {"media_decoder", "live_decoder", "augment", "augment_audio", "doctor"},
   "PIL": {"media_decoder"},

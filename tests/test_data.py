@@ -448,7 +448,7 @@ def test_synthetic_faces_are_swapped_in_as_often_as_asked(talking):
 
 def test_synthetic_faces_to_swap_in_come_from_known_forgeries(prepared_dataset):
   swap = dataclasses.replace(CONFIG.swap, synthetic_share=0.5)
-  with pytest.raises(ValueError, match=r"set data\.labelled_share too"):
+  with pytest.raises(ValueError, match=r"set data\.labelled_share too, and have swap in"):
     first_batches(prepared_dataset, count=1, config=dataclasses.replace(CONFIG, swap=swap))
 
 

@@ -1,6 +1,7 @@
 import json
 import tarfile
 import tracemalloc
+import types
 from collections import Counter
 
 import face_media
@@ -106,19 +107,24 @@ def test_a_second_build_leaves_what_is_there(prepared_dataset, real_media, capsy
   assert {path: path.stat().st_mtime_ns for path in prepared_dataset.rglob("*")} == before
 
 
+def files_of(root, *names, divided_by=None) -> dict:
+  for name in names:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+  builder = types.SimpleNamespace(train_splits=divided_by)
+  return {file.id: file for file in real_fake_folder.Builder.media_files(builder, (root,))}
+
+
 def test_folders_called_like_splits_divide_the_files(tmp_path):
   root = tmp_path / "given"
   places = {
-    "train/real/a.png": "train",
-    "train/fake/swap/a.png": "train",
+    "Train/real/a.png": "train",
+    "Train/fake/swap/a.png": "train",
     "valid/fake/swap/b.png": "validation",
+    "test/real/a.png": "test",
   }
-  places |= {"test/real/a.png": "test"}
-  for name in places:
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).touch()
-  (root / "notes").mkdir()
-  files = {file.id: file for file in real_fake_folder.Builder.media_files(None, (root,))}
+  (root / "notes").mkdir(parents=True)
+  files = files_of(root, *places)
   assert {name: files[f"given/{name}"].split for name in places} == places
   assert len(files) == len(places)
   twin, fake, other = (files[f"given/{name}"] for name in list(places)[:3])
@@ -126,6 +132,28 @@ def test_folders_called_like_splits_divide_the_files(tmp_path):
   assert other.label == examples.FAKE and {file.source for file in files.values()} == {"given"}
   # The same name in another split is of somebody else.
   assert files["given/test/real/a.png"].group != twin.group
+
+
+def test_without_a_folder_for_validation_a_part_of_train_becomes_that(tmp_path):
+  names = [f"train/{label}/{number}.png" for label in ("real", "fake") for number in range(40)]
+  files = files_of(tmp_path, *names, "test/real/0.png", divided_by=media_builder.TRAIN_SPLITS)
+  of_train = [file for file in files.values() if "/train/" in file.id]
+  assert {file.split for file in of_train} == {"train", "validation"}
+  assert len({(file.group, file.split) for file in of_train}) == 40
+
+
+@pytest.mark.parametrize(
+  ("names", "error", "message"),
+  [
+    (("real/a.png", "test/real/a.png"), ValueError, r"folders that have such too \(test\)"),
+    (("train/real/a.png", "testing/real/a.png"), ValueError, "divided into testing, train; have one folder"),
+    (("val/real/a.png", "valid/real/a.png"), ValueError, "divided into val, valid; have one folder"),
+    (("train/a.png",), FileNotFoundError, "has no folder real/ or fake/, nor train/"),
+  ],
+)
+def test_folders_that_could_mean_several_things_are_refused(names, error, message, tmp_path):
+  with pytest.raises(error, match=message):
+    files_of(tmp_path, *names)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +171,10 @@ def test_folders_called_like_splits_divide_the_files(tmp_path):
     (
       {"media": ["x"], "name": "real_only/My files"},
       "A collection cannot be called 'My files': .*real_only/mine",
+    ),
+    (
+      {"media": ["x"], "name": "real_only/jpeg95-clips"},
+      "A collection cannot be called 'jpeg95'",
     ),
     (
       {"media": ["x"], "name": "faceforensics/c99"},

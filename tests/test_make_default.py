@@ -131,7 +131,9 @@ def test_what_was_done_is_not_done_again(ran, faces, voices, tmp_path, capsys):
 def test_a_folder_is_of_one_set_of_flags(ran, faces, tmp_path):
   assert make(faces, tmp_path) == 0
   ran.clear()
-  with pytest.raises(ValueError, match=r"holds what other flags have made \(resynthesise, default, "):
+  with pytest.raises(
+    ValueError, match=r"holds what other flags, or another version, have made \(resynthesise, default, "
+  ):
     make(faces, tmp_path, steps=20)
   with pytest.raises(ValueError, match=r"\(synthetic_faces would change\)"):
     make(faces, tmp_path, generated=64)

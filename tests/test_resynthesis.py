@@ -81,6 +81,14 @@ def test_sharpness_comes_back(decoder, portrait):
   np.testing.assert_array_equal(same, portrait)
 
 
+def test_grey_stays_grey(decoder, portrait):
+  grey = cv2.cvtColor(cv2.cvtColor(portrait, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2BGR)
+  original = media.decode_image_bytes(cv2.imencode(".png", grey)[1].tobytes())
+  content, _ = resynthesis.resynthesise(original, decoder, seed=0, name="grey")
+  made = media.decode_image_bytes(content).frames[0]
+  assert (made == made[..., :1]).all() and not np.array_equal(made, original.frames[0])
+
+
 def test_it_is_stored_as_the_original_is(decoder, portrait):
   for suffix, options in ((".jpg", [cv2.IMWRITE_JPEG_QUALITY, 61]), (".png", [])):
     content = cv2.imencode(suffix, portrait, options)[1].tobytes()
@@ -101,9 +109,13 @@ def test_choice_is_even_among_kinds_as_far_as_they_go():
 
 
 def make(real_media, data_dir, output, **flags) -> int:
-  flags = {"name": "real_only", "count": 24, "steps": 1, "seed": 0} | flags
-  with flagsaver.flagsaver(media=[str(real_media)], data_dir=str(data_dir), output=str(output), **flags):
+  flags = {"media": [str(real_media)], "name": "real_only", "count": 24, "steps": 1, "seed": 0} | flags
+  with flagsaver.flagsaver(data_dir=str(data_dir), output=str(output), **flags):
     return resynthesise.main(["resynthesise"])
+
+
+def made_in(output) -> dict:
+  return {path.relative_to(output): path.stat().st_mtime_ns for path in output.rglob("*.[jp]*g")}
 
 
 def test_pictures_stay_in_their_split_and_some_builds_are_of_one_split_alone(
@@ -111,15 +123,15 @@ def test_pictures_stay_in_their_split_and_some_builds_are_of_one_split_alone(
 ):
   monkeypatch.setattr(resynthesis, "BUILDS", {name: TINY for name in ("nearest4", *resynthesise.HELD_OUT)})
   assert make(real_media, prepared_dataset, tmp_path) == 0
-  files = {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+  files = made_in(tmp_path)
   builds = {}
   for path in files:
     split, fake, build, name = path.parts
     assert fake == "fake"
     builds.setdefault(split, set()).add(build)
     listed = data.listed_examples("real_only", split, data_dir=prepared_dataset)
-    stems = {row["id"].rpartition("#")[0].rpartition(".")[0].replace("/", "__") for row in listed}
-    assert name.rpartition(".")[0] in stems
+    names = {row["id"].rpartition("#")[0].replace("/", "__") for row in listed}
+    assert name.rpartition("-")[0] in names
   assert builds["train"] == {"nearest4"}
   for build, split in resynthesise.HELD_OUT.items():
     assert all((build in found) == (of == split) for of, found in builds.items())
@@ -129,12 +141,20 @@ def test_pictures_stay_in_their_split_and_some_builds_are_of_one_split_alone(
   gone.unlink()
   assert make(real_media, prepared_dataset, tmp_path) == 0
   assert gone.read_bytes() == content
-  kept = {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+  kept = made_in(tmp_path)
   assert [path for path in files if kept[path] != files[path]] == [gone.relative_to(tmp_path)]
+  # A folder is of one set of flags.
+  with pytest.raises(app.UsageError, match="made with another count; choose another --output"):
+    make(real_media, prepared_dataset, tmp_path, count=25)
+  with pytest.raises(app.UsageError, match="holds something else; choose another --output"):
+    make(real_media, prepared_dataset, tmp_path / "train")
+  assert made_in(tmp_path) == kept
 
 
-def test_what_is_missing_is_said(prepared_dataset, tmp_path):
+def test_what_is_missing_is_said(prepared_dataset, real_media, tmp_path):
   with pytest.raises(app.UsageError, match=r"media has none of the .* train pictures of real_only"):
     make(tmp_path, prepared_dataset, tmp_path / "out")
+  with pytest.raises(app.UsageError, match="Two of --media have a file"):
+    make(real_media, prepared_dataset, tmp_path / "twice", media=[str(real_media)] * 2)
   with flagsaver.flagsaver(media=[], output=None), pytest.raises(app.UsageError, match="--output=FOLDER"):
     resynthesise.main(["resynthesise"])

@@ -737,7 +737,8 @@ def test_a_branch_is_added_while_all_else_stays_to_the_bit(prepared_dataset, tmp
 
 
 @pytest.mark.parametrize(
-  ("named", "kept"), [("tiny", "sound_calibration"), ("tiny_voice", "calibration"), ("", None)]
+  ("named", "kept"),
+  [("tiny", "sound_calibration"), ("tiny_voice", "calibration"), ("tiny fusion", None), ("", None)],
 )
 def test_what_is_not_trained_keeps_its_calibration(named, kept, tmp_path):
   base = tiny_config()
@@ -745,7 +746,7 @@ def test_what_is_not_trained_keeps_its_calibration(named, kept, tmp_path):
   sound = dataclasses.replace(CALIBRATION, scale=2.5)
   calibrations = {"calibration": CALIBRATION, "sound_calibration": sound}
   folder = write_model(tmp_path / "first", config=dataclasses.replace(base, model=model), **calibrations)
-  train = dataclasses.replace(base.train, start_from=str(folder), branches=(named,) if named else ())
+  train = dataclasses.replace(base.train, start_from=str(folder), branches=tuple(named.split()))
   facts = training.model_facts(dataclasses.replace(base, model=model, train=train), {})
   found = {key: facts[key]["scale"] for key in calibrations if key in facts}
   assert found == ({kept: calibrations[kept].scale} if kept else {})
