@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from tiny import random_variables
 
 from deepscan_jax.config import ModelConfig
@@ -42,7 +43,7 @@ def poisoned(branches, value) -> dict[str, BranchOutput]:
 def attention(request):
   module = fusion.AttentionFusion(heads=2, modality_dropout=0.5, bottlenecks=request.param)
   variables = random_variables(module, fake_branches(), train=False)
-  return module, variables, jax.jit(lambda branches: module.apply(variables, branches, train=False))
+  return module, variables, quick_jit(lambda branches: module.apply(variables, branches, train=False))
 
 
 def test_branches_of_one_kind_share_its_weight():
