@@ -44,18 +44,17 @@ def pytest_configure(config: pytest.Config) -> None:
   gc.set_threshold(20_000, 10, 10)
 
 
-# Files of more than a minute go first: a process that has one of them at the end leaves the others idle.
-LONG = {
-  f"test_{name}"
-  for name in (
-    *("audio", "learning", "multihost", "pipeline", "precision", "presets"),
-    *("serve_engine", "spatial", "train_command", "training", "web", "xception"),
-  )
-}
+# Files of more than a minute go first, the longest before all: a process that has one of them at the end
+# leaves the others idle.
+LONG = (
+  *("test_learning", "test_multihost", "test_presets", "test_precision", "test_pipeline", "test_training"),
+  *("test_web", "test_serve_engine", "test_train_command"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  items.sort(key=lambda item: item.path.stem not in LONG)
+  place = {name: number for number, name in enumerate(LONG)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
