@@ -14,8 +14,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import scipy.fft
-import scipy.signal
+import scipy  # its parts come when they are first used: signal takes as long to import as JAX
 
 SAMPLE_RATE_HZ = 16000
 Step = Callable[[np.ndarray], np.ndarray]

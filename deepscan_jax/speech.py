@@ -20,9 +20,7 @@ import dataclasses
 import functools
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
-import scipy.signal
+import scipy  # its parts come when they are first used: signal takes as long to import as JAX
 
 SAMPLE_RATE_HZ = 16000
 # A voice that is heard for a shorter time, or whose standard deviation is less than this part of full scale,

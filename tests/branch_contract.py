@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiling import quick_jit
 from tiny import random_variables
 
 from deepscan_jax.models.interface import BranchOutput
@@ -36,7 +37,7 @@ def check_branch(module, *, side: int, present: tuple[bool, bool, bool] = (True,
   """Asserts the contract of models/interface.py."""
   batch = window_batch(side=side)
   variables = random_variables(module, batch, train=False)
-  run = jax.jit(lambda variables, batch: module.apply(variables, batch, train=False))
+  run = quick_jit(lambda variables, batch: module.apply(variables, batch, train=False))
   output = run(variables, batch)
   _check_shapes(module, variables, batch)
 
@@ -81,7 +82,7 @@ def _check_no_gradient_of_what_is_absent(module, variables, batch) -> None:
     output = module.apply({**rest, "params": params}, batch, train=False)
     return output.logit.sum() + output.tokens.sum() + sum(x.sum() for x in output.maps.values())
 
-  value, gradients = jax.jit(jax.value_and_grad(total))(variables["params"])
+  value, gradients = quick_jit(jax.value_and_grad(total))(variables["params"])
   assert value == 0
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
     np.testing.assert_array_equal(gradient, 0, err_msg=jax.tree_util.keystr(path))

@@ -1,14 +1,24 @@
 """Runs every test on 8 virtual CPU devices, with absl flags parsed (grain's workers read them)."""
 
+import gc
 import os
+import sys
+
+import compiling
 
 # Before jax is imported: pmap is tested here on the same code that runs on eight accelerators.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+  f"{os.environ.get('XLA_FLAGS', '')} {compiling.FLAGS} --xla_force_host_platform_device_count=8".strip()
+)
+# Before numpy is: OpenBLAS's other threads wait for work by going round and round, and several test processes
+# have all processors already.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pathlib import Path
 
 import face_media
+import jax
 import pytest
 from absl import flags
 
@@ -19,24 +29,32 @@ flags.FLAGS.mark_as_parsed()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+  # Tests start a hundred processes of this package: they find it compiled, whatever the environment says.
+  sys.dont_write_bytecode = False
+  os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
   # Compiling is most of the work: programs that many tests need are compiled once, and kept for the next run.
   folder = config.cache.mkdir("compiled")
   folder.chmod(0o700)
   compilation_cache.switch_on(str(folder))
+  # Where each operation was written down takes a tenth of the tracing, and nobody reads these programs.
+  jax.config.update("jax_traceback_in_locations_limit", 0)
+  # Tracing makes a great many objects, none of them garbage: looking for some took a fifth of its time.
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 10, 10)
 
 
-# Files of more than a minute go first: a process that has one of them at the end leaves the others idle.
-LONG = {
-  f"test_{name}"
-  for name in (
-    *("audio", "learning", "multihost", "pipeline", "precision", "presets"),
-    *("serve_engine", "spatial", "train_command", "training", "web", "xception"),
-  )
-}
+# Files of more than a minute go first, the longest before all: a process that has one of them at the end
+# leaves the others idle.
+LONG = (
+  *("test_learning", "test_multihost", "test_presets", "test_precision", "test_pipeline", "test_training"),
+  *("test_web", "test_serve_engine", "test_train_command"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  items.sort(key=lambda item: item.path.stem not in LONG)
+  place = {name: number for number, name in enumerate(LONG)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch" if importlib.util.find_spec("torc
 import jax
 import numpy as np
 import pytest
+from compiling import quick_jit
 
 from deepscan_jax.models import pretrained
 from deepscan_jax.models.backbones import backbone
@@ -63,7 +64,7 @@ def images() -> np.ndarray:
 def our_maps(name: str) -> dict[str, np.ndarray]:
   network = backbone(name)
   module = network.make(num_classes=CLASSES)
-  apply = jax.jit(lambda v, x: module.apply(v, network.normalise(x), train=False))
+  apply = quick_jit(lambda v, x: module.apply(v, network.normalise(x), train=False))
   return jax.device_get(apply(variables(name), images()))
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from jax.tree_util import tree_map_with_path
 
 from deepscan_jax import examples, train_state
@@ -120,11 +121,12 @@ def first_state(config: Config, batch: dict[str, np.ndarray]) -> train_state.Tra
     inputs = shape.shape if any(key.key == "depthwise" for key in path) else shape.shape[:-1]
     return (rng.normal(size=shape.shape) * np.sqrt(2 / np.prod(inputs))).astype(np.float32)
 
-  variables = jax.tree.map(jnp.asarray, tree_map_with_path(draw, shapes))
+  variables = tree_map_with_path(draw, shapes)
   return train_state.TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables["params"],
     batch_stats=variables["batch_stats"],
-    ema=jax.tree.map(jnp.copy, variables["params"]),
-    opt_state=create_optimizer(config.train).init(variables["params"]),
+    ema=variables["params"],
+    # One program: called as it is, it would be one for each shape.
+    opt_state=quick_jit(create_optimizer(config.train).init)(variables["params"]),
   )

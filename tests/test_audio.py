@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import quick_jit
 from tiny import random_variables
 
 from deepscan_jax import losses, metrics
@@ -74,7 +75,7 @@ def initial_params(batch: dict[str, np.ndarray]) -> dict:
   )
 
 
-evaluate = jax.jit(functools.partial(BRANCH.apply, train=False))
+evaluate = quick_jit(functools.partial(BRANCH.apply, train=False))
 
 
 def test_shapes_are_the_same_in_training_and_evaluation():
@@ -96,7 +97,8 @@ def test_without_its_network_the_branch_hears_statistics_alone():
   alone = BRANCH.copy(network=False)
   given = random_variables(alone, inputs(), train=False)
   assert set(given["params"]) == {"describe", "classify"}
-  found, whole = alone.apply(given, inputs(), train=False), evaluate(variables(), inputs())
+  found = quick_jit(functools.partial(alone.apply, train=False))(given, inputs())
+  whole = evaluate(variables(), inputs())
   for a, b in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
     assert a.shape == b.shape and a.dtype == b.dtype and np.isfinite(a).all()
   np.testing.assert_array_equal(found.token_mask, whole.token_mask)
@@ -153,7 +155,7 @@ def test_nothing_flows_into_the_parameters_where_nothing_is_heard():
   def total(params):
     return sum(x.sum() for x in jax.tree.leaves(BRANCH.apply({"params": params}, batch, train=False)))
 
-  value, gradients = jax.jit(jax.value_and_grad(total))(variables()["params"])
+  value, gradients = quick_jit(jax.value_and_grad(total))(variables()["params"])
   assert value == 0
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
     np.testing.assert_array_equal(gradient, 0, err_msg=jax.tree_util.keystr(path))
@@ -241,7 +243,7 @@ def test_a_vocoded_voice_is_learned():
     return optax.apply_updates(params, updates), state, value
 
   params = initial_params(batch_of(np.arange(8)))
-  state = optimiser.init(params)
+  state = quick_jit(optimiser.init)(params)
   rng = np.random.default_rng(4)
   for number in range(60):
     batch = batch_of(rng.choice(pairs, 8, replace=False))

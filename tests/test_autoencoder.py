@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from branch_contract import MASK, check_branch, window_batch
+from compiling import quick_jit
 from tiny import random_variables
 from toy_signals import odd_textures, train_alone
 
@@ -84,7 +85,7 @@ def gradients(batch: dict, weight_of_classification: float):
     rebuild = losses.reconstruction_loss(error, batch["label"], output.token_mask * 1.0)
     return weight_of_classification * classify + rebuild.total / jnp.maximum(rebuild.weight, 1e-6)
 
-  return jax.jit(jax.grad(loss))(variables["params"])
+  return quick_jit(jax.grad(loss))(variables["params"])
 
 
 def test_fakes_never_touch_the_autoencoder():
@@ -120,8 +121,8 @@ def test_crops_of_a_wrong_size_are_refused():
 def test_it_learns_which_texture_is_odd():
   module = autoencoder.AutoencoderBranch(widths=(8, 16, 16), code=2, reduction=1, features=8, dropout=0.0)
   draw = functools.partial(odd_textures, count=32, side=32)
-  auc, variables = train_alone(module, draw, steps=120, learning_rate=1e-2)
+  auc, say = train_alone(module, draw, steps=120, learning_rate=1e-2)
   assert auc > 0.95
   batch = draw(np.random.default_rng(1))
-  error = np.asarray(module.apply(variables, batch, train=False).maps["reconstruction_error"])[1::2, 0]
+  error = np.asarray(say(batch).maps["reconstruction_error"])[1::2, 0]
   assert error[:, 16:].mean() > 1.5 * error[:, :16].mean()  # the texture lies in the lower half

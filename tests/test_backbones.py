@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from tiny import random_variables
 
 from deepscan_jax.models import layers
@@ -59,7 +60,7 @@ def test_the_branch_on_an_xception_changes_with_its_crops():
   branch = SpatialBranch("pico_xception", features=16)
   batch = batch_of(96)
   variables = random_variables(branch, batch, train=False)
-  apply = jax.jit(lambda v, b: branch.apply(v, b, train=False).logit)
+  apply = quick_jit(lambda v, b: branch.apply(v, b, train=False).logit)
   logits = apply(variables, batch)
   assert np.isfinite(logits).all() and logits[0] != logits[1]
 

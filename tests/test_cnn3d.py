@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from branch_contract import MASK, check_branch, poison, window_batch
+from compiling import quick_jit
 from tiny import random_variables
 from toy_signals import flickering_clips, train_alone
 
@@ -46,7 +47,7 @@ def one_conv(x, kernel, stride):
 def test_conv3d_equals_the_3d_convolution_and_its_gradients(taps, size, stride, lengths):
   x, kernel = random(2, *lengths, 3), random(taps, size, size, 3, 4, seed=1)
 
-  @jax.jit
+  @quick_jit
   def both(x, kernel):
     ours, our_gradient = jax.vjp(lambda x, k: cnn3d.conv3d(x, k, stride=stride), x, kernel)
     xla, xla_gradient = jax.vjp(lambda x, k: one_conv(x, k, stride), x, kernel)
@@ -101,7 +102,7 @@ def test_the_branch_keeps_the_contract(factorised):
 @functools.cache
 def evaluate(factorised: bool):
   module = cnn3d.CNN3DBranch(**TINY, factorised=factorised)
-  return random_variables(module, window_batch(side=SIDE), train=False), jax.jit(
+  return random_variables(module, window_batch(side=SIDE), train=False), quick_jit(
     lambda variables, batch: module.apply(variables, batch, train=False)
   )
 

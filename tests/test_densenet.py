@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import keras_oracle
 import numpy as np
 import pytest
+from compiling import quick_jit
 from tiny import random_variables
 
 from deepscan_jax.models import densenet
@@ -53,14 +54,14 @@ def test_a_training_step_lowers_the_loss_and_reaches_every_parameter(frozen):
   labels = np.array([0.0, 1.0, 0.0, 1.0], np.float32)
   variables = random_variables(model, images, train=False)
 
-  @jax.jit
+  @quick_jit
   @functools.partial(jax.value_and_grad, has_aux=True)
   def step(params):
     maps, changed = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
     return jnp.square(maps["logits"][:, 0] - labels).mean(), changed["batch_stats"]
 
   params = variables["params"]
-  (before, stats), gradient = step(params)
+  (before, stats), gradient = jax.device_get(step(params))
   assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
   moved = jax.tree.map(np.array_equal, stats, variables["batch_stats"])
   assert all(jax.tree.leaves(moved)) == frozen
@@ -77,7 +78,7 @@ def test_the_torch_reference_computes_the_same_numbers(size):
   model = densenet.DenseNet("pico", num_classes=3)
   images = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
   variables = random_variables(model, images, train=False)
-  ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)["logits"]
+  ours = quick_jit(lambda v, x: model.apply(v, x, train=False))(variables, images)["logits"]
   network = reference_torch_models.DenseNet("pico", num_classes=3).load_variables(variables)
   theirs = reference_torch.make_forward(network, channels_last=True)(images)
   np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())

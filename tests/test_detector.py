@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from tiny import TinyBranch, random_variables, tiny_branch
 
 from deepscan_jax import examples, losses
@@ -46,7 +47,7 @@ def variables_of(name: str) -> dict:
 def evaluate(name: str):
   """Compiled once for all tests of a branch."""
   module = make(name)
-  return jax.jit(lambda variables, batch: module.apply(variables, batch, train=False))
+  return quick_jit(lambda variables, batch: module.apply(variables, batch, train=False))
 
 
 def poisoned(name: str) -> dict[str, np.ndarray]:
@@ -108,7 +109,7 @@ def test_nothing_flows_into_the_parameters_of_an_absent_branch(name):
 
   variables = variables_of(name)
   rest = {key: value for key, value in variables.items() if key != "params"}
-  value, gradients = jax.jit(jax.value_and_grad(total))(variables["params"], rest)
+  value, gradients = quick_jit(jax.value_and_grad(total))(variables["params"], rest)
   assert value == 0
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
     np.testing.assert_array_equal(gradient, 0, err_msg=jax.tree_util.keystr(path))
@@ -215,7 +216,7 @@ def everything() -> tuple:
   for key in MASK_OF:
     batch[key] = hidden(batch, key, 0)
   variables = random_variables(module, batch, train=False)
-  return module, variables, jax.jit(lambda v, b: module.apply(v, b, train=False)), batch
+  return module, variables, quick_jit(lambda v, b: module.apply(v, b, train=False)), batch
 
 
 def hidden(batch: dict, key: str, value: float) -> np.ndarray:

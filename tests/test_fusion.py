@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from tiny import random_variables
 
 from deepscan_jax.config import ModelConfig
@@ -42,7 +43,7 @@ def poisoned(branches, value) -> dict[str, BranchOutput]:
 def attention(request):
   module = fusion.AttentionFusion(heads=2, modality_dropout=0.5, bottlenecks=request.param)
   variables = random_variables(module, fake_branches(), train=False)
-  return module, variables, jax.jit(lambda branches: module.apply(variables, branches, train=False))
+  return module, variables, quick_jit(lambda branches: module.apply(variables, branches, train=False))
 
 
 def test_branches_of_one_kind_share_its_weight():
@@ -60,8 +61,9 @@ def test_what_one_branch_sees_reaches_the_others_tokens_through_the_bottleneck()
   branches = fake_branches(present=np.ones((BATCH, 3), bool))
   tokens, masks = ([getattr(b, k) for b in branches.values()] for k in ("tokens", "token_mask"))
   variables = random_variables(module, tokens, masks)
-  before = module.apply(variables, tokens, masks)
-  after = module.apply(variables, [*tokens[:-1], tokens[-1][..., ::-1]], masks)
+  apply = quick_jit(module.apply)
+  before = apply(variables, tokens, masks)
+  after = apply(variables, [*tokens[:-1], tokens[-1][..., ::-1]], masks)
   assert list(branches) == ["audio", "metadata", "spatial"]
   assert np.abs(np.asarray(after[0] - before[0])).max() > 1e-4
   np.testing.assert_array_equal(before[0][:, -1], 0)
@@ -127,7 +129,7 @@ def test_nothing_flows_back_into_what_is_absent(attention):
   def total(variables, branches):
     return module.apply(variables, branches, train=False)[0].sum()
 
-  by_variables, by_branches = jax.grad(total, argnums=(0, 1), allow_int=True)(
+  by_variables, by_branches = quick_jit(jax.grad(total, argnums=(0, 1), allow_int=True))(
     variables, poisoned(fake_branches(present=here), np.nan)
   )
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(by_variables))

@@ -2,16 +2,14 @@
 
 import functools
 
-import jax
 import numpy as np
+from compiling import quick_jit
 from small_detector import clips, first_state, small_branches, small_config
 
 from deepscan_jax import train_state
 from deepscan_jax.models.detector import Detector
 from deepscan_jax.optimizer import create_optimizer
 
-# Compiled quickly rather than well: there are few steps.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 STEPS = 15
 HELD_OUT = 64
 
@@ -26,11 +24,10 @@ def test_sixteen_clips_are_learnt_by_heart_and_random_labels_of_others_are_not_g
     config = small_config(steps=STEPS, warmup_steps=2, learning_rate=3e-3, ema_decay=0.0, weight_decay=0.0)
     batch = clips(16, seed=0)
     model = Detector(config.model)
-    step = jax.jit(
+    step = quick_jit(
       functools.partial(
         train_state.train_step, model=model, optimizer=create_optimizer(config.train), config=config
-      ),
-      compiler_options=QUICK,
+      )
     )
     state, losses = first_state(config, batch), []
     for _ in range(STEPS):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import quick_jit
 from tiny import random_variables
 
 from deepscan_jax import losses, metrics
@@ -80,7 +81,7 @@ def variables() -> dict:
   return random_variables(BRANCH, inputs(), train=False)
 
 
-evaluate = jax.jit(functools.partial(BRANCH.apply, train=False))
+evaluate = quick_jit(functools.partial(BRANCH.apply, train=False))
 
 
 def test_shapes_are_the_same_in_training_and_evaluation():
@@ -148,7 +149,7 @@ def test_nothing_flows_into_the_parameters_where_nothing_can_be_compared():
   def total(params):
     return sum(x.sum() for x in jax.tree.leaves(BRANCH.apply({"params": params}, batch, train=False)))
 
-  value, gradients = jax.jit(jax.value_and_grad(total))(variables()["params"])
+  value, gradients = quick_jit(jax.value_and_grad(total))(variables()["params"])
   assert value == 0
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
     np.testing.assert_array_equal(gradient, 0, err_msg=jax.tree_util.keystr(path))
@@ -248,7 +249,7 @@ def test_a_shifted_track_is_learned_and_its_shift_is_found():
     lambda path, x: fixed.get(path[-1].key, np.asarray)(x),
     random_variables(BRANCH, batch_of(4, 0), train=True, seed=1)["params"],
   )
-  state = optimiser.init(params)
+  state = quick_jit(optimiser.init)(params)
   train = [batch_of(8, seed) for seed in range(16)]
   for number in range(120):
     params, state, sync = step(params, state, train[number % len(train)])

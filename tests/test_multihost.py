@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from absl import app
 from absl.testing import flagsaver
+from compiling import QUICK_FLAGS
 from tiny import tiny_branch, tiny_config
 
 from deepscan_jax import checkpoints, evaluation, parallel, training
@@ -36,7 +37,7 @@ def start(arguments: list[str], *, devices: int, folder: Path, **environment: st
   mine = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
   mine |= {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "XLA_FLAGS": f"{QUICK_FLAGS} --xla_force_host_platform_device_count={devices}",
     "XDG_CACHE_HOME": str(folder / "cache"),
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
   }

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import face_media
+from compiling import QUICK_FLAGS
 from media_files import picture
 
 from deepscan_jax import logs, verdict
@@ -16,8 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def deepscan(*arguments: str, cache: Path) -> subprocess.CompletedProcess:
-  """Runs a verb in a process of its own, on one device; compiled programs are kept for the next one."""
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
+  """Runs a verb in a process of its own, on one device; compiled programs are kept for the next one.
+
+  Networks that do a few steps here are compiled quickly, faces are found and judged as users have it.
+  """
+  xla_flags = QUICK_FLAGS if arguments[0] in ("train", "evaluate") else ""
+  environment = {**os.environ, "XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
   done = subprocess.run(
     [sys.executable, "-m", "launch", *arguments],
     cwd=ROOT,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from tiny import random_variables, tiny_branch, tiny_config
 
 from deepscan_jax import checkpoints, data, train_state, training
@@ -75,12 +76,12 @@ def test_a_step_moves_the_last_layers_of_a_network_and_nothing_before_them():
     params=params,
     batch_stats=variables["batch_stats"],
     ema=params,
-    opt_state=optimizer.init(params),
+    opt_state=quick_jit(optimizer.init)(params),
   )
   step = functools.partial(
     train_state.train_step, model=model, optimizer=optimizer, config=config, frozen=frozen
   )
-  after, _ = jax.jit(step)(before, batch)
+  after, _ = jax.device_get(quick_jit(step)(before, batch))
   moved, stayed = set(), set()
   for path, change in jax.tree_util.tree_leaves_with_path(
     jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, params)

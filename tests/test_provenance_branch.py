@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import quick_jit
 from tiny import random_variables
 
 from deepscan_jax import provenance
@@ -29,7 +30,7 @@ def facts_batch(*, seed: int = 0, size: int = BATCH) -> dict[str, np.ndarray]:
 def branch():
   module = ProvenanceBranch(features=16, hidden=8)
   variables = random_variables(module, facts_batch(), train=False)
-  return module, variables, jax.jit(functools.partial(module.apply, variables, train=False))
+  return module, variables, quick_jit(functools.partial(module.apply, variables, train=False))
 
 
 def test_shapes_and_absence(branch):

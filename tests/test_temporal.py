@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from branch_contract import MASK, check_branch, poison, window_batch
+from compiling import quick_jit
 from tiny import random_variables
 from toy_signals import flickering_clips, train_alone
 
@@ -178,8 +179,9 @@ def test_one_frame_alone_has_no_motion():
   batch = window_batch(side=SIDE)
   variables = random_variables(module, batch, train=False)
   single = poison(batch, MASK & (np.arange(4) == 0))
+  apply = quick_jit(functools.partial(module.apply, train=False))
   for there in (single, {key: value[:, :1] for key, value in single.items()}):
-    output = module.apply(variables, there, train=False)
+    output = apply(variables, there)
     assert not output.present.any()
     for x in (output.logit, output.tokens, *output.maps.values()):
       np.testing.assert_array_equal(x, 0)
@@ -188,7 +190,8 @@ def test_one_frame_alone_has_no_motion():
 def test_frames_agree_as_far_as_their_logits_do():
   module = temporal.TemporalBranch(**TINY)
   batch = window_batch(side=SIDE)
-  output = module.apply(random_variables(module, batch, train=False), batch, train=False)
+  apply = quick_jit(functools.partial(module.apply, train=False))
+  output = apply(random_variables(module, batch, train=False), batch)
   for window in range(2):
     p = sigmoid(np.asarray(output.maps["frame_logit"])[window, MASK[window]])
     np.testing.assert_allclose(

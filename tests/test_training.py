@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from compiling import quick_jit
 from flax import traverse_util
 from tiny import CALIBRATION, TinyBranch, random_variables, tiny_batch, tiny_branch, tiny_config, write_model
 
@@ -396,7 +397,7 @@ def test_first_statistics_are_those_of_every_picture_network():
   measured = train_state.first_statistics(config, variables, {"crops": crops})
   assert jax.tree.structure(measured) == jax.tree.structure(variables["batch_stats"])
   ours = {key: variables[key]["spatial"]["backbone"] for key in ("params", "batch_stats")}
-  expected = jax.jit(functools.partial(measured_statistics, backbone("pico")))(ours, crops[:, 0])
+  expected = quick_jit(functools.partial(measured_statistics, backbone("pico")))(ours, crops[:, 0])
   for a, b in zip(*map(jax.tree.leaves, (measured["spatial"]["backbone"], expected)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
   for name, statistics in measured.items():

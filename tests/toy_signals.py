@@ -1,13 +1,16 @@
 """Toy forgeries that one kind of branch can see, and a short training that has to find them."""
 
+import functools
 from collections.abc import Callable
 
 import cv2
 import jax
 import numpy as np
 import optax
+from compiling import quick_jit
 
 from deepscan_jax import losses, metrics
+from deepscan_jax.models.interface import BranchOutput
 
 
 def flickering_clips(rng: np.random.Generator, count: int, *, frames: int, side: int) -> dict:
@@ -71,7 +74,7 @@ def train_alone(
   steps: int,
   learning_rate: float,
   prepare: Callable[[dict, dict], dict] | None = None,
-) -> tuple[float, dict]:
+) -> tuple[float, Callable[[dict], BranchOutput]]:
   """Trains a branch by its own losses, of its score and of its maps; never shown the same twice.
 
   Args:
@@ -82,11 +85,12 @@ def train_alone(
     prepare: (variables, first batch) -> the variables to start from, where they are not those of `init`.
 
   Returns:
-    The area under the curve on a batch that comes after the last, and the variables.
+    The area under the curve on a batch that comes after the last, and what the trained branch says of one.
   """
   rng = np.random.default_rng(0)
   first = draw(rng)
-  variables = jax.jit(lambda key, batch: module.init(key, batch, train=False))(jax.random.key(0), first)
+  # What runs once or twice is compiled quickly; the step is run often enough to be compiled well.
+  variables = quick_jit(lambda key, batch: module.init(key, batch, train=False))(jax.random.key(0), first)
   if prepare is not None:
     variables = prepare(variables, first)
   rest = {key: value for key, value in variables.items() if key != "params"}
@@ -108,13 +112,13 @@ def train_alone(
     return optax.apply_updates(params, updates), state
 
   params = variables["params"]
-  state = optimizer.init(params)
+  state = quick_jit(optimizer.init)(params)
   for _ in range(steps):
     params, state = step(params, state, draw(rng))
   variables = {**rest, "params": params}
+  say = functools.partial(quick_jit(functools.partial(module.apply, train=False)), variables)
   fresh = draw(rng)
-  logit = jax.jit(lambda v, b: module.apply(v, b, train=False).logit)(variables, fresh)
-  return metrics.auc(fresh["label"], np.asarray(logit)), variables
+  return metrics.auc(fresh["label"], np.asarray(say(fresh).logit)), say
 
 
 def _smooth_pictures(rng, count, side) -> np.ndarray:

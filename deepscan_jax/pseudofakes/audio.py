@@ -17,9 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
-import scipy.signal
+import scipy  # its parts come when they are first used: signal takes as long to import as JAX
 
 from deepscan_jax.augment_audio import SAMPLE_RATE_HZ, band_limit, check_waveform, draw_noise, level
 

@@ -424,7 +424,9 @@ class Engine:
   def _load(self) -> tuple[_Served, ...]:
     if self._forks is None and media.DecoderForks.supported():
       self._forks = media.DecoderForks()
-    importlib.import_module("scipy.optimize")  # or the first picture of two people would wait for it
+    # Or the first picture of two people, or the first sound, would wait for them.
+    for part in ("fft", "ndimage", "optimize", "signal"):
+      importlib.import_module(f"scipy.{part}")
     loaded = []
     for place, folder in enumerate(self._folders):
       path = inference.DEFAULT_MODEL if folder is None else folder
