@@ -356,7 +356,8 @@ def _coverage_of(scored, name: str, part: str) -> float | None:
 def _parts(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
   """By breakdown and part, which rows belong to it.
 
-  Fakes of a method stand against all real ones of the datasets that hold the method.
+  Fakes of a method stand against all real ones of the datasets that hold the method; where those have none,
+  against all there are.
   """
   columns = {
     "dataset": rows.dataset,
@@ -367,12 +368,11 @@ def _parts(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
     "condition": rows.condition,
   }
   found = {name: {part: values == part for part in _ordered(values)} for name, values in columns.items()}
-  found["method"] = {
-    str(method): (rows.method == method)
-    | ((rows.label == 0) & np.isin(rows.dataset, rows.dataset[rows.method == method]))
-    for method in np.unique(rows.method)
-    if method
-  }
+  real, found["method"] = rows.label == 0, {}
+  for method in filter(None, np.unique(rows.method).tolist()):
+    of_method = rows.method == method
+    beside = real & np.isin(rows.dataset, rows.dataset[of_method])
+    found["method"][method] = of_method | (beside if beside.any() else real)
   return {name: found[name] for name in BREAKDOWNS}
 
 

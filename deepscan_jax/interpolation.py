@@ -46,18 +46,27 @@ def interpolate(start: str | Path, end: str | Path, folder: str | Path, *, share
     raise ValueError(
       f"{start} and {end} are of different networks; give two of which one began with the other."
     )
-  between = jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), *variables)
+  mixed = jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), *variables)
   made = {key: value for key, value in facts[1].items() if key not in ("sha256", "training", *CALIBRATIONS)}
   shown = [lineage.trainings(each) for each in facts]
   made |= {
     "training": {},
     "lineage": [*shown[1], *(training for training in shown[0] if training not in shown[1])],
-    "interpolation": {"start": facts[0]["sha256"], "end": facts[1]["sha256"], "share": share},
+    "interpolation": between(start, end, share=share),
   }
   changed = _changed(variables[0]["params"], variables[1]["params"])
   made |= {key: facts[1][key] for key in _kept(facts[1], changed) if key in facts[1]}
-  checkpoints.save_model(folder, params=between, model=made)
+  checkpoints.save_model(folder, params=mixed, model=made)
   return made
+
+
+def between(start: str | Path, end: str | Path, *, share: float) -> dict:
+  """What a model's facts say of where it lies: the sha256 of both ends, and the share of the way."""
+  return {
+    "start": checkpoints.read_model(start)["sha256"],
+    "end": checkpoints.read_model(end)["sha256"],
+    "share": share,
+  }
 
 
 def _changed(a: Mapping, b: Mapping) -> set[str]:

@@ -5,7 +5,7 @@
     deepscan calibrate --model_path=runs/default_voice/best --data_dir=data_voices --false_positive_rate=0.002
     deepscan evaluate --model_path=runs/default_voice/best --data_dir=data_voices --split=test
 
-It begins with the shipped faces, which stay as they are to the bit, and trains the audio branch alone: on
+It begins with those faces, which stay as they are to the bit, and trains the audio branch alone: on
 real voices beside their copy synthesis, and on real voices beside synthetic ones. voices/ holds folders of
 your own, real/<speaker>/ and fake/<engine>/<voice>/; several --media, one for each kind of recording, let the
 calibration hold its rate for each of them. The branch is a linear function of statistics of the spectrum:
@@ -16,7 +16,7 @@ exceed a threshold more often than those it was set on: `deepscan benchmark voic
 kind has fewer than 500 stretches, 0.2 % puts the threshold above the highest of them.
 
 The voice that ships was trained beside the faces of the second step and calibrated beside those of the third,
-whose fusion gives it other last digits.
+whose fusion gives it other last digits; the fourth changes neither it nor the fusion.
 
 Cost: about a second a step on two CPU cores. The model card has what was measured of engines and recordings
 that were never shown; `deepscan benchmark voices` measures it of yours.
@@ -61,7 +61,7 @@ def get_config() -> Config:
       validation_limit=160,
     ),
     train=TrainConfig(
-      start_from="runs/default_resynthesised/best",
+      start_from="runs/default_faces/best",
       branches=("audio",),
       pretrained=False,
       steps=400,

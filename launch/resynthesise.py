@@ -35,8 +35,8 @@ _MEDIA = flags.DEFINE_multi_string(
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the dataset is.", allow_override=True)
 _NAME = flags.DEFINE_string("name", "real_only", "The dataset, of real pictures.", allow_override=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the pictures.", allow_override=True)
-_COUNT = flags.DEFINE_integer("count", 2000, "Pictures, of all splits.", lower_bound=8, allow_override=True)
-_STEPS = flags.DEFINE_integer("steps", 500, "Of training each decoder.", lower_bound=1, allow_override=True)
+_COUNT = flags.DEFINE_integer("count", 2000, "Pictures, of all splits.", lower_bound=1, allow_override=True)
+_STEPS = flags.DEFINE_integer("decoder_steps", 500, "Of training each decoder.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.", lower_bound=0, allow_override=True)
 
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}

@@ -207,6 +207,10 @@ def test_a_method_is_measured_against_the_reals_of_its_own_datasets():
   second = dataclasses.replace(second, method=np.where(second.label == 1, "dfdc", ""))
   by = made(scored(Rows.join([first, second])))["results"]["labelled"]["by"]["method"]
   assert by["dfdc"]["count"]["real"] == 40 and by["swap"]["count"]["real"] == 60
+  # A dataset of fakes alone has none: then all there are.
+  fakes = second.take(np.flatnonzero(second.label == 1))
+  by = made(scored(Rows.join([first, fakes])))["results"]["labelled"]["by"]["method"]
+  assert by["dfdc"]["count"]["real"] == by["swap"]["count"]["real"] == 60
 
 
 @pytest.mark.parametrize(

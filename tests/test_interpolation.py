@@ -81,7 +81,10 @@ def test_what_cannot_be_is_said(start, tmp_path):
   ):
     verb.main(["interpolate"])
   paths = {"start": str(start), "end": str(start), "output": str(tmp_path)}
-  with flagsaver.flagsaver(**paths), pytest.raises(app.UsageError, match="exists; choose another folder"):
+  with (
+    flagsaver.flagsaver(**paths),
+    pytest.raises(app.UsageError, match="holds something else; choose another folder"),
+  ):
     verb.main(["interpolate"])
 
 
@@ -91,3 +94,7 @@ def test_the_verb_says_what_is_to_be_calibrated(start, tmp_path, capsys):
     assert verb.main(["interpolate"]) == 0
   assert capsys.readouterr().out == f"{output}; sound_calibration kept. Calibrate the rest.\n"
   assert checkpoints.read_model(output)["interpolation"]["share"] == 0.6
+  # Once more, as when what came after it was stopped.
+  with flagsaver.flagsaver(start=str(start), end=str(end), share=0.6, output=str(output)):
+    assert verb.main(["interpolate"]) == 0
+  assert capsys.readouterr().out == f"{output} is there already.\n"

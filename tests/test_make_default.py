@@ -23,9 +23,23 @@ from deepscan_jax.launch import make_default
 from deepscan_jax.rooms import import_room
 
 PRESETS = ("default", "default_synthetic", "default_degraded", "default_resynthesised", "default_voice")
-VERBS = ("build_dataset", "synthetic_faces", "match_media", "resynthesise", "train", "calibrate")
+VERBS = (
+  *("build_dataset", "synthetic_faces", "match_media", "resynthesise"),
+  *("train", "interpolate", "calibrate"),
+)
 POPEN = subprocess.Popen
-OF_PLACES = ("media", "data_dir", "workdir", "output", "synthetic", "real", "model_path", "set")
+OF_PLACES = (
+  "media",
+  "data_dir",
+  "workdir",
+  "output",
+  "synthetic",
+  "real",
+  "model_path",
+  "set",
+  "start",
+  "end",
+)
 
 
 def doing(commands: list, *, failing: str = ""):
@@ -105,15 +119,20 @@ def test_each_training_goes_on_from_the_one_before(tmp_path):
     assert bool(load_preset(preset).train.start_from) == bool(folder)
     folder = tmp_path / "runs" / preset
     assert f"--workdir={folder}" in command
+    if preset == "default_resynthesised":
+      (between,) = (step.command for step in made if step.name == "interpolate")
+      assert f"--end={folder}/best" in between and "--share=0.75" in between
+      folder = tmp_path / "runs" / "default_faces"
+      assert f"--output={folder}/best" in between
 
 
 def test_what_was_done_is_not_done_again(ran, faces, voices, tmp_path, capsys):
   assert make(faces, tmp_path) == 0
-  assert capsys.readouterr().out == f"{tmp_path}/made/runs/default_resynthesised/best\n"
+  assert capsys.readouterr().out == f"{tmp_path}/made/runs/default_faces/best\n"
   # What is wrong with the data is told before hours of training.
   assert [command[0] for command in ran] == [
     *("build_dataset", "synthetic_faces", "match_media", "build_dataset", "resynthesise", "build_dataset"),
-    *("train", "train", "train", "train"),
+    *("train", "train", "train", "train", "interpolate", "calibrate"),
   ]
   real = [part for part in ran[2] if part.startswith("--real=")]
   assert real == [f"--real={tmp_path}/made/faces/{kind}" for kind in ("studio", "web")]

@@ -109,7 +109,13 @@ def test_choice_is_even_among_kinds_as_far_as_they_go():
 
 
 def make(real_media, data_dir, output, **flags) -> int:
-  flags = {"media": [str(real_media)], "name": "real_only", "count": 24, "steps": 1, "seed": 0} | flags
+  flags = {
+    "media": [str(real_media)],
+    "name": "real_only",
+    "count": 24,
+    "decoder_steps": 1,
+    "seed": 0,
+  } | flags
   with flagsaver.flagsaver(data_dir=str(data_dir), output=str(output), **flags):
     return resynthesise.main(["resynthesise"])
 
