@@ -19,7 +19,10 @@ _SETS = {
 _BY = {
   "dataset": "By dataset",
   "source": "By source",
-  "method": "By method: its fakes against all real files of the datasets that hold it",
+  "method": (
+    "By method: its fakes against all real files of the datasets that hold it, or, where those have none, "
+    "against all"
+  ),
   "compression": "By compression, as the dataset's name says it",
   "face_size": "By size of the face",
   "sharpness": "By sharpness of the face at 96 px",

@@ -47,7 +47,9 @@ def interpolate(start: str | Path, end: str | Path, folder: str | Path, *, share
       f"{start} and {end} are of different networks; give two of which one began with the other."
     )
   mixed = jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), *variables)
-  made = {key: value for key, value in facts[1].items() if key not in ("sha256", "training", *CALIBRATIONS)}
+  # Whatever they were stored in, this one is float32.
+  dropped = {"sha256", "training", "stored_dtype", *CALIBRATIONS}
+  made = {key: value for key, value in facts[1].items() if key not in dropped}
   shown = [lineage.trainings(each) for each in facts]
   made |= {
     "training": {},

@@ -5,7 +5,8 @@
 
 It begins with runs/default_synthetic/best, on the same datasets, with other twins (seed 1). Noise reaches
 twice as far as in the second step and H.264 a little further, for both hid synthetic faces from the model of
-that step sooner than anything else. The expected scores are the tables of deepscan_jax/weights/MODEL_CARD.md.
+that step sooner than anything else. What it scores on validation is the row "0, the third step" of a
+table in deepscan_jax/weights/MODEL_CARD.md.
 Cost: about an hour and a quarter on two CPU cores (80,000 pictures seen).
 """
 

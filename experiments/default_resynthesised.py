@@ -14,7 +14,8 @@ pairs 35 in a hundred are a real face beside a synthetic or rebuilt one, and of 
 into pictures half are such ones, as are those that face-swapping networks put in. The fusion stays as it is.
 
 At its end it knew decoders best and blends a little less than before; three quarters of the way, it knew
-most of both. That was chosen on validation pictures, of 0.6, 0.75 and 1: MODEL_CARD.md has the figures.
+most of both. That was chosen on validation pictures, of 0.6, 0.75 and 1. The figures, and the expected scores
+on the test split, are in deepscan_jax/weights/MODEL_CARD.md.
 Cost: about half an hour on two CPU cores (28,800 pictures seen).
 """
 

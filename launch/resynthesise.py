@@ -17,6 +17,7 @@ cores, and twenty pictures of 200 pixels a second.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import sys
@@ -44,7 +45,7 @@ SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 HELD_OUT = {"shuffle4": "validation", "bilinear8": "test"}
 # Pictures that decoders learn from, and of large ones so many pixels.
 _LEARN_FROM, _PART = 800, 512
-# Characters of a name; file systems take 255.
+# Bytes of a name; file systems take 255.
 _LONGEST = 150
 
 
@@ -57,7 +58,6 @@ def main(argv: Sequence[str]) -> int:
 
   compilation_cache.switch_on()
   output, readers = Path(_OUTPUT.value), _readers(map(Path, _MEDIA.value))
-  _claim(output)
   orders: dict[str, list[Order]] = {name: [] for name in resynthesis.BUILDS}
   learnt: list[str] = []
   for number, (split, share) in enumerate(SHARES.items()):
@@ -67,9 +67,11 @@ def main(argv: Sequence[str]) -> int:
     builds = [name for name in orders if HELD_OUT.get(name, split) == split]
     for place, file in enumerate(chosen):
       build = builds[place % len(builds)]
-      stem = f"{file.replace('/', '__')[-_LONGEST:]}-{zlib.crc32(file.encode()):08x}"
+      name = file.replace("/", "__").encode()[-_LONGEST:].decode(errors="ignore")
+      stem = f"{name}-{zlib.crc32(file.encode()):08x}"
       orders[build].append(Order(file, output / split / "fake" / build / stem))
     learnt = learnt or chosen[:_LEARN_FROM]
+  _claim(output, sorted(str(order.stem.relative_to(output)) for each in orders.values() for order in each))
   shown: list[np.ndarray] = []
   for build, wanted in orders.items():
     missing = [order for order in wanted if not order.made()]
@@ -112,7 +114,7 @@ def choose(kinds: Sequence[Sequence[str]], count: int, rng: np.random.Generator)
   return list(itertools.islice((file for file in turns if file is not None), count))
 
 
-def _claim(output: Path) -> None:
+def _claim(output: Path, pictures: Sequence[str]) -> None:
   """Raises where the folder holds what other flags, or another division of the dataset, have made."""
   from deepscan_jax import data
 
@@ -120,12 +122,13 @@ def _claim(output: Path) -> None:
     "name": _NAME.value,
     "division": data.division(_NAME.value, data_dir=_DATA_DIR.value),
     "count": _COUNT.value,
-    "steps": _STEPS.value,
+    "decoder_steps": _STEPS.value,
+    "choice of pictures": hashlib.sha256("\n".join(pictures).encode()).hexdigest(),
     "seed": _SEED.value,
   }
   file = output / "made_with.json"
   if file.is_file():
-    if changed := [key for key, value in json.loads(file.read_text()).items() if wanted[key] != value]:
+    if changed := [key for key, value in json.loads(file.read_text()).items() if wanted.get(key) != value]:
       raise app.UsageError(
         f"{output} holds pictures that were made with another {' and '.join(changed)}; choose another "
         "--output."

@@ -1,7 +1,7 @@
 """How tests have XLA compile: quickly rather than well. Imported before JAX, which reads the flags once.
 
 Most of the processor time of the tests goes into programs that run a few times. What users get is compiled as
-usual wherever a test starts `deepscan` with XLA_FLAGS of its own.
+usual where a test starts a process with empty XLA_FLAGS.
 """
 
 from importlib import metadata

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deepscan_jax import examples
 
-from ..media_builder import MediaBuilder, MediaFile, split_of, walk_media
+from ..media_builder import MediaBuilder, MediaFile, join_copies, split_of, walk_media
 
 _LABELS = {"real": examples.REAL, "fake": examples.FAKE}
 _SPLIT_FOLDERS = {
@@ -42,10 +42,11 @@ class Builder(MediaBuilder):
       if not splits:
         yield from _files_below(root, name=root.name, source=root.name)
       for split, part in splits.items():
-        for file in _files_below(part, name=f"{root.name}/{part.name}", source=root.name):
-          of = split
-          if split == "train" and "validation" not in splits:
-            of = split_of(file.group, self.train_splits)
+        files = _files_below(part, name=f"{root.name}/{part.name}", source=root.name)
+        shared = split == "train" and "validation" not in splits
+        # Copies are joined first, or they would be on both sides.
+        for file in join_copies(files) if shared else files:
+          of = split_of(file.group, self.train_splits) if shared else split
           yield dataclasses.replace(file, split=of)
 
 
