@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quick_jit
 from jax.tree_util import tree_map_with_path
 
 from deepscan_jax import examples, train_state
@@ -128,5 +127,5 @@ def first_state(config: Config, batch: dict[str, np.ndarray]) -> train_state.Tra
     batch_stats=variables["batch_stats"],
     ema=variables["params"],
     # One program: called as it is, it would be one for each shape.
-    opt_state=quick_jit(create_optimizer(config.train).init)(variables["params"]),
+    opt_state=jax.jit(create_optimizer(config.train).init)(variables["params"]),
   )
