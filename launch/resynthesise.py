@@ -34,7 +34,7 @@ _MEDIA = flags.DEFINE_multi_string(
   "media", [], "What the dataset was built from; several: again.", allow_override=True
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the dataset is.", allow_override=True)
-_NAME = flags.DEFINE_string("name", "real_only", "The dataset, of real pictures.", allow_override=True)
+_NAME = flags.DEFINE_string("of", "real_only", "The dataset, of real pictures.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the pictures.", allow_override=True)
 _COUNT = flags.DEFINE_integer("count", 2000, "Pictures, of all splits.", lower_bound=1, allow_override=True)
 _STEPS = flags.DEFINE_integer("decoder_steps", 500, "Of training each decoder.", lower_bound=1)
@@ -119,7 +119,7 @@ def _claim(output: Path, pictures: Sequence[str]) -> None:
   from deepscan_jax import data
 
   wanted = {
-    "name": _NAME.value,
+    "of": _NAME.value,
     "division": data.division(_NAME.value, data_dir=_DATA_DIR.value),
     "count": _COUNT.value,
     "decoder_steps": _STEPS.value,
