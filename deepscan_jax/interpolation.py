@@ -54,7 +54,7 @@ def interpolate(start: str | Path, end: str | Path, folder: str | Path, *, share
   made |= {
     "training": {},
     "lineage": [*shown[1], *(training for training in shown[0] if training not in shown[1])],
-    "interpolation": between(start, end, share=share),
+    "interpolation": between(*facts, share=share),
   }
   changed = _changed(variables[0]["params"], variables[1]["params"])
   made |= {key: facts[1][key] for key in _kept(facts[1], changed) if key in facts[1]}
@@ -62,13 +62,9 @@ def interpolate(start: str | Path, end: str | Path, folder: str | Path, *, share
   return made
 
 
-def between(start: str | Path, end: str | Path, *, share: float) -> dict:
-  """What a model's facts say of where it lies: the sha256 of both ends, and the share of the way."""
-  return {
-    "start": checkpoints.read_model(start)["sha256"],
-    "end": checkpoints.read_model(end)["sha256"],
-    "share": share,
-  }
+def between(start: Mapping, end: Mapping, *, share: float) -> dict:
+  """What a model says of where it lies, of the facts of both ends: their sha256, and the share of the way."""
+  return {"start": start["sha256"], "end": end["sha256"], "share": share}
 
 
 def _changed(a: Mapping, b: Mapping) -> set[str]:

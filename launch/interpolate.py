@@ -25,13 +25,16 @@ def main(argv: Sequence[str]) -> int:
 
   from pathlib import Path
 
+  from deepscan_jax.checkpoints import read_model
   from deepscan_jax.inference import CALIBRATIONS
   from deepscan_jax.interpolation import between, interpolate
   from deepscan_jax.lineage import model_folder
 
   start, end = model_folder(_START.value), model_folder(_END.value)
   if Path(_OUTPUT.value).exists():
-    if _facts(_OUTPUT.value).get("interpolation") == between(start, end, share=_SHARE.value):
+    if _facts(_OUTPUT.value).get("interpolation") == between(
+      *map(read_model, (start, end)), share=_SHARE.value
+    ):
       print(f"{_OUTPUT.value} is there already.")
       return 0
     raise app.UsageError(f"{_OUTPUT.value} holds something else; choose another folder, or remove it first.")
