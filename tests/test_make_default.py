@@ -19,17 +19,18 @@ from waiting import wait_until
 
 from deepscan_jax.config import load_preset
 from deepscan_jax.files import locked
-from deepscan_jax.launch import make_default
+from deepscan_jax.launch import make_default, synthetic_voices
 from deepscan_jax.rooms import import_room
 
 PRESETS = ("default", "default_synthetic", "default_degraded", "default_resynthesised", "default_voice")
 VERBS = (
-  *("build_dataset", "synthetic_faces", "match_media", "resynthesise"),
+  *("build_dataset", "synthetic_faces", "match_media", "resynthesise", "synthetic_voices"),
   *("train", "interpolate", "calibrate"),
 )
 POPEN = subprocess.Popen
 OF_PLACES = (
   "media",
+  "speech",
   "data_dir",
   "workdir",
   "output",
@@ -72,6 +73,14 @@ def ran(monkeypatch) -> list:
 
 
 @pytest.fixture
+def recordings(tmp_path, monkeypatch) -> Path:
+  """A folder of speech; of its kind there are recordings, and one engine is installed."""
+  monkeypatch.setattr(synthetic_voices, "kinds", lambda speech: ["engines", *(path.name for path in speech)])
+  (tmp_path / "interviews").mkdir()
+  return tmp_path / "interviews"
+
+
+@pytest.fixture
 def faces(tmp_path) -> Path:
   file = tmp_path / "faces.tar"
   with tarfile.open(file, "w") as archive:
@@ -88,7 +97,7 @@ def voices(tmp_path) -> Path:
 
 
 def make(faces, tmp_path, **flags) -> int:
-  flags = {"voices": [], "steps": 0, "generated": 1300} | flags
+  flags = {"voices": [], "speech": [], "steps": 0, "generated": 1300} | flags
   with flagsaver.flagsaver(faces=str(faces), workdir=str(tmp_path / "made"), **flags):
     return make_default.main(["make_default"])
 
@@ -98,14 +107,14 @@ def without_places(command: list[str]) -> tuple:
   return command[0], sorted(flags)
 
 
-def test_its_steps_are_those_that_the_presets_tell(tmp_path):
+def test_its_steps_are_those_that_the_presets_tell(tmp_path, recordings):
   """But for where things lie, and for evaluation."""
   told = []
   for preset in PRESETS:
     text = import_room(f"experiments.{preset}").__doc__.replace("\\\n", " ")
     lines = [shlex.split(line.partition("deepscan ")[2]) for line in text.splitlines() if "deepscan " in line]
     told += [without_places(line) for line in lines if line and line[0] in VERBS]
-  made = make_default.steps(tmp_path, [tmp_path], [tmp_path], workdir=tmp_path)
+  made = make_default.steps(tmp_path, [tmp_path], [], [recordings], workdir=tmp_path)
   assert sorted(map(str, told)) == sorted(str(without_places(step.command)) for step in made)
 
 
@@ -145,6 +154,18 @@ def test_what_was_done_is_not_done_again(ran, faces, voices, tmp_path, capsys):
   # But for what is gone.
   shutil.rmtree(tmp_path / "made" / "runs" / "default_synthetic")
   assert make(faces, tmp_path, voices=[str(voices)]) == 0 and len(ran) == 1
+
+
+def test_recordings_get_synthetic_voices_and_all_kinds_are_read(ran, faces, voices, recordings, tmp_path):
+  assert make(faces, tmp_path, speech=[str(recordings)], voices=[str(voices)], steps=20) == 0
+  made = tmp_path / "made" / "voices"
+  (speaking,) = (command for command in ran if command[0] == "synthetic_voices")
+  assert speaking[1:] == (f"--speech={recordings}", f"--output={made}", "--files=12")
+  (reading,) = (command for command in ran if command[-1].endswith("data_voices") and "--media" in command[2])
+  media = [part.removeprefix("--media=") for part in reading if part.startswith("--media=")]
+  assert media == [str(voices), str(made / "engines"), str(made / "interviews")]
+  assert ran.index(speaking) < ran.index(reading)
+  assert ran[-2][1] == "--preset=default_voice"
 
 
 def test_a_folder_is_of_one_set_of_flags(ran, faces, tmp_path):

@@ -170,7 +170,7 @@ def copy_synthesis(
   *,
   sample_rate_hz: int = SAMPLE_RATE_HZ,
   fft_length: int = 1024,
-  mel_bands: int = 80,
+  mel_bands: int | None = 80,
   iterations: int = 32,
 ) -> np.ndarray:
   """The sound that Griffin & Lim (1984) find for the mel spectrogram of a waveform, as loud as it was.
@@ -184,18 +184,55 @@ def copy_synthesis(
     rng: draws the phases that the search begins with.
     sample_rate_hz: of the waveform.
     fft_length: of the windows, a multiple of 4; a quarter of it is the hop.
-    mel_bands: fewer lose more.
+    mel_bands: fewer lose more; None: all magnitudes are known, and the phases alone are lost.
     iterations: more make a cleaner sound.
 
   Returns:
     Same shape, float32.
   """
   samples = waveform.shape[-1]
-  bank, inverse = _mel_bank(sample_rate_hz, fft_length, mel_bands)
-  magnitude = _through_mel(np.abs(_spectrum(waveform, fft_length)), bank, inverse)
+  magnitude = np.abs(_spectrum(waveform, fft_length))
+  if mel_bands is not None:
+    magnitude = _through_mel(magnitude, *_mel_bank(sample_rate_hz, fft_length, mel_bands))
   found = _griffin_lim(magnitude, samples, rng, iterations=iterations)
   wanted, got = (np.sqrt(np.square(x).mean(axis=-1, keepdims=True)) for x in (waveform, found))
   found *= wanted / np.maximum(got, 1e-8)
+  return np.clip(found, -1.0, 1.0).astype(np.float32)
+
+
+def world_synthesis(
+  waveform: np.ndarray, *, semitones: float = 0.0, formant_ratio: float = 1.0
+) -> np.ndarray:
+  """A waveform as its pitch, envelope and aperiodicity, put together again by WORLD.
+
+  Morise, Yokomori & Ozawa 2016, "WORLD: A Vocoder-Based High-Quality Speech Synthesis System for Real-Time
+  Applications", IEICE Transactions E99-D.
+
+  Args:
+    waveform: [sample] in -1..1, at 16 kHz.
+    semitones: that the pitch is moved up by.
+    formant_ratio: that frequencies of the envelope are multiplied by.
+
+  Returns:
+    float32 [sample] in -1..1, of the same length.
+
+  Raises:
+    ImportError: pyworld is not installed.
+  """
+  import pyworld
+
+  sound = waveform.astype(np.float64)
+  pitch, times = pyworld.dio(sound, SAMPLE_RATE_HZ)
+  pitch = pyworld.stonemask(sound, pitch, times, SAMPLE_RATE_HZ)
+  envelope = pyworld.cheaptrick(sound, pitch, times, SAMPLE_RATE_HZ)
+  aperiodicity = pyworld.d4c(sound, pitch, times, SAMPLE_RATE_HZ)
+  if formant_ratio != 1:
+    place = np.arange(envelope.shape[1])
+    moved = np.clip(place / formant_ratio, 0, place[-1])
+    envelope = np.stack([np.exp(np.interp(moved, place, np.log(frame))) for frame in envelope])
+  pitch = pitch * 2 ** (semitones / 12)
+  found = pyworld.synthesize(pitch, envelope, aperiodicity, SAMPLE_RATE_HZ)[: len(sound)]
+  found = np.pad(found, (0, len(sound) - len(found)))
   return np.clip(found, -1.0, 1.0).astype(np.float32)
 
 
@@ -277,20 +314,7 @@ def _formant_voice(waveform: np.ndarray, rng: np.random.Generator, config: Voice
 
 
 def _world_voice(waveform: np.ndarray, rng: np.random.Generator, config: VoiceConfig) -> np.ndarray:
-  """Pitch, envelope and aperiodicity, put together again by WORLD.
-
-  Morise, Yokomori & Ozawa 2016, "WORLD: A Vocoder-Based High-Quality Speech Synthesis System for Real-Time
-  Applications", IEICE Transactions E99-D.
-  """
-  import pyworld
-
-  sound = waveform.astype(np.float64)
-  pitch, times = pyworld.dio(sound, SAMPLE_RATE_HZ)
-  pitch = pyworld.stonemask(sound, pitch, times, SAMPLE_RATE_HZ)
-  envelope = pyworld.cheaptrick(sound, pitch, times, SAMPLE_RATE_HZ)
-  aperiodicity = pyworld.d4c(sound, pitch, times, SAMPLE_RATE_HZ)
-  found = pyworld.synthesize(pitch, envelope, aperiodicity, SAMPLE_RATE_HZ)[: len(sound)]
-  return np.pad(found, (0, len(sound) - len(found))).astype(np.float32)
+  return world_synthesis(waveform)
 
 
 _SYNTHESES: dict[str, Callable[[np.ndarray, np.random.Generator, VoiceConfig], np.ndarray]] = {

@@ -1,0 +1,254 @@
+"""Voices by many engines: who is in which folder, and what is made of whom."""
+
+import io
+import itertools
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from absl import app
+from absl.testing import flagsaver
+from voices import RATE_HZ, speech
+
+from deepscan_jax.launch import synthetic_voices, voice_engines, voice_recordings, voice_texts
+from deepscan_jax.launch.voice_engines import Engine, NotInstalled, Sound, Vocoder, Voice
+
+
+def flac(waveform: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  soundfile.write(file, waveform, RATE_HZ, format="FLAC")
+  return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+  """A tar with two speakers of LibriSpeech, one of EmoDB in short sentences, and digits."""
+  path = tmp_path_factory.mktemp("corpus") / "speech.tar"
+  files = {
+    "libri/84-121123-0000.flac": speech(seconds=11, seed=1),
+    "libri/84-121123-0001.flac": speech(seconds=1.2, seed=2),
+    "libri/1688/1688-142285-0003.flac": speech(seconds=5, seed=3),
+    "emodb/03a01Fa.wav": speech(seconds=2, seed=4),
+    "emodb/03b02Wc.wav": speech(seconds=2, seed=5),
+    "fsdd/2_nicolas_6.wav": speech(seconds=2, seed=6),
+    "libri/notes.txt": None,
+  }
+  with tarfile.open(path, "w") as archive:
+    for name, waveform in files.items():
+      content = b"no sound" if waveform is None else flac(waveform)
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      archive.addfile(info, io.BytesIO(content))
+  return path
+
+
+def hum(text: str, rng: np.random.Generator) -> Sound:
+  """Says a text in no language."""
+  times_s = np.arange(22050 * 3) / 22050
+  return Sound(0.1 * np.sin(2 * np.pi * (100 + len(text)) * times_s).astype(np.float32), 22050)
+
+
+def backwards(waveform: np.ndarray, rng: np.random.Generator) -> Sound:
+  return Sound(waveform[::-1].copy(), RATE_HZ)
+
+
+def gone():
+  raise NotInstalled
+
+
+@pytest.fixture
+def toys(monkeypatch):
+  """One engine with a voice, one vocoder, and one of each that is not installed; no prompts."""
+  monkeypatch.setattr(
+    voice_engines,
+    "ENGINES",
+    {
+      "hummer": Engine("hums", "make hummer", lambda: [Voice("bee", "en", hum)], neural=True),
+      "absent": Engine("nothing", "get absent", gone),
+    },
+  )
+  monkeypatch.setattr(
+    voice_engines,
+    "VOCODERS",
+    {"reverser": Vocoder("turns", "", lambda: backwards), "lost": Vocoder("none", "get lost", gone)},
+  )
+  monkeypatch.setattr(voice_recordings, "installed_prompts", list)
+
+
+def make(speech_, output, **settings) -> int:
+  settings = {"files": 4, "parts": 24, "engines": [], "list": False, "seed": 0} | settings
+  paths = [str(path) for path in speech_]
+  with flagsaver.flagsaver(speech=paths, output=str(output), **settings):
+    return synthetic_voices.main(["synthetic_voices"])
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.flac"))}
+
+
+def test_every_speaker_has_a_folder_and_copies_lie_in_one_of_the_same_name(toys, corpus, tmp_path, capsys):
+  assert make([corpus], tmp_path / "voices") == 0
+  made = tree(tmp_path / "voices")
+  real = [name for name in made if "/real/" in name]
+  assert real == [
+    "emodb/real/03/000.flac",
+    "librispeech/real/1688/000.flac",
+    *("librispeech/real/84/000.flac", "librispeech/real/84/001.flac"),
+  ]
+  assert [name for name in made if "reverser" in name] == [
+    name.replace("/real/", "/fake/reverser/") for name in real
+  ]
+  for name in real:
+    original, _ = soundfile.read(io.BytesIO(made[name]))
+    copy, _ = soundfile.read(io.BytesIO(made[name.replace("/real/", "/fake/reverser/")]))
+    np.testing.assert_allclose(copy, original[::-1], atol=1e-4)
+  said = capsys.readouterr().err
+  assert "Left out, for they are not installed: absent, lost." in said and "apt install asterisk" in said
+
+
+def test_an_engine_of_few_voices_gets_others_by_the_rate_they_are_played_at(toys, corpus, tmp_path):
+  make([corpus], tmp_path / "voices")
+  files = sorted((tmp_path / "voices" / "engines" / "fake" / "hummer").rglob("*.flac"))
+  # A network makes twice as many.
+  assert len(files) == 8
+  rates = {path.parent.name: soundfile.info(path).samplerate for path in files}
+  assert rates.pop("hummer_bee") == 22050 and len(rates) == 5
+  for name, rate in rates.items():
+    assert rate == round(22050 * float(name.partition("_x")[2])) != 22050
+
+
+def test_the_same_again_is_not_made_again_and_elsewhere_is_the_same(toys, corpus, tmp_path):
+  make([corpus], tmp_path / "a")
+  made = tree(tmp_path / "a")
+  times = {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in made}
+  lost = "engines/fake/hummer/hummer_bee/000.flac"
+  (tmp_path / "a" / lost).unlink()
+  make([corpus], tmp_path / "a")
+  assert tree(tmp_path / "a") == made
+  again = {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in made}
+  assert [name for name in made if again[name] != times[name]] == [lost]
+  make([corpus], tmp_path / "b")
+  assert tree(tmp_path / "b") == made
+
+
+def test_the_kinds_are_the_folders(toys, corpus, tmp_path):
+  make([corpus], tmp_path / "voices")
+  folders = sorted(path.name for path in (tmp_path / "voices").iterdir())
+  assert synthetic_voices.kinds([corpus]) == folders == ["emodb", "engines", "librispeech"]
+
+
+def test_engines_can_be_chosen_and_are_listed(toys, corpus, tmp_path, capsys):
+  make([corpus], tmp_path / "voices", engines=["reverser"])
+  assert not (tmp_path / "voices" / "engines").exists()
+  capsys.readouterr()
+  assert make([], tmp_path, list=True) == 0
+  assert capsys.readouterr().out.splitlines() == [
+    "hummer: hums; installed",
+    "absent: nothing; to install: get absent",
+    "reverser: turns; installed",
+    "lost: none; to install: get lost",
+  ]
+
+
+def test_silence_that_an_engine_makes_is_no_voice(toys, corpus, tmp_path, monkeypatch, capsys):
+  def mute(text, rng):
+    return Sound(np.zeros(48000, np.float32), 24000)
+
+  engines = {"mute": Engine("says nothing", "", lambda: [Voice("none", "en", mute)])}
+  monkeypatch.setattr(voice_engines, "ENGINES", engines)
+  make([corpus], tmp_path / "voices")
+  assert not (tmp_path / "voices" / "engines").exists() and "mute: 0 files" in capsys.readouterr().err
+
+
+def test_recordings_of_ones_own_lie_in_folders_of_speakers(tmp_path):
+  for name in ("Interviews 2024/anna/1.flac", "Interviews 2024/ben/1.flac"):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(flac(speech(seconds=3, seed=7)))
+  found = voice_recordings.recordings_in(tmp_path / "Interviews 2024")
+  assert [(r.kind, r.speaker) for r in found] == [("interviews_2024", "anna"), ("interviews_2024", "ben")]
+  (tmp_path / "Interviews 2024" / "alone.flac").write_bytes(b"")
+  with pytest.raises(ValueError, match="one for each speaker"):
+    voice_recordings.recordings_in(tmp_path / "Interviews 2024")
+
+
+def test_parts_are_long_enough_to_be_judged_and_damaged_files_are_passed_over(corpus):
+  speakers = voice_recordings.by_speaker(voice_recordings.recordings_in(corpus))
+  lengths = {
+    who: [len(part) / RATE_HZ for part in voice_recordings.parts_of(own, most=9)]
+    for who, own in speakers.items()
+  }
+  # The sentence of 1.2 s is too short, those of EmoDB are joined.
+  assert lengths == {
+    ("emodb", "03"): [4.0],
+    ("librispeech", "1688"): [5.0],
+    ("librispeech", "84"): [8.0, 3.0],
+  }
+
+  def broken():
+    raise voice_recordings.media.MediaError("damaged", "no sound")
+
+  own = [voice_recordings.Recording("mine", "eve", broken), *speakers["librispeech", "1688"]]
+  assert len(list(voice_recordings.parts_of(own, most=9))) == 1
+
+
+def test_what_is_wrong_is_said(toys, corpus, tmp_path):
+  with pytest.raises(app.UsageError, match="--speech=FOLDER_OR_TAR"):
+    make([], tmp_path / "voices")
+  with pytest.raises(app.UsageError, match="no engine nobody; there are hummer, absent"):
+    make([corpus], tmp_path / "voices", engines=["nobody"])
+  with pytest.raises(FileNotFoundError, match="no folder or tar"):
+    make([tmp_path / "gone"], tmp_path / "voices")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(app.UsageError, match="holds no recording"):
+    make([tmp_path / "empty"], tmp_path / "voices")
+
+
+def test_texts_differ_and_take_about_as_long():
+  for language in voice_texts.PARTS:
+    rng = np.random.default_rng(3)
+    texts = [voice_texts.sentences(language, rng) for _ in range(20)]
+    assert len(set(texts)) > 15
+    assert all(30 < len(text) < 260 for text in texts)
+
+
+def test_vocoders_of_the_package_keep_what_was_said_and_are_no_copies():
+  sound = speech(seconds=3, seed=11)
+  bands = np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(sound, 512)[::160])).T
+  for name, vocoder in voice_engines.VOCODERS.items():
+    if vocoder.install:
+      continue
+    made = vocoder.prepare()(sound, np.random.default_rng(0))
+    assert made.waveform.dtype == np.float32 and made.sample_rate_hz == RATE_HZ, name
+    assert abs(len(made.waveform) - len(sound)) <= 160 and np.abs(made.waveform).max() <= 1, name
+    padded = np.pad(made.waveform, (0, len(sound) - len(made.waveform)))
+    copied = np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, 512)[::160])).T
+    assert np.corrcoef(np.log(bands + 1e-3).ravel(), np.log(copied + 1e-3).ravel())[0, 1] > 0.7, name
+    assert np.corrcoef(sound, padded)[0, 1] < 0.95, name
+
+
+@pytest.mark.parametrize("name", list(voice_engines.ENGINES))
+def test_an_engine_that_is_installed_speaks_each_of_its_languages(name):
+  try:
+    voices = voice_engines.ENGINES[name].voices()
+  except NotInstalled:
+    pytest.skip(f"{name} is not installed: {voice_engines.ENGINES[name].install}")
+  assert len({voice.name for voice in voices}) == len(voices)
+  for _, own in itertools.groupby(sorted(voices, key=lambda v: v.language), key=lambda v: v.language):
+    voice, rng = next(own), np.random.default_rng(0)
+    made = voice.speak(voice_texts.sentences(voice.language, rng), rng)
+    assert 2 < len(made.waveform) / made.sample_rate_hz < 20, voice.name
+    assert made.waveform.dtype == np.float32 and 0.05 < np.abs(made.waveform).max() <= 1, voice.name
+
+
+@pytest.mark.parametrize("name", [name for name, v in voice_engines.VOCODERS.items() if v.install])
+def test_a_vocoder_that_is_installed_keeps_length_and_loudness(name):
+  try:
+    copy = voice_engines.VOCODERS[name].prepare()
+  except NotInstalled:
+    pytest.skip(f"{name} is not installed: {voice_engines.VOCODERS[name].install}")
+  sound = speech(seconds=3, seed=12)
+  made = copy(sound, np.random.default_rng(0))
+  assert 0.85 < len(made.waveform) / made.sample_rate_hz / 3 < 1.15
+  assert 0.3 < made.waveform.std() / sound.std() < 3 and np.abs(made.waveform).max() <= 1
