@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import fcntl
+import json
 import lzma
 import os
 import secrets
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,6 +71,30 @@ def locked(path: str | Path, *, busy: str) -> Iterator[int]:
         raise
       raise ValueError(busy) from error
     yield file.fileno()
+
+
+def claim_folder(folder: Path, made_with: Mapping[str, object], *, what: str) -> None:
+  """Makes a folder that one set of settings fills, and writes down in made_with.json what they are.
+
+  Args:
+    folder: to make, or to go on with.
+    made_with: what everything in it depends on, JSON-able.
+    what: it holds, for the message.
+
+  Raises:
+    ValueError: it holds what others have made, or something else.
+  """
+  file = folder / "made_with.json"
+  if file.is_file():
+    there = json.loads(file.read_text(encoding="utf-8"))
+    if changed := [key for key, value in there.items() if made_with.get(key) != value]:
+      raise ValueError(
+        f"{folder} holds {what} that were made with another {' and '.join(changed)}; choose another --output."
+      )
+  elif folder.exists() and any(folder.iterdir()):
+    raise ValueError(f"{folder} holds something else; choose another --output.")
+  folder.mkdir(parents=True, exist_ok=True)
+  write_whole(file, json.dumps(made_with, indent=2) + "\n")
 
 
 @contextlib.contextmanager

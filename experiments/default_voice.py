@@ -9,8 +9,8 @@
 
 It begins with those faces, which stay as they are to the bit, and trains the audio branch alone: on
 real voices beside their copy synthesis, and on real voices beside synthetic ones. voices/ has a folder for
-engines and for each kind of recordings (librispeech, emodb, prompts, games); --media names each of them, so that
-the calibration holds its rate for each. The branch is a linear function of statistics of the spectrum:
+engines and for each kind of recordings (librispeech, emodb, prompts, games); --media names each of them, so
+that the calibration holds its rate for each. The branch is a linear function of statistics of the spectrum:
 with a dozen engines to learn from, a hidden layer heard those it was shown and less of others.
 
 The rate of 0.002 is no mistake. Real recordings of a kind that was neither trained on nor calibrated with

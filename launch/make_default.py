@@ -45,7 +45,7 @@ from absl import app, flags
 
 from deepscan_jax.files import locked, reading_tar, write_whole
 
-from . import synthetic_voices
+from . import voice_recordings
 
 _GENERATED_FACES = 1300
 _FACES = flags.DEFINE_string("faces", None, "Folder or tar of real pictures, with a folder for each kind.")
@@ -172,7 +172,7 @@ def steps(
     command = ("synthetic_voices", *(f"--speech={path}" for path in speech), f"--output={made}")
     # To try it out.
     speaking = [Step("synthetic_voices", (*command, *(["--files=12"] if train_steps else [])), made)]
-    heard += [made / kind for kind in synthetic_voices.kinds(speech)]
+    heard += [made / kind for kind in voice_recordings.kinds(speech)]
   found = [
     build("real_only", "real_only", [faces], data),
     *speaking,
@@ -252,8 +252,8 @@ def _check_same(todo: Sequence[Step], workdir: Path) -> None:
   there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
   if changed := [name for name in wanted if there.get(name, wanted[name]) != wanted[name]]:
     raise ValueError(
-      f"{workdir} holds what other flags, or another version, have made ({', '.join(changed)} would change); "
-      "give the same again, or choose another --workdir."
+      f"{workdir} holds what other flags, packages or another version have made ({', '.join(changed)} would "
+      "change); give the same again, or choose another --workdir."
     )
   write_whole(file, json.dumps(there | wanted, indent=2) + "\n")
 

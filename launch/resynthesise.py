@@ -19,7 +19,6 @@ cores, and twenty pictures of 200 pixels a second.
 import dataclasses
 import hashlib
 import itertools
-import json
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from deepscan_jax.files import whole_file, write_whole
+from deepscan_jax.files import claim_folder, whole_file
 
 _MEDIA = flags.DEFINE_multi_string(
   "media", [], "What the dataset was built from; several: again.", allow_override=True
@@ -126,17 +125,7 @@ def _claim(output: Path, pictures: Sequence[str]) -> None:
     "choice of pictures": hashlib.sha256("\n".join(pictures).encode()).hexdigest(),
     "seed": _SEED.value,
   }
-  file = output / "made_with.json"
-  if file.is_file():
-    if changed := [key for key, value in json.loads(file.read_text()).items() if wanted.get(key) != value]:
-      raise app.UsageError(
-        f"{output} holds pictures that were made with another {' and '.join(changed)}; choose another "
-        "--output."
-      )
-  elif output.exists() and any(output.iterdir()):
-    raise app.UsageError(f"{output} holds something else; choose another --output.")
-  output.mkdir(parents=True, exist_ok=True)
-  write_whole(file, json.dumps(wanted, indent=2) + "\n")
+  claim_folder(output, wanted, what="pictures")
 
 
 def _pictures(split: str, readers: Collection[str]) -> list[list[str]]:

@@ -13,12 +13,14 @@ are installed. Below OUTPUT each kind of recordings has a folder of its own, wit
   engines/fake/ENGINE/VOICE/     text that engines speak
 
 An engine with fewer than six voices gets others by playing them slower or faster, which moves pitch and
-formants; they are named after the rate (joe_x0.93). Engines and vocoders that are not installed are left out;
-`--list` says which there are, of what licence, and how to install them. None of them is needed for anything
-else. The same flags, engines and recordings give the same files, but for engines that draw for themselves.
-What is there already is not made again. About half an hour on one core.
+formants; they are named after the rate (joe_x0.93), and are groups of their own, though one person stands
+behind them: of engines, what is kept for a test is other voices, not other people. Engines and vocoders that
+are not installed are left out; `--list` says which there are, of what licence, and how to install them. None
+of them is needed for anything else. The same flags, engines and recordings give the same files; what is there
+already is not made again. About half an hour on one core.
 """
 
+import hashlib
 import itertools
 import sys
 import zlib
@@ -28,7 +30,8 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from deepscan_jax.files import whole_file
+from deepscan_jax.augment_audio import SAMPLE_RATE_HZ
+from deepscan_jax.files import claim_folder, whole_file
 
 _SPEECH = flags.DEFINE_multi_string(
   "speech", [], "Folder or tar of recordings; several: again.", allow_override=True
@@ -44,7 +47,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.", lower_bound=0, 
 # Voices that an engine has at least, and the rates they are played at for that.
 _LEAST_VOICES = 6
 _RATES = (1.0, 0.93, 1.08, 0.87, 1.15, 0.9, 1.11)
-_ENGINES_KIND = "engines"
+# What engines and their networks raise for a text or a sound that they cannot do.
+_ENGINE_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, LookupError)
+_LEAST_S, _LEAST_PEAK = 2.0, 0.01
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,12 +63,15 @@ def main(argv: Sequence[str]) -> int:
   if unknown := [name for name in _ENGINES.value if name not in known]:
     raise app.UsageError(f"There is no engine {', '.join(unknown)}; there are {', '.join(known)}.")
   names = _ENGINES.value or list(known)
-  engines = _ready({n: e.voices for n, e in voice_engines.ENGINES.items() if n in names})
-  vocoders = _ready({n: v.prepare for n, v in voice_engines.VOCODERS.items() if n in names})
+  engines, broken = _ready({n: e.voices for n, e in voice_engines.ENGINES.items() if n in names})
+  vocoders, wrong = _ready({n: v.prepare for n, v in voice_engines.VOCODERS.items() if n in names})
+  broken |= wrong
   if _LIST.value:
-    for name, engine in known.items():
-      there = "installed" if name in engines or name in vocoders else f"to install: {engine.install}"
-      print(f"{name}: {engine.what}; {there}")
+    for name in names:
+      there = "installed" if name in engines or name in vocoders else f"to install: {known[name].install}"
+      if name in broken:
+        there = f"cannot be used ({broken[name]}); {there}"
+      print(f"{name}: {known[name].what}; {there}")
     return 0
   recordings = [r for path in _SPEECH.value for r in voice_recordings.recordings_in(Path(path))]
   if not recordings:
@@ -74,26 +82,14 @@ def main(argv: Sequence[str]) -> int:
   if not prompts:
     _say(f"There are no prompts of telephone systems and games: {voice_recordings.PROMPTS}")
   output = Path(_OUTPUT.value)
+  _claim(output, recordings + prompts)
   real = write_real(recordings + prompts, output)
   for name, copy in vocoders.items():
     write_copies(name, copy, real, output, count=_count(known[name]))
+  (output / voice_recordings.ENGINES_KIND / "fake").mkdir(parents=True, exist_ok=True)
   for name, voices in engines.items():
     write_spoken(name, voices, output, count=_count(known[name]))
   return 0
-
-
-def kinds(speech: Sequence[Path]) -> list[str]:
-  """The folders of the output that are made of some recordings and of what is installed.
-
-  Raises:
-    FileNotFoundError, ValueError: as `voice_recordings.recordings_in`.
-  """
-  from . import voice_engines, voice_recordings
-
-  recordings = [r for path in speech for r in voice_recordings.recordings_in(path)]
-  found = {recording.kind for recording in recordings + voice_recordings.installed_prompts()}
-  speaking = _ready({name: engine.voices for name, engine in voice_engines.ENGINES.items()})
-  return sorted(found | ({_ENGINES_KIND} if speaking else set()))
 
 
 def write_real(recordings: Sequence, output: Path) -> list[Path]:
@@ -105,13 +101,19 @@ def write_real(recordings: Sequence, output: Path) -> list[Path]:
   """
   from . import voice_recordings
 
-  written = []
-  for (kind, speaker), own in voice_recordings.by_speaker(recordings).items():
+  speakers, written = voice_recordings.by_speaker(recordings), []
+  for (kind, speaker), own in speakers.items():
     folder = Path(kind, "real", speaker)
+    # Of a kind with nothing that can be used, too, for build_dataset is told of all.
+    (output / kind / "real").mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(voice_recordings.parts_of(own, most=_PARTS.value)):
       written.append(folder / f"{number:03d}.flac")
-      _write(output / written[-1], part, 16000)
-  _say(f"real: {len(written)} parts of {len({path.parent for path in written})} speakers")
+      _write(output / written[-1], part, SAMPLE_RATE_HZ)
+  if not written:
+    raise app.UsageError("No recording can be read, is loud enough and two seconds long; give others.")
+  heard = len({path.parent for path in written})
+  short = f", and of {len(speakers) - heard} none that can be used" if heard < len(speakers) else ""
+  _say(f"real: {len(written)} parts of {heard} speakers{short}")
   return written
 
 
@@ -131,13 +133,19 @@ def write_copies(name: str, copy: Callable, real: Sequence[Path], output: Path, 
     kinds.setdefault(real[place].parts[0], []).append(real[place])
   turns = itertools.chain.from_iterable(itertools.zip_longest(*(kinds[kind] for kind in sorted(kinds))))
   chosen = list(itertools.islice((part for part in turns if part is not None), count))
+  failures: list[str] = []
   for part in chosen:
     kind, _, *rest = part.parts
     path = output.joinpath(kind, "fake", name, *rest)
-    if not path.exists():
+    if path.exists():
+      continue
+    try:
       made = copy(_read(output / part), _rng(name, str(part)))
-      _write(path, made.waveform, made.sample_rate_hz)
-  _say(f"{name}: {len(chosen)} copies")
+    except _ENGINE_ERRORS as error:
+      failures.append(str(error))
+      continue
+    _write(path, made.waveform, made.sample_rate_hz)
+  _say(f"{name}: {len(chosen) - len(failures)} copies{_told(failures)}")
 
 
 def write_spoken(name: str, voices: Sequence, output: Path, *, count: int) -> None:
@@ -150,24 +158,34 @@ def write_spoken(name: str, voices: Sequence, output: Path, *, count: int) -> No
     count: of files.
   """
   from . import voice_texts
+  from .voice_recordings import ENGINES_KIND
 
   rates = _RATES[: -(-_LEAST_VOICES // len(voices))] if len(voices) < _LEAST_VOICES else (1.0,)
   tuned = [(voice, rate) for rate in rates for voice in voices]
-  failed = 0
+  failures: list[str] = []
   for number in range(count):
     voice, rate = tuned[number % len(tuned)]
     folder = f"{name}_{voice.name}" + (f"_x{rate}" if rate != 1 else "")
-    path = output / _ENGINES_KIND / "fake" / name / folder / f"{number // len(tuned):03d}.flac"
+    path = output / ENGINES_KIND / "fake" / name / folder / f"{number // len(tuned):03d}.flac"
     if path.exists():
       continue
     rng = _rng(name, voice.name, str(number))
-    made = voice.speak(voice_texts.sentences(voice.language, rng), rng)
-    # A few engines say nothing to what they cannot read.
-    if len(made.waveform) < made.sample_rate_hz or np.abs(made.waveform).max() < 0.01:
-      failed += 1
+    try:
+      made = voice.speak(voice_texts.sentences(voice.language, rng), rng)
+    except _ENGINE_ERRORS as error:
+      failures.append(str(error))
       continue
-    _write(path, made.waveform, round(made.sample_rate_hz * rate))
-  _say(f"{name}: {count - failed} files, {len(tuned)} voices")
+    played_hz = round(made.sample_rate_hz * rate)
+    # A few engines say little or nothing to what they cannot read.
+    if len(made.waveform) < _LEAST_S * played_hz or np.abs(made.waveform).max() < _LEAST_PEAK:
+      failures.append("less than two seconds, or silence")
+      continue
+    _write(path, made.waveform, played_hz)
+  _say(f"{name}: {count - len(failures)} files, {len(tuned)} voices{_told(failures)}")
+
+
+def _told(failures: Sequence[str]) -> str:
+  return f"; {len(failures)} failed, the last with: {failures[-1]}" if failures else ""
 
 
 def _count(engine) -> int:
@@ -175,17 +193,31 @@ def _count(engine) -> int:
   return _FILES.value * (2 if engine.neural else 1)
 
 
-def _ready(makers: Mapping[str, Callable]) -> dict:
-  """What those that are installed make."""
+def _ready(makers: Mapping[str, Callable]) -> tuple[dict, dict[str, str]]:
+  """What those that are installed make, and of those that are there but fail the reason."""
   from .voice_engines import NotInstalled
 
-  found = {}
+  found, broken = {}, {}
   for name, make in makers.items():
     try:
       found[name] = make()
     except NotInstalled:
       continue
-  return found
+    except Exception as error:
+      broken[name] = f"{type(error).__name__}: {error}"
+  return found, broken
+
+
+def _claim(output: Path, recordings: Sequence) -> None:
+  """Raises where the folder holds what other flags, or other recordings, have made."""
+  listed = sorted(f"{recording.kind}/{recording.speaker}" for recording in recordings)
+  wanted = {
+    "files": _FILES.value,
+    "parts": _PARTS.value,
+    "seed": _SEED.value,
+    "choice of recordings": hashlib.sha256("\n".join(listed).encode()).hexdigest(),
+  }
+  claim_folder(output, wanted, what="voices")
 
 
 def _rng(*names: str) -> np.random.Generator:

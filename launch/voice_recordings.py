@@ -17,6 +17,8 @@ from deepscan_jax.augment_audio import SAMPLE_RATE_HZ
 from deepscan_jax.datasets.media_builder import SOUND_SUFFIXES, walk_media
 
 PART_S = 8.0
+# The folder beside those of recordings, for what engines say.
+ENGINES_KIND = "engines"
 # A shorter rest is no part: no detector judges it (sound_too_short).
 _LEAST_S = 2.0
 # This hides the seam where short recordings are joined.
@@ -25,9 +27,10 @@ _FADE_S = 0.01
 _LEAST_PEAK = 0.01
 # By corpus what a file's name says of its speaker.
 _NAMED = {
-  "librispeech": re.compile(r"(?P<speaker>\d+)-\d+-\d{4}\.flac"),
-  "emodb": re.compile(r"(?P<speaker>\d\d)[ab]\d\d[A-Z][a-z]?\.wav"),
-  "fsdd": re.compile(r"\d_(?P<speaker>[a-z]+)_\d+\.wav"),
+  # Chapters have three digits at least, so that a day is none.
+  "librispeech": re.compile(r"(.*/)?(?P<speaker>\d+)-\d{3,}-\d{4}\.flac"),
+  "emodb": re.compile(r"(.*/)?(?P<speaker>\d\d)[ab]\d\d[A-Z][a-z]?\.wav"),
+  "fsdd": re.compile(r"(.*/)?fsdd/(.*/)?\d_(?P<speaker>[a-z]+)_\d+\.wav"),
 }
 # Sentences of two seconds.
 _SHORT = ("emodb",)
@@ -65,21 +68,30 @@ def recordings_in(path: Path) -> list[Recording]:
 
   Raises:
     FileNotFoundError: there is no such folder or tar.
-    ValueError: it is a damaged tar, or holds a sound file in no folder.
+    ValueError: it is a damaged tar, holds a sound file in no folder, or two folders of one name.
   """
   if not (path.is_dir() or (path.is_file() and tarfile.is_tarfile(path))):
     raise FileNotFoundError(f"There is no folder or tar {path}; name one that holds recordings of speech.")
-  found = []
+  found, folders = [], {}
   for name, file, read in walk_media(path):
     if not name.lower().endswith(SOUND_SUFFIXES):
       continue
-    base, folder = Path(name).name, Path(name).parent.name
-    matches = {corpus: match for corpus, pattern in _NAMED.items() if (match := pattern.fullmatch(base))}
+    matches = {corpus: match for corpus, pattern in _NAMED.items() if (match := pattern.fullmatch(name))}
     kind, match = next(iter(matches.items()), (_kind_of(path), None))
     if kind in LEFT_OUT:
       continue
-    if not (speaker := match["speaker"] if match else folder):
-      raise ValueError(f"{path} has {name} beside its folders; put recordings into one for each speaker.")
+    if match:
+      speaker = match["speaker"]
+    else:
+      folder = Path(name).parent
+      speaker = folder.name
+      if speaker in ("", ".."):
+        raise ValueError(f"{path} has {name} beside its folders; put recordings into one for each speaker.")
+      if (other := folders.setdefault(speaker, folder)) != folder:
+        raise ValueError(
+          f"{path} has two folders called {speaker}, {other} and {folder}; let the folder that holds the "
+          "files be named after the speaker."
+        )
     content = file.read_bytes if file else read
     sound = functools.partial(_decoded, content)
     found.append(Recording(kind, speaker, sound, joined=kind in _SHORT))
@@ -91,13 +103,28 @@ def installed_prompts() -> list[Recording]:
   found = []
   for file in sorted(_ASTERISK.rglob("*.g722")):
     folders = file.relative_to(_ASTERISK).parts[:-1]
-    if "silence" not in folders:
-      found.append(Recording("prompts", folders[0], functools.partial(_telephone, file), joined=True))
+    if folders and "silence" not in folders:
+      # en_US_f_Allison and es_MX_f_Allison are one person.
+      speaker = folders[0].rpartition("_")[2]
+      found.append(Recording("prompts", speaker, functools.partial(_telephone, file), joined=True))
   for file in sorted(_TUXPAINT.rglob("*_desc_*.ogg")):
     found.append(_game(file, f"tuxpaint_{file.stem.partition('_desc_')[2].partition('.')[0]}"))
   for file in sorted(_KTUBERLING.rglob("*.ogg")):
-    found.append(_game(file, f"ktuberling_{file.relative_to(_KTUBERLING).parts[0]}"))
+    language = file.relative_to(_KTUBERLING).parts[0]
+    # Another spelling of a language has the same sounds.
+    if "@" not in language:
+      found.append(_game(file, f"ktuberling_{language}"))
   return found
+
+
+def kinds(speech: Iterable[Path]) -> list[str]:
+  """The folders that `deepscan synthetic_voices` makes of some recordings, and of what is installed.
+
+  Raises:
+    FileNotFoundError, ValueError: as `recordings_in`.
+  """
+  recordings = [recording for path in speech for recording in recordings_in(path)]
+  return sorted({recording.kind for recording in recordings + installed_prompts()} | {ENGINES_KIND})
 
 
 def parts_of(recordings: Iterable[Recording], *, most: int) -> Iterator[np.ndarray]:
@@ -148,7 +175,8 @@ def _joined(sounds: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
 
 
 def _kind_of(path: Path) -> str:
-  return re.sub(r"[^a-z0-9_]+", "_", path.name.lower().removesuffix(".tar").partition(".")[0]) or "speech"
+  name = path.name.lower().partition(".")[0]
+  return re.sub(r"[^a-z0-9]+", "_", name).strip("_") or "speech"
 
 
 def _game(file: Path, speaker: str) -> Recording:
@@ -163,9 +191,12 @@ def _telephone(file: Path) -> np.ndarray:
   """A file of G.722, which has no header that would say so."""
   import av
 
-  with av.open(str(file), format="g722") as container:
-    frames = [frame.to_ndarray().ravel() for frame in container.decode(audio=0)]
-  return np.concatenate(frames).astype(np.float32) / 32768
+  try:
+    with av.open(str(file), format="g722") as container:
+      frames = [frame.to_ndarray().ravel() for frame in container.decode(audio=0)]
+  except av.FFmpegError as error:
+    raise media.MediaError("damaged", f"{file} is no G.722") from error
+  return np.concatenate([np.zeros(0, np.int16), *frames]).astype(np.float32) / 32768
 
 
 def by_speaker(recordings: Sequence[Recording]) -> dict[tuple[str, str], list[Recording]]:

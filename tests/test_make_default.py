@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from deepscan_jax.config import load_preset
 from deepscan_jax.files import locked
-from deepscan_jax.launch import make_default, synthetic_voices
+from deepscan_jax.launch import make_default, voice_recordings
 from deepscan_jax.rooms import import_room
 
 PRESETS = ("default", "default_synthetic", "default_degraded", "default_resynthesised", "default_voice")
@@ -74,8 +74,8 @@ def ran(monkeypatch) -> list:
 
 @pytest.fixture
 def recordings(tmp_path, monkeypatch) -> Path:
-  """A folder of speech; of its kind there are recordings, and one engine is installed."""
-  monkeypatch.setattr(synthetic_voices, "kinds", lambda speech: ["engines", *(path.name for path in speech)])
+  """A folder of speech, and no prompts."""
+  monkeypatch.setattr(voice_recordings, "kinds", lambda speech: ["engines", *(path.name for path in speech)])
   (tmp_path / "interviews").mkdir()
   return tmp_path / "interviews"
 
@@ -172,7 +172,8 @@ def test_a_folder_is_of_one_set_of_flags(ran, faces, tmp_path):
   assert make(faces, tmp_path) == 0
   ran.clear()
   with pytest.raises(
-    ValueError, match=r"holds what other flags, or another version, have made \(resynthesise, default, "
+    ValueError,
+    match=r"other flags, packages or another version have made \(resynthesise, default, ",
   ):
     make(faces, tmp_path, steps=20)
   with pytest.raises(ValueError, match=r"\(synthetic_faces would change\)"):

@@ -111,7 +111,7 @@ def test_choice_is_even_among_kinds_as_far_as_they_go():
 def make(real_media, data_dir, output, **flags) -> int:
   flags = {
     "media": [str(real_media)],
-    "name": "real_only",
+    "of": "real_only",
     "count": 24,
     "decoder_steps": 1,
     "seed": 0,
@@ -150,9 +150,9 @@ def test_pictures_stay_in_their_split_and_some_builds_are_of_one_split_alone(
   kept = made_in(tmp_path)
   assert [path for path in files if kept[path] != files[path]] == [gone.relative_to(tmp_path)]
   # A folder is of one set of flags.
-  with pytest.raises(app.UsageError, match="made with another count; choose another --output"):
+  with pytest.raises(ValueError, match="made with another count; choose another --output"):
     make(real_media, prepared_dataset, tmp_path, count=25)
-  with pytest.raises(app.UsageError, match="holds something else; choose another --output"):
+  with pytest.raises(ValueError, match="holds something else; choose another --output"):
     make(real_media, prepared_dataset, tmp_path / "train")
   assert made_in(tmp_path) == kept
 

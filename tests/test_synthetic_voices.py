@@ -5,15 +5,17 @@ import itertools
 import tarfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 from absl import app
 from absl.testing import flagsaver
-from voices import RATE_HZ, speech
+from voices import RATE_HZ, lag, speech
 
 from deepscan_jax.launch import synthetic_voices, voice_engines, voice_recordings, voice_texts
 from deepscan_jax.launch.voice_engines import Engine, NotInstalled, Sound, Vocoder, Voice
+from deepscan_jax.pseudofakes.audio import world_synthesis
 
 
 def flac(waveform: np.ndarray) -> bytes:
@@ -133,15 +135,19 @@ def test_the_same_again_is_not_made_again_and_elsewhere_is_the_same(toys, corpus
   assert tree(tmp_path / "b") == made
 
 
-def test_the_kinds_are_the_folders(toys, corpus, tmp_path):
-  make([corpus], tmp_path / "voices")
-  folders = sorted(path.name for path in (tmp_path / "voices").iterdir())
-  assert synthetic_voices.kinds([corpus]) == folders == ["emodb", "engines", "librispeech"]
+def test_the_kinds_are_the_folders_whatever_they_hold(toys, corpus, tmp_path):
+  (tmp_path / "short" / "anna").mkdir(parents=True)
+  (tmp_path / "short" / "anna" / "1.flac").write_bytes(flac(speech(seconds=1, seed=8)))
+  speech_ = [corpus, tmp_path / "short"]
+  make(speech_, tmp_path / "voices", engines=["reverser"])
+  folders = sorted(path.name for path in (tmp_path / "voices").iterdir() if path.is_dir())
+  assert voice_recordings.kinds(speech_) == folders == ["emodb", "engines", "librispeech", "short"]
+  assert all(list((tmp_path / "voices" / kind).iterdir()) for kind in folders)
 
 
 def test_engines_can_be_chosen_and_are_listed(toys, corpus, tmp_path, capsys):
   make([corpus], tmp_path / "voices", engines=["reverser"])
-  assert not (tmp_path / "voices" / "engines").exists()
+  assert not list((tmp_path / "voices" / "engines").rglob("*.flac"))
   capsys.readouterr()
   assert make([], tmp_path, list=True) == 0
   assert capsys.readouterr().out.splitlines() == [
@@ -159,7 +165,57 @@ def test_silence_that_an_engine_makes_is_no_voice(toys, corpus, tmp_path, monkey
   engines = {"mute": Engine("says nothing", "", lambda: [Voice("none", "en", mute)])}
   monkeypatch.setattr(voice_engines, "ENGINES", engines)
   make([corpus], tmp_path / "voices")
-  assert not (tmp_path / "voices" / "engines").exists() and "mute: 0 files" in capsys.readouterr().err
+  assert not list((tmp_path / "voices" / "engines").rglob("*.flac"))
+  assert "mute: 0 files, 6 voices; 4 failed, the last with: less than two" in capsys.readouterr().err
+
+
+def test_an_engine_that_fails_or_is_half_installed_leaves_the_others_alone(
+  toys, corpus, tmp_path, monkeypatch, capsys
+):
+  def stumbling(text, rng):
+    if rng.random() < 0.5:
+      raise ValueError("no such word")
+    return hum(text, rng)
+
+  def half():
+    raise KeyError("weights")
+
+  def odd(waveform, rng):
+    raise RuntimeError("no such sound")
+
+  engines = {
+    "half": Engine("lacks a part", "get the part", half),
+    "stumbler": Engine("stumbles", "", lambda: [Voice("one", "en", stumbling)]),
+  }
+  monkeypatch.setattr(voice_engines, "ENGINES", engines)
+  monkeypatch.setitem(voice_engines.VOCODERS, "odd", Vocoder("fails", "", lambda: odd))
+  assert make([corpus], tmp_path / "voices", files=16) == 0
+  said = capsys.readouterr().err
+  assert "Left out, for they are not installed: half, lost." in said
+  assert "odd: 0 copies; 4 failed, the last with: no such sound" in said
+  made = list((tmp_path / "voices" / "engines" / "fake" / "stumbler").rglob("*.flac"))
+  assert 0 < len(made) < 16 and "failed, the last with: no such word" in said
+  assert list((tmp_path / "voices").rglob("*/reverser/*/*.flac"))
+  assert make([], tmp_path, list=True, engines=["half"]) == 0
+  assert "cannot be used (KeyError: 'weights'); to install: get the part" in capsys.readouterr().out
+
+
+def test_a_program_that_hangs_or_fails_is_said_to(monkeypatch):
+  monkeypatch.setattr(voice_engines, "_PATIENCE_S", 0.1)
+  with pytest.raises(ValueError, match="sleep took more than"):
+    voice_engines._run(["sleep", "30"])
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match=r"failed: .*no-such"):
+    voice_engines._run(["ls", "no-such"])
+
+
+def test_a_folder_holds_what_one_set_of_flags_makes(toys, corpus, tmp_path):
+  make([corpus], tmp_path / "voices")
+  with pytest.raises(ValueError, match="voices that were made with another parts and seed"):
+    make([corpus], tmp_path / "voices", parts=2, seed=1)
+  (tmp_path / "voices" / "made_with.json").unlink()
+  with pytest.raises(ValueError, match="holds something else"):
+    make([corpus], tmp_path / "voices")
 
 
 def test_recordings_of_ones_own_lie_in_folders_of_speakers(tmp_path):
@@ -171,6 +227,72 @@ def test_recordings_of_ones_own_lie_in_folders_of_speakers(tmp_path):
   (tmp_path / "Interviews 2024" / "alone.flac").write_bytes(b"")
   with pytest.raises(ValueError, match="one for each speaker"):
     voice_recordings.recordings_in(tmp_path / "Interviews 2024")
+
+
+@pytest.mark.parametrize(
+  ("names", "speakers"),
+  [
+    # A day is no chapter, and one's own digits are no corpus.
+    (["anna/12-05-2024.flac", "ben/3_anna_2.wav"], ["anna", "ben"]),
+    (["84/121123/84-121123-0000.flac", "84/121123/84-121123-0001.flac"], ["84", "84"]),
+    (["anna/session1/a.flac", "ben/session1/b.flac"], "two folders called session1, anna/session1 and ben"),
+    (["a/../e.wav"], "beside its folders"),
+  ],
+)
+def test_speakers_are_told_apart(tmp_path, names, speakers):
+  with tarfile.open(tmp_path / "talks.tar", "w") as archive:
+    for name in names:
+      archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+  if isinstance(speakers, str):
+    with pytest.raises(ValueError, match=speakers):
+      voice_recordings.recordings_in(tmp_path / "talks.tar")
+  else:
+    found = voice_recordings.recordings_in(tmp_path / "talks.tar")
+    assert [recording.speaker for recording in found] == speakers
+
+
+def test_prompts_of_one_person_are_one_speaker_and_sound_as_they_did(tmp_path, monkeypatch):
+  sound = speech(seconds=1.5, seed=9)
+  folders = {name: tmp_path / name for name in ("asterisk", "stamps", "sounds")}
+  for constant, folder in zip(("_ASTERISK", "_TUXPAINT", "_KTUBERLING"), folders.values(), strict=True):
+    monkeypatch.setattr(voice_recordings, constant, folder)
+  for name in ("en_US_f_Allison/hello", "es_MX_f_Allison/digits/1", "fr_CA_f_June/silence/1", "broken_X/a"):
+    path = folders["asterisk"] / f"{name}.g722"
+    path.parent.mkdir(parents=True)
+    with av.open(str(path), "w", format="g722") as container:
+      stream = container.add_stream("g722", rate=RATE_HZ, layout="mono")
+      frame = av.AudioFrame.from_ndarray((sound * 32767).astype(np.int16)[None], layout="mono")
+      frame.sample_rate = RATE_HZ
+      for packet in [*stream.encode(frame), *stream.encode(None)]:
+        container.mux(packet)
+  (folders["asterisk"] / "broken_X" / "a.g722").write_bytes(b"")
+  for name in ("stamps/animals/frog_desc_ru.ogg", "sounds/sr/hat.ogg", "sounds/sr@latin/hat.ogg"):
+    (tmp_path / name).parent.mkdir(parents=True)
+    soundfile.write(tmp_path / name, sound, RATE_HZ, format="OGG")
+  found = voice_recordings.installed_prompts()
+  assert [(r.kind, r.speaker) for r in found] == [
+    *(("prompts", "X"), ("prompts", "Allison"), ("prompts", "Allison")),
+    *(("games", "tuxpaint_ru"), ("games", "ktuberling_sr")),
+  ]
+  speakers = voice_recordings.by_speaker(found)
+  (joined,) = voice_recordings.parts_of(speakers["prompts", "Allison"], most=9)
+  assert len(joined) == pytest.approx(2 * len(sound), abs=200)
+  late = lag(joined[: len(sound)], sound)
+  assert 0 <= late < 50
+  assert np.corrcoef(joined[late : len(sound)], sound[: len(sound) - late])[0, 1] > 0.9
+  assert not list(voice_recordings.parts_of(speakers["prompts", "X"], most=9))
+
+
+def test_world_moves_pitch_and_formants_the_way_it_is_told():
+  pytest.importorskip("pyworld", reason="pip install 'deepscan_jax[world]'")
+  sound = speech(seconds=2, seed=10)
+
+  def middle_hz(**moved) -> float:
+    power = np.square(np.abs(np.fft.rfft(world_synthesis(sound, **moved))))
+    return float((power * np.fft.rfftfreq(len(sound), 1 / RATE_HZ)).sum() / power.sum())
+
+  assert middle_hz(formant_ratio=1.2) > 1.05 * middle_hz() > 1.1 * middle_hz(formant_ratio=0.8)
+  assert len(world_synthesis(sound, semitones=4)) == len(sound)
 
 
 def test_parts_are_long_enough_to_be_judged_and_damaged_files_are_passed_over(corpus):
@@ -237,7 +359,9 @@ def test_an_engine_that_is_installed_speaks_each_of_its_languages(name):
   assert len({voice.name for voice in voices}) == len(voices)
   for _, own in itertools.groupby(sorted(voices, key=lambda v: v.language), key=lambda v: v.language):
     voice, rng = next(own), np.random.default_rng(0)
-    made = voice.speak(voice_texts.sentences(voice.language, rng), rng)
+    text = voice_texts.sentences(voice.language, rng)
+    made, again = (voice.speak(text, np.random.default_rng(1)) for _ in range(2))
+    np.testing.assert_array_equal(made.waveform, again.waveform, err_msg=voice.name)
     assert 2 < len(made.waveform) / made.sample_rate_hz < 20, voice.name
     assert made.waveform.dtype == np.float32 and 0.05 < np.abs(made.waveform).max() <= 1, voice.name
 
