@@ -24,10 +24,11 @@ WORKDIR/runs holds a model in best/ for each preset, and in default_faces/; the 
     deepscan detect --model_path=made/runs/default_voice/best FILE
 
 Stopped, however that was, it goes on when it is started again with the same flags: what was done is not done
-again, and a training goes on where it was. About six hours on two cores, of which four and a half are
-training and half of one each the faces of the generator and the decoders; --steps=20 --generated=32 tries all
-of it and makes a model that knows nothing. The weights in the package were made by these steps, but not in
-one go, and with other synthetic faces for validation and test: MODEL_CARD.md says how.
+again, and a training goes on where it was. About six and a half hours on two cores, of which four and a half
+are training and half of one each the faces of the generator, the decoders and the voices; --steps=20
+--generated=32 tries all of it in three quarters of an hour and makes a model that knows nothing. The weights
+in the package were made by these steps, but not in one go, and with other synthetic faces for validation and
+test: MODEL_CARD.md says how.
 """
 
 import dataclasses

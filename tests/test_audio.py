@@ -1,5 +1,6 @@
 """The audio branch: its contract, what padding and loudness may not do, and a vocoded voice it learns."""
 
+import dataclasses
 import functools
 
 import jax
@@ -130,6 +131,18 @@ def test_the_length_of_the_padding_and_the_order_in_a_batch_do_not_matter():
   np.testing.assert_allclose(alone.tokens[1, 0], padded.tokens[1, 0], rtol=1e-3, atol=1e-4)
   turned = evaluate(variables(), {key: value[::-1] for key, value in inputs().items()})
   np.testing.assert_allclose(turned.logit[::-1], padded.logit, rtol=1e-5, atol=1e-6)
+
+
+def test_less_sound_is_judged_with_less_certainty():
+  """As the deviation of a mean: with the root of its length."""
+  branch = dataclasses.replace(BRANCH, whole_s=SAMPLES / 16000)
+  variables = random_variables(branch, inputs(), train=False)
+  output = branch.apply(variables, inputs(), train=False)
+  last = variables["params"]["classify"]
+  judged = (output.tokens[:, 0] @ last["kernel"] + last["bias"])[:, 0]
+  np.testing.assert_allclose(output.logit[:2], judged[:2] * np.sqrt([1, 8000 / SAMPLES]), rtol=1e-4)
+  longer = dataclasses.replace(BRANCH, whole_s=SAMPLES / 16000 / 2).apply(variables, inputs(), train=False)
+  np.testing.assert_allclose(longer.logit[:2], judged[:2], rtol=1e-4)
 
 
 def test_loudness_hardly_matters():

@@ -42,6 +42,9 @@ class AudioBranch(nn.Module):
     depths: residual blocks of each stage.
     dropout: of a token, in training.
     least_s: seconds of sound without which the branch is absent.
+    whole_s: seconds of sound from which on the logit counts in full. What is measured on less strays further,
+      as a mean does, with the root of its length; so the logit is multiplied by the root of the share, or real
+      voices of two seconds would exceed a threshold that was set on four several times as often.
     window_s, window_hop_s: of the windows in time.
     sound: frames and bands. The outermost bands are left out: what a recorder or a resampler did tells
       recordings apart there, and is not what makes a voice synthetic.
@@ -56,6 +59,7 @@ class AudioBranch(nn.Module):
   depths: tuple[int, ...] = (0, 1, 2)
   dropout: float = 0.2
   least_s: float = 0.25
+  whole_s: float = 4.0
   window_s: float = 1.0
   window_hop_s: float = 0.5
   sound: FeatureConfig = FeatureConfig(hop_length=320, window_length=512, lowest_hz=80.0, highest_hz=7200.0)
@@ -72,9 +76,9 @@ class AudioBranch(nn.Module):
       train: dropout on; needs the rng "dropout".
 
     Returns:
-      tokens [batch, 1 + window, features], the first of the whole; logit of the whole; maps "window_logit"
-      [batch, window] and "window_times_s" [batch, window], the middle of each window, both 0 where less than
-      half of a window is sound.
+      tokens [batch, 1 + window, features], the first of the whole; logit of the whole, by whole_s; maps
+      "window_logit" [batch, window] and "window_times_s" [batch, window], the middle of each window, both 0
+      where less than half of a window is sound.
     """
     waveform, mask = batch["waveform"], batch["waveform_mask"]
     check_waveform(waveform, mask)
@@ -106,10 +110,12 @@ class AudioBranch(nn.Module):
     # A linear judgement begins at none: what chance drew would stay where nothing is learned.
     begin = nn.linear.default_kernel_init if self.network else nn.initializers.zeros
     logits = hide(nn.Dense(1, kernel_init=begin, name="classify")(tokens)[..., 0], present)
+    seconds = mask.sum(axis=1) / self.sound.sample_rate_hz
+    certainty = jnp.sqrt(jnp.minimum(seconds / self.whole_s, 1.0))
     return BranchOutput(
       tokens=hide(tokens, present),
       token_mask=present,
-      logit=logits[:, 0],
+      logit=logits[:, 0] * certainty,
       maps={"window_logit": logits[:, 1:], "window_times_s": windows.times_of(present)},
     )
 
