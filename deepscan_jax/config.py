@@ -39,6 +39,8 @@ class ModelConfig:
       "spatial_xception"; any name of models/backbones.py.
     cnn3d_factorised: convolve in space, then in time, or False for both at once.
     audio_network: whether the audio branch has a convolutional network beside its statistics.
+    whole_sound_s: seconds of sound from which on the audio branch's logit counts in full; of less it is
+      multiplied by the root of the share. 0: always in full.
     features: width of a token.
     fusion: "attention", or "weighted" for the fixed ensemble that it has to beat.
     dropout: probability of dropping a feature of the pooled description in training.
@@ -55,6 +57,7 @@ class ModelConfig:
   xception: str = "xception"
   cnn3d_factorised: bool = True
   audio_network: bool = True
+  whole_sound_s: float = 0.0
   features: int = 256
   fusion: str = "attention"
   fusion_heads: int = 4

@@ -17,7 +17,8 @@ The rate of 0.002 is no mistake. Real recordings of a kind that was neither trai
 exceed a threshold more often than those it was set on: `deepscan benchmark voices` says how often. Where a
 kind has fewer than 500 stretches, 0.2 % puts the threshold above the highest of them.
 
-The voice that ships was made so, with all engines installed, beside the faces of version 0.4.0.
+The voice that ships was made so, of all kinds of recordings and engines that the model card names, beside
+the faces of version 0.4.0.
 
 Cost: about seven minutes on two CPU cores. The model card has what was measured of engines and recordings
 that were never shown; `deepscan benchmark voices` measures it of yours.
@@ -33,7 +34,9 @@ def get_config() -> Config:
   return Config(
     name="default",
     seed=0,
-    model=ModelConfig(branches=("spatial", "audio"), backbone="lite0", audio_network=False, dropout=0.4),
+    model=ModelConfig(
+      branches=("spatial", "audio"), backbone="lite0", audio_network=False, whole_sound_s=4.0, dropout=0.4
+    ),
     data=DataConfig(
       datasets=("real_fake_folder",),
       plain_probability=0.35,

@@ -1,11 +1,11 @@
 """How often voices of engines never shown are found, and real ones accused: `deepscan benchmark voices`.
 
 What the audio branch of the preset `default_voice` is, a linear function of its statistics, is fitted here by
-logistic regression, which has one optimum and takes seconds, where training takes an hour: again and again,
-each time without one engine and its relatives, or without one kind of real recordings. What was left out is
-then judged as it is, file by file, at a threshold that only the other kinds of recordings know of. So these
-are figures of the method for what it has not met, of which a model that was trained on everything can show
-none. Pairs are drawn, matched and degraded as in training.
+logistic regression, which has one optimum and takes seconds, where training takes minutes: again and
+again, each time without one engine and its relatives, or without one kind of real recordings. What was left
+out is then judged as it is, file by file, at a threshold that only the other kinds of recordings know of. So
+these are figures of the method for what it has not met, of which a model that was trained on everything can
+show none. Pairs are drawn, matched and degraded as in training.
 
 Each seed draws other pairs, and other speakers whose recordings are kept from the fit and set the threshold.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from deepscan_jax import calibration, data, examples, metrics
+from deepscan_jax.augment_audio import SAMPLE_RATE_HZ
 from deepscan_jax.config import Config
 
 # Of real recordings of a kind that reach the threshold: what the docstring of `default_voice` has `calibrate`
@@ -79,6 +80,7 @@ class Sounds:
     source: [sound] str, the kind of recording.
     speaker: [sound] str.
     file: [sound] str.
+    certainty: [sound] float32, what the branch multiplies its logit by: less for less sound.
   """
 
   statistics: np.ndarray
@@ -87,6 +89,7 @@ class Sounds:
   source: np.ndarray
   speaker: np.ndarray
   file: np.ndarray
+  certainty: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,7 +159,7 @@ def judge(
     fitted = ~np.isin(pairs.speakers, kept).any(axis=1)
     for group in groups:
       score = fit(pairs, fitted & ~np.isin(pairs.engine, group))
-      logits = score(sounds.statistics)
+      logits = score(sounds.statistics) * sounds.certainty
       threshold = _threshold(sounds, logits, unseen & np.isin(sounds.source, list(kinds)))
       real = _by_file(sounds, logits, unseen)
       for engine in (name for name in group if name in engines):
@@ -166,7 +169,8 @@ def judge(
         recall.setdefault(engine, []).append(float(np.mean(found >= threshold)))
     for kind in kinds:
       own = ~sounds.fake & (sounds.source == kind)
-      logits = fit(pairs, fitted & (pairs.source != kind))(sounds.statistics)
+      score = fit(pairs, fitted & (pairs.source != kind))
+      logits = score(sounds.statistics) * sounds.certainty
       threshold = _threshold(sounds, logits, unseen & ~own & np.isin(sounds.source, list(kinds)))
       alarms.setdefault(kind, []).append(float(np.mean(_by_file(sounds, logits, own) >= threshold)))
   rows: list[EngineRow | SourceRow] = []
@@ -239,7 +243,11 @@ def read_sounds(config: Config, data_dir: Path, describe: Callable) -> Sounds:
         facts.append((bool(fake), engine, element["source"], element["group"], file))
   fake, *texts = zip(*facts, strict=True)
   texts = [np.array(column, str) for column in texts]
-  return Sounds(describe(np.stack(waves), np.stack(masks)), np.array(fake), *texts)
+  statistics, certainty = describe(np.stack(waves), np.stack(masks)), np.ones(len(masks), np.float32)
+  if whole_s := config.model.whole_sound_s:
+    seconds = np.sum(masks, axis=1) / SAMPLE_RATE_HZ
+    certainty = np.sqrt(np.minimum(seconds / whole_s, 1.0)).astype(np.float32)
+  return Sounds(statistics, np.array(fake), *texts, certainty)
 
 
 def draw_pairs(config: Config, data_dir: Path, describe: Callable, *, count: int, seed: int) -> Pairs:

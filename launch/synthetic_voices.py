@@ -14,7 +14,8 @@ are installed. Below OUTPUT each kind of recordings has a folder of its own, wit
 
 An engine with fewer than six voices gets others by playing them slower or faster, which moves pitch and
 formants; they are named after the rate (joe_x0.93), and are groups of their own, though one person stands
-behind them: of engines, what is kept for a test is other voices, not other people. Engines and vocoders that
+behind them, as two stand behind a voice of Kokoro that lies between two others: of engines, what is kept for
+a test is other voices, not always other people. Engines and vocoders that
 are not installed are left out; `--list` says which there are, of what licence, and how to install them. None
 of them is needed for anything else. The same flags, engines and recordings give the same files; what is there
 already is not made again. About half an hour on one core.
@@ -47,8 +48,6 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.", lower_bound=0, 
 # Voices that an engine has at least, and the rates they are played at for that.
 _LEAST_VOICES = 6
 _RATES = (1.0, 0.93, 1.08, 0.87, 1.15, 0.9, 1.11)
-# What engines and their networks raise for a text or a sound that they cannot do.
-_ENGINE_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, LookupError)
 _LEAST_S, _LEAST_PEAK = 2.0, 0.01
 
 
@@ -76,7 +75,9 @@ def main(argv: Sequence[str]) -> int:
   recordings = [r for path in _SPEECH.value for r in voice_recordings.recordings_in(Path(path))]
   if not recordings:
     raise app.UsageError("--speech holds no recording that can be used; give folders or tars of sound files.")
-  if missing := [name for name in names if name not in engines and name not in vocoders]:
+  for name, reason in broken.items():
+    _say(f"Left out, for it cannot be used: {name} ({reason}).")
+  if missing := [name for name in names if name not in {*engines, *vocoders, *broken}]:
     _say(f"Left out, for they are not installed: {', '.join(missing)}. `--list` says how to get them.")
   prompts = voice_recordings.installed_prompts()
   if not prompts:
@@ -141,8 +142,8 @@ def write_copies(name: str, copy: Callable, real: Sequence[Path], output: Path, 
       continue
     try:
       made = copy(_read(output / part), _rng(name, str(part)))
-    except _ENGINE_ERRORS as error:
-      failures.append(str(error))
+    except Exception as error:
+      failures.append(f"{type(error).__name__}: {error}")
       continue
     _write(path, made.waveform, made.sample_rate_hz)
   _say(f"{name}: {len(chosen) - len(failures)} copies{_told(failures)}")
@@ -172,8 +173,8 @@ def write_spoken(name: str, voices: Sequence, output: Path, *, count: int) -> No
     rng = _rng(name, voice.name, str(number))
     try:
       made = voice.speak(voice_texts.sentences(voice.language, rng), rng)
-    except _ENGINE_ERRORS as error:
-      failures.append(str(error))
+    except Exception as error:
+      failures.append(f"{type(error).__name__}: {error}")
       continue
     played_hz = round(made.sample_rate_hz * rate)
     # A few engines say little or nothing to what they cannot read.
@@ -210,7 +211,7 @@ def _ready(makers: Mapping[str, Callable]) -> tuple[dict, dict[str, str]]:
 
 def _claim(output: Path, recordings: Sequence) -> None:
   """Raises where the folder holds what other flags, or other recordings, have made."""
-  listed = sorted(f"{recording.kind}/{recording.speaker}" for recording in recordings)
+  listed = sorted(f"{recording.kind}/{recording.speaker}/{recording.file}" for recording in recordings)
   wanted = {
     "files": _FILES.value,
     "parts": _PARTS.value,

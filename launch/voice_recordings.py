@@ -51,12 +51,14 @@ class Recording:
   Attributes:
     kind: of recordings: librispeech, emodb, prompts, games, or the name of a folder or tar.
     speaker: a folder's name.
+    file: its name.
     read: () -> float32 [sample] in -1..1 at 16 kHz; raises media.MediaError.
     joined: whether it is short, and is joined with others of its speaker.
   """
 
   kind: str
   speaker: str
+  file: str
   read: Callable[[], np.ndarray]
   joined: bool = False
 
@@ -94,7 +96,7 @@ def recordings_in(path: Path) -> list[Recording]:
         )
     content = file.read_bytes if file else read
     sound = functools.partial(_decoded, content)
-    found.append(Recording(kind, speaker, sound, joined=kind in _SHORT))
+    found.append(Recording(kind, speaker, name, sound, joined=kind in _SHORT))
   return found
 
 
@@ -106,7 +108,7 @@ def installed_prompts() -> list[Recording]:
     if folders and "silence" not in folders:
       # en_US_f_Allison and es_MX_f_Allison are one person.
       speaker = folders[0].rpartition("_")[2]
-      found.append(Recording("prompts", speaker, functools.partial(_telephone, file), joined=True))
+      found.append(Recording("prompts", speaker, str(file), functools.partial(_telephone, file), joined=True))
   for file in sorted(_TUXPAINT.rglob("*_desc_*.ogg")):
     found.append(_game(file, f"tuxpaint_{file.stem.partition('_desc_')[2].partition('.')[0]}"))
   for file in sorted(_KTUBERLING.rglob("*.ogg")):
@@ -175,12 +177,13 @@ def _joined(sounds: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
 
 
 def _kind_of(path: Path) -> str:
-  name = path.name.lower().partition(".")[0]
-  return re.sub(r"[^a-z0-9]+", "_", name).strip("_") or "speech"
+  name = re.sub(r"[^a-z0-9]+", "_", path.name.lower().partition(".")[0]).strip("_") or "speech"
+  # Others have these.
+  return f"{name}_speech" if name in (ENGINES_KIND, "prompts", "games", *_NAMED) else name
 
 
 def _game(file: Path, speaker: str) -> Recording:
-  return Recording("games", speaker, functools.partial(_decoded, file.read_bytes), joined=True)
+  return Recording("games", speaker, str(file), functools.partial(_decoded, file.read_bytes), joined=True)
 
 
 def _decoded(content: Callable[[], bytes]) -> np.ndarray:

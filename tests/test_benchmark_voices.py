@@ -31,7 +31,7 @@ def made(**offsets: float) -> tuple[Sounds, Pairs]:
   fake, engine, source, speaker, file, trace = (np.array(column) for column in zip(*rows, strict=True))
   statistics = trace + 0.5 * rng.standard_normal(trace.shape)
   statistics[:, 0] += [offsets.get(name, 0.0) for name in source]
-  sounds = Sounds(statistics.astype(np.float32), fake, engine, source, speaker, file)
+  sounds = Sounds(statistics.astype(np.float32), fake, engine, source, speaker, file, np.ones(len(fake)))
   chosen = np.array([(rng.choice(np.flatnonzero(~fake)), i) for i in np.flatnonzero(fake)])
   real, forged = chosen.T
   pairs = Pairs(
@@ -84,6 +84,13 @@ def test_a_kind_of_recordings_is_accused_by_a_threshold_of_the_others():
   found = rows_by_name(benchmark_voices.judge(*[[x] if i else x for i, x in enumerate(made(phone=2.5))]))
   assert found["phone"].false_alarms[0] > 0.3
   assert found["street"].false_alarms[0] < 0.05 and found["phone"].files == SPEAKERS * FILES
+
+
+def test_short_sounds_are_judged_with_less_certainty():
+  sounds, pairs = made(phone=2.5)
+  short = dataclasses.replace(sounds, certainty=np.where(sounds.source == "phone", 0.3, 1.0))
+  found, damped = (rows_by_name(benchmark_voices.judge(each, [pairs])) for each in (sounds, short))
+  assert damped["phone"].false_alarms[0] < found["phone"].false_alarms[0] - 0.2
 
 
 def test_a_file_counts_once():

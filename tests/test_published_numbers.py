@@ -74,7 +74,7 @@ def ladder_alarms(card: dict, damage: str) -> str:
   return f"| {damage} | " + " | ".join(f"{100 * rate:.0f} %" for rate in rates) + " |"
 
 
-def test_the_card_is_of_the_model_that_ships(card):
+def test_the_card_is_of_the_faces_that_ship(card):
   assert card["model"]["sha256"] == FACES_CARD_MODEL
   assert card["split"] == "test"
 

@@ -6,8 +6,10 @@ import tarfile
 from pathlib import Path
 
 import av
+import librosa
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 from absl import app
 from absl.testing import flagsaver
@@ -181,7 +183,7 @@ def test_an_engine_that_fails_or_is_half_installed_leaves_the_others_alone(
     raise KeyError("weights")
 
   def odd(waveform, rng):
-    raise RuntimeError("no such sound")
+    raise AttributeError("no such sound")
 
   engines = {
     "half": Engine("lacks a part", "get the part", half),
@@ -191,10 +193,11 @@ def test_an_engine_that_fails_or_is_half_installed_leaves_the_others_alone(
   monkeypatch.setitem(voice_engines.VOCODERS, "odd", Vocoder("fails", "", lambda: odd))
   assert make([corpus], tmp_path / "voices", files=16) == 0
   said = capsys.readouterr().err
-  assert "Left out, for they are not installed: half, lost." in said
-  assert "odd: 0 copies; 4 failed, the last with: no such sound" in said
+  assert "Left out, for they are not installed: lost." in said
+  assert "Left out, for it cannot be used: half (KeyError: 'weights')." in said
+  assert "odd: 0 copies; 4 failed, the last with: AttributeError: no such sound" in said
   made = list((tmp_path / "voices" / "engines" / "fake" / "stumbler").rglob("*.flac"))
-  assert 0 < len(made) < 16 and "failed, the last with: no such word" in said
+  assert 0 < len(made) < 16 and "failed, the last with: ValueError: no such word" in said
   assert list((tmp_path / "voices").rglob("*/reverser/*/*.flac"))
   assert make([], tmp_path, list=True, engines=["half"]) == 0
   assert "cannot be used (KeyError: 'weights'); to install: get the part" in capsys.readouterr().out
@@ -283,16 +286,62 @@ def test_prompts_of_one_person_are_one_speaker_and_sound_as_they_did(tmp_path, m
   assert not list(voice_recordings.parts_of(speakers["prompts", "X"], most=9))
 
 
+def hum_of(hz: float) -> np.ndarray:
+  """Two seconds of a steady vowel."""
+  pulses = np.zeros(2 * RATE_HZ)
+  pulses[(np.arange(0, 2, 1 / hz) * RATE_HZ).astype(int)] = 1
+  for middle in (500, 1500, 2500):
+    pulses = (
+      scipy.signal.lfilter(*scipy.signal.iirpeak(middle, middle / 120, fs=RATE_HZ), pulses) + 0.3 * pulses
+    )
+  return (0.3 * pulses / np.abs(pulses).max()).astype(np.float32)
+
+
+def pitch_of(sound: np.ndarray) -> float:
+  """In Hz, of its middle."""
+  middle = sound[RATE_HZ // 2 : RATE_HZ * 3 // 2]
+  return float(np.median(librosa.yin(middle, fmin=60, fmax=320, sr=RATE_HZ)))
+
+
 def test_world_moves_pitch_and_formants_the_way_it_is_told():
   pytest.importorskip("pyworld", reason="pip install 'deepscan_jax[world]'")
-  sound = speech(seconds=2, seed=10)
+  sound = hum_of(120)
 
-  def middle_hz(**moved) -> float:
-    power = np.square(np.abs(np.fft.rfft(world_synthesis(sound, **moved))))
-    return float((power * np.fft.rfftfreq(len(sound), 1 / RATE_HZ)).sum() / power.sum())
+  def first_formant_hz(**moved) -> float:
+    spectrum = np.abs(np.fft.rfft(world_synthesis(sound, **moved)))
+    hz = np.fft.rfftfreq(len(sound), 1 / RATE_HZ)
+    near = (hz > 250) & (hz < 900)
+    return float((spectrum * hz)[near].sum() / spectrum[near].sum())
 
-  assert middle_hz(formant_ratio=1.2) > 1.05 * middle_hz() > 1.1 * middle_hz(formant_ratio=0.8)
-  assert len(world_synthesis(sound, semitones=4)) == len(sound)
+  assert first_formant_hz(formant_ratio=1.25) > first_formant_hz() + 15
+  assert first_formant_hz(formant_ratio=0.8) < first_formant_hz() - 15
+  for semitones in (-4, 0, 4):
+    moved = world_synthesis(sound, semitones=semitones)
+    assert pitch_of(moved) == pytest.approx(120 * 2 ** (semitones / 12), rel=0.03)
+    assert len(moved) == len(sound)
+
+
+@pytest.mark.parametrize("hz", [80, 120, 210])
+def test_linear_prediction_keeps_the_pitch(hz):
+  copy = voice_engines.VOCODERS["lpcvoc"].prepare()
+  assert pitch_of(copy(hum_of(hz), np.random.default_rng(0)).waveform) == pytest.approx(hz, rel=0.03)
+
+
+def test_other_recordings_of_the_same_speakers_are_told(toys, corpus, tmp_path):
+  for name in ("anna/1.flac", "anna/2.flac"):
+    (tmp_path / "talks" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "talks" / name).write_bytes(flac(speech(seconds=3, seed=7)))
+  make([tmp_path / "talks"], tmp_path / "voices")
+  (tmp_path / "talks" / "anna" / "2.flac").rename(tmp_path / "talks" / "anna" / "3.flac")
+  with pytest.raises(ValueError, match="another choice of recordings"):
+    make([tmp_path / "talks"], tmp_path / "voices")
+
+
+def test_ones_own_folders_are_no_kind_of_others(tmp_path):
+  for name in ("engines", "prompts"):
+    (tmp_path / name / "anna").mkdir(parents=True)
+    (tmp_path / name / "anna" / "1.flac").write_bytes(b"")
+    assert {r.kind for r in voice_recordings.recordings_in(tmp_path / name)} == {f"{name}_speech"}
 
 
 def test_parts_are_long_enough_to_be_judged_and_damaged_files_are_passed_over(corpus):
@@ -311,7 +360,7 @@ def test_parts_are_long_enough_to_be_judged_and_damaged_files_are_passed_over(co
   def broken():
     raise voice_recordings.media.MediaError("damaged", "no sound")
 
-  own = [voice_recordings.Recording("mine", "eve", broken), *speakers["librispeech", "1688"]]
+  own = [voice_recordings.Recording("mine", "eve", "a.wav", broken), *speakers["librispeech", "1688"]]
   assert len(list(voice_recordings.parts_of(own, most=9))) == 1
 
 

@@ -42,9 +42,10 @@ class AudioBranch(nn.Module):
     depths: residual blocks of each stage.
     dropout: of a token, in training.
     least_s: seconds of sound without which the branch is absent.
-    whole_s: seconds of sound from which on the logit counts in full. What is measured on less strays further,
-      as a mean does, with the root of its length; so the logit is multiplied by the root of the share, or real
-      voices of two seconds would exceed a threshold that was set on four several times as often.
+    whole_s: seconds of sound from which on the logit of the whole counts in full; 0: always. What is measured
+      on less strays further, as a mean does, with the root of its length; so the logit is multiplied by the
+      root of the share, or real voices of two seconds would exceed a threshold that was set on four several
+      times as often.
     window_s, window_hop_s: of the windows in time.
     sound: frames and bands. The outermost bands are left out: what a recorder or a resampler did tells
       recordings apart there, and is not what makes a voice synthetic.
@@ -59,7 +60,7 @@ class AudioBranch(nn.Module):
   depths: tuple[int, ...] = (0, 1, 2)
   dropout: float = 0.2
   least_s: float = 0.25
-  whole_s: float = 4.0
+  whole_s: float = 0.0
   window_s: float = 1.0
   window_hop_s: float = 0.5
   sound: FeatureConfig = FeatureConfig(hop_length=320, window_length=512, lowest_hz=80.0, highest_hz=7200.0)
@@ -110,12 +111,14 @@ class AudioBranch(nn.Module):
     # A linear judgement begins at none: what chance drew would stay where nothing is learned.
     begin = nn.linear.default_kernel_init if self.network else nn.initializers.zeros
     logits = hide(nn.Dense(1, kernel_init=begin, name="classify")(tokens)[..., 0], present)
-    seconds = mask.sum(axis=1) / self.sound.sample_rate_hz
-    certainty = jnp.sqrt(jnp.minimum(seconds / self.whole_s, 1.0))
+    logit = logits[:, 0]
+    if self.whole_s:
+      seconds = mask.sum(axis=1) / self.sound.sample_rate_hz
+      logit = logit * jnp.sqrt(jnp.minimum(seconds / self.whole_s, 1.0))
     return BranchOutput(
       tokens=hide(tokens, present),
       token_mask=present,
-      logit=logits[:, 0] * certainty,
+      logit=logit,
       maps={"window_logit": logits[:, 1:], "window_times_s": windows.times_of(present)},
     )
 

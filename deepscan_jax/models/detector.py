@@ -57,7 +57,7 @@ BRANCHES = {
     axis_name=axis_name, name="autoencoder", **_widths(config)
   ),
   "audio": lambda config, axis_name: AudioBranch(
-    network=config.audio_network, name="audio", **_widths(config)
+    network=config.audio_network, whole_s=config.whole_sound_s, name="audio", **_widths(config)
   ),
   "lipsync": lambda config, axis_name: LipSyncBranch(name="lipsync", **_widths(config)),
   "provenance": lambda config, axis_name: ProvenanceBranch(
