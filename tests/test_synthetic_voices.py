@@ -290,6 +290,8 @@ def hum_of(hz: float) -> np.ndarray:
   """Two seconds of a steady vowel."""
   pulses = np.zeros(2 * RATE_HZ)
   pulses[(np.arange(0, 2, 1 / hz) * RATE_HZ).astype(int)] = 1
+  # A larynx is loudest at its pitch.
+  pulses = scipy.signal.lfilter([1, -1], np.poly([0.99, 0.95]), pulses)
   for middle in (500, 1500, 2500):
     pulses = (
       scipy.signal.lfilter(*scipy.signal.iirpeak(middle, middle / 120, fs=RATE_HZ), pulses) + 0.3 * pulses
