@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +36,7 @@ _NAMED = {
 # Sentences of two seconds.
 _SHORT = ("emodb",)
 # Spoken digits at 8 kHz: no detector judges those (narrow_band), and none should learn from them.
-LEFT_OUT = ("fsdd",)
+_LEFT_OUT = ("fsdd",)
 _ASTERISK, _TUXPAINT = Path("/usr/share/asterisk/sounds"), Path("/usr/share/tuxpaint/stamps")
 _KTUBERLING = Path("/usr/share/ktuberling/sounds")
 PROMPTS = (
@@ -80,7 +81,7 @@ def recordings_in(path: Path) -> list[Recording]:
       continue
     matches = {corpus: match for corpus, pattern in _NAMED.items() if (match := pattern.fullmatch(name))}
     kind, match = next(iter(matches.items()), (_kind_of(path), None))
-    if kind in LEFT_OUT:
+    if kind in _LEFT_OUT:
       continue
     if match:
       speaker = match["speaker"]
@@ -152,7 +153,8 @@ def _audible(recording: Recording) -> Iterator[np.ndarray]:
   """Its sound, where it can be read and heard."""
   try:
     sound = recording.read()
-  except media.MediaError:
+  except media.MediaError as error:
+    logging.warning("Left out: %s, which cannot be read: %s", recording.file, error)
     return
   if len(sound) and np.abs(sound).max() >= _LEAST_PEAK:
     yield sound

@@ -10,6 +10,7 @@ import pytest
 
 from deepscan_jax import checkpoints, lineage
 from deepscan_jax.inference import DEFAULT_MODEL
+from deepscan_jax.launch import voice_engines
 from deepscan_jax.launch.resynthesise import HELD_OUT
 from deepscan_jax.resynthesis import BUILDS
 
@@ -213,3 +214,17 @@ def test_voices_of_engines_and_recordings_that_were_left_out():
   auc, recall = (sum(row[key][0] for row in engines) / len(engines) for key in ("auc", "recall"))
   assert f"with an AUC of {auc:.2f} in the mean of 21 engines" in readme
   assert f"it finds {100 * recall:.0f} % of the synthetic ones" in readme
+
+
+def test_how_many_engines_there_are():
+  readme = " ".join(README.read_text(encoding="utf-8").split())
+  engines, vocoders = len(voice_engines.ENGINES), len(voice_engines.VOCODERS)
+  assert (
+    f"{engines} speech engines, from formants to networks, and copies of the recordings by {vocoders}"
+    in readme
+  )
+  rows = json.loads(LEFT_OUT.read_text(encoding="utf-8"))
+  assert {row["engine"] for row in rows if "engine" in row} == {
+    *voice_engines.ENGINES,
+    *voice_engines.VOCODERS,
+  }

@@ -346,7 +346,7 @@ def test_ones_own_folders_are_no_kind_of_others(tmp_path):
     assert {r.kind for r in voice_recordings.recordings_in(tmp_path / name)} == {f"{name}_speech"}
 
 
-def test_parts_are_long_enough_to_be_judged_and_damaged_files_are_passed_over(corpus):
+def test_parts_are_long_enough_to_be_judged_and_damaged_files_are_told(corpus, caplog):
   speakers = voice_recordings.by_speaker(voice_recordings.recordings_in(corpus))
   lengths = {
     who: [len(part) / RATE_HZ for part in voice_recordings.parts_of(own, most=9)]
@@ -364,6 +364,7 @@ def test_parts_are_long_enough_to_be_judged_and_damaged_files_are_passed_over(co
 
   own = [voice_recordings.Recording("mine", "eve", "a.wav", broken), *speakers["librispeech", "1688"]]
   assert len(list(voice_recordings.parts_of(own, most=9))) == 1
+  assert "Left out: a.wav, which cannot be read: no sound" in caplog.text
 
 
 def test_what_is_wrong_is_said(toys, corpus, tmp_path):
